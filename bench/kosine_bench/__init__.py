@@ -1,0 +1,1 @@
+"""Workloads, rivals, measuring and reporting."""

@@ -1,0 +1,1 @@
+"""Sentence-transformers checkpoints in, kosine bundles out."""

@@ -1,0 +1,133 @@
+"""Turn a trained checkpoint into a bundle.
+
+CHECKPOINT is a folder in any sentence-transformers or transformers format, a LoRA adapter folder
+(with --base), or a hub id. Where the extra 'torch' is installed, the bundle is compared with
+PyTorch before it is written, and the figures go into its manifest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from kosine.commands import options
+from kosine.errors import InputError
+from kosine_export.export import TARGETS, Exported, export
+from kosine_export.unicode_form import UNICODE_FORMS
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id")
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder to make, for example ko.kosine")
+    parser.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="T",
+        help=f"{', '.join(TARGETS)}; may be repeated (default: onnx)",
+    )
+    parser.add_argument("--base", metavar="DIR", help="base model, where CHECKPOINT is an adapter")
+    parser.add_argument("--revision", metavar="R", help="of the hub id")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="NAME=TEXT",
+        help="add a prompt; may be repeated",
+    )
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="override the maximum length")
+    parser.add_argument(
+        "--unicode",
+        default="none",
+        metavar="FORM",
+        help=f"normalise texts before tokenising: {', '.join(UNICODE_FORMS)} (default: none)",
+    )
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read pytorch_model.bin, with torch.load(weights_only=True)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    began = time.perf_counter()
+    if args.allow_pickle:
+        sys.stderr.write("kosine: pytorch_model.bin may be read, with weights_only=True\n")
+    done = export(
+        args.checkpoint,
+        args.bundle,
+        targets=args.target or ("onnx",),
+        base=args.base,
+        revision=args.revision,
+        prompts=_prompts(args.prompt),
+        max_tokens=args.max_tokens,
+        unicode=args.unicode,
+        allow_pickle=args.allow_pickle,
+        force=args.force,
+    )
+    seconds = time.perf_counter() - began
+    if args.json:
+        options.print_json(_summary(done, seconds))
+    else:
+        sys.stdout.write(_text(done, seconds))
+    return 0
+
+
+def _prompts(pairs: Sequence[str]) -> dict[str, str]:
+    prompts = {}
+    for pair in pairs:
+        name, found, text = pair.partition("=")
+        if not found or not name:
+            raise InputError(
+                f"--prompt {pair!r} has no name",
+                limit="NAME=TEXT",
+                remedy="write for example --prompt 'query=질문: '",
+            )
+        prompts[name] = text
+    return prompts
+
+
+def _summary(done: Exported, seconds: float) -> dict[str, object]:
+    m = done.manifest
+    return {
+        "bundle": str(done.path),
+        "seconds": round(seconds, 3),
+        "targets": list(m.targets),
+        "dim": m.dim,
+        "max_tokens": m.max_tokens,
+        "bytes": sum(entry.bytes for entry in m.files().values()),
+        "parity": m.parity,
+        "certificates": m.certificates,
+        "notes": list(done.notes),
+    }
+
+
+def _text(done: Exported, seconds: float) -> str:
+    m = done.manifest
+    size = sum(entry.bytes for entry in m.files().values())
+    lines = [
+        f"{done.path}: {m.architecture.family}, {m.architecture.num_layers} layers, "
+        f"{m.dim} dimensions, {m.pooling.mode} pooling, {m.max_tokens} tokens; "
+        f"targets {', '.join(m.targets)}; {size / 1e6:.1f} MB in {seconds:.1f} s"
+    ]
+    lines += [f"note: {note}" for note in done.notes]
+    for parity in done.parity.values():
+        lines.append(parity.table())
+    if done.certificate is not None:
+        c = done.certificate
+        lines.append(
+            f"float16 range: |x| <= {c.largest:.1f} of {c.limit:.0f} over {c.texts} texts "
+            f"({c.tensor}); one text in real float16: cosine {c.reference_cosine:.6f}"
+        )
+    if not done.parity:
+        lines.append(
+            "parity not measured: PyTorch is not installed, and the canary holds the numpy "
+            "reference's vectors (pip install 'kosine[torch]' and export again to measure it)"
+        )
+    return "\n".join(lines) + "\n"

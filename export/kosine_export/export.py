@@ -1,0 +1,310 @@
+"""From a checkpoint to a bundle: read, write the graphs, check them, record what was found."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+import kosine
+from kosine.backends import make_backend
+from kosine.bundle import MANIFEST, Bundle, artifact_of, writing_bundle
+from kosine.canary import CANARY, Canary, calibrated_ranges, check_canary
+from kosine.encoder import Encoder
+from kosine.errors import ParityError, UnknownOption
+from kosine.manifest import Architecture, Artifact, Dense, Manifest, Pooling
+from kosine.packed import Float32, Packed
+from kosine.positions import position_ids
+from kosine.tensorfile import TensorEntry, write_tensors
+from kosine_export.certificate import RangeCertificate, certify, check_weights
+from kosine_export.checkpoint import Checkpoint, read_checkpoint
+from kosine_export.ecosystem import write_ecosystem
+from kosine_export.graph import model_graph, packed_graph
+from kosine_export.parity import Parity, measure
+from kosine_export.referee import Referee, torch_is_there
+from kosine_export.texts import canary_texts, parity_texts
+from kosine_export.unicode_form import UNICODE_FORMS, with_unicode_form
+from kosine_kernels import reference
+
+__all__ = ["TARGETS", "Exported", "export"]
+
+TARGETS = ("onnx", "onnx-fp16")
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What `export` did: the manifest as written, and parity by dtype where it was measured."""
+
+    path: Path
+    manifest: Manifest
+    parity: dict[str, Parity]
+    certificate: RangeCertificate | None
+    notes: tuple[str, ...]
+
+
+def export(
+    checkpoint: str | Path,
+    bundle: str | Path,
+    *,
+    targets: Sequence[str] = ("onnx",),
+    base: str | Path | None = None,
+    revision: str | None = None,
+    prompts: Mapping[str, str] | None = None,
+    max_tokens: int | None = None,
+    unicode: str = "none",
+    allow_pickle: bool = False,
+    force: bool = False,
+) -> Exported:
+    """Export a checkpoint into a bundle at `bundle`.
+
+    Where the `torch` extra is installed, parity with PyTorch is measured, gates the export and is
+    recorded, and the canary holds PyTorch's vectors. Without it the manifest says
+    `"parity": null` and the canary holds the numpy reference's.
+
+    Args:
+        checkpoint: Folder or hub id; see `read_checkpoint` for what is read.
+        bundle: Folder to make. Nothing is left there unless the whole export succeeds.
+        targets: Of `TARGETS`; "onnx" is always included.
+        base: An adapter's base model.
+        revision: Of a hub id.
+        prompts: Added to the checkpoint's own.
+        max_tokens: Overrides the checkpoint's maximum length.
+        unicode: "NFC" normalises texts before tokenising; "none" does what the checkpoint does.
+        allow_pickle: Read `pytorch_model.bin`, with `weights_only=True`.
+        force: Replace an existing bundle.
+
+    Raises:
+        CheckpointError, InputError, BundleExists, BundleError, MissingExtra: see
+            `kosine.errors`.
+        ParityError: The graphs do not give what the reference gives.
+    """
+    for target in targets:
+        if target not in TARGETS:
+            raise UnknownOption(
+                f"unknown target {target!r}",
+                limit=f"known: {', '.join(TARGETS)}",
+                remedy="choose one of these for --target",
+            )
+    if unicode not in UNICODE_FORMS:
+        raise UnknownOption(
+            f"unknown Unicode form {unicode!r}",
+            limit=f"known: {', '.join(UNICODE_FORMS)}",
+            remedy="choose one of these for --unicode",
+        )
+    asked = tuple(target for target in TARGETS if target == "onnx" or target in targets)
+    with writing_bundle(bundle, force=force) as folder:
+        read = read_checkpoint(
+            checkpoint,
+            base=base,
+            revision=revision,
+            prompts=prompts,
+            max_tokens=max_tokens,
+            allow_pickle=allow_pickle,
+        )
+        referee = None
+        if torch_is_there():
+            referee = Referee(
+                checkpoint,
+                base=base,
+                revision=revision,
+                max_tokens=max_tokens,
+                allow_pickle=allow_pickle,
+            )
+        overrides = {"max_tokens": max_tokens, "prompts": dict(prompts or {})}
+        work = _Export(folder, read, asked, unicode, overrides)
+        return work.run(referee, Path(bundle))
+
+
+class _Export:
+    """One export under way in a folder of its own."""
+
+    def __init__(
+        self,
+        folder: Path,
+        checkpoint: Checkpoint,
+        targets: tuple[str, ...],
+        unicode: str,
+        overrides: dict[str, Any],
+    ) -> None:
+        self.folder = folder
+        self.checkpoint = checkpoint
+        self.spec = checkpoint.spec
+        self.targets = targets
+        self.unicode = unicode
+        self.source = {
+            **checkpoint.source,
+            "notes": list(checkpoint.notes),
+            "overrides": {name: value for name, value in overrides.items() if value},
+        }
+        self.certificate: RangeCertificate | None = None
+        self.ranges: dict[str, list[float]] | None = None
+        self.parity: dict[str, Parity] = {}
+        self.files: dict[str, tuple[str, list[str]]] = {}
+
+    def run(self, referee: Referee | None, final: Path) -> Exported:
+        tokenizer = with_unicode_form(self.checkpoint.tokenizer_json, self.unicode)
+        (self.folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+        self.files["tokenizer"] = ("", ["tokenizer.json"])
+        entries = write_tensors(self.folder / WEIGHTS, self.checkpoint.tensors)
+        self._write_graphs(self.folder, entries, "float32")
+        self.files["onnx"] = ("float32", ["model.onnx", "packed.onnx", WEIGHTS])
+        if "onnx-fp16" in self.targets:
+            self._write_fp16()
+        self.files["ecosystem"] = ("", write_ecosystem(self.folder, self.checkpoint))
+
+        self._write_manifest()
+        encoder = self._encoder("float32", canary=False)
+        canary = self._canary(encoder, referee)
+        write_tensors(self.folder / CANARY, canary.tensors())
+        self.files["canary"] = ("float32", [CANARY])
+        self.ranges = calibrated_ranges(canary.vectors)
+        if "onnx-fp16" in self.targets:
+            self.certificate = certify(
+                self.folder, self.spec, entries, canary.batch, canary.vectors
+            )
+            self.certificate.require()
+        self._write_manifest()
+        for dtype in ("float32", *(["float16"] if "onnx-fp16" in self.targets else [])):
+            self._check(dtype, referee)
+        manifest = self._write_manifest()
+        return Exported(final, manifest, self.parity, self.certificate, self.checkpoint.notes)
+
+    def _write_graphs(
+        self, folder: Path, entries: Mapping[str, TensorEntry], precision: str
+    ) -> None:
+        packed, _ = packed_graph(self.spec, entries, precision=precision)
+        model = model_graph(self.spec, entries, precision=precision)
+        for name, graph in (("packed.onnx", packed), ("model.onnx", model)):
+            path = folder / name
+            path.write_bytes(graph.SerializeToString())
+            onnx.checker.check_model(str(path))
+
+    def _write_fp16(self) -> None:
+        tensors = self.checkpoint.tensors
+        check_weights(tensors)
+        folder = self.folder / "fp16"
+        folder.mkdir()
+        half = {name: _half(name, tensor) for name, tensor in tensors.items()}
+        entries = write_tensors(folder / WEIGHTS, half)
+        self._write_graphs(folder, entries, "float16")
+        paths = [f"fp16/{name}" for name in ("model.onnx", "packed.onnx", WEIGHTS)]
+        self.files["onnx-fp16"] = ("float16", paths)
+
+    def _canary(self, encoder: Encoder, referee: Referee | None) -> Canary:
+        """The reference's vectors for the canary texts."""
+        texts = canary_texts()
+        batch = encoder.prepare(texts, prompt="").batch
+        if referee is None:
+            vectors = _reference_vectors(self.checkpoint, batch)
+        else:
+            vectors = referee.encode([_formed(text, self.unicode) for text in texts])
+        return Canary(tuple(texts), batch, vectors)
+
+    def _check(self, dtype: str, referee: Referee | None) -> None:
+        """Refuse to finish a bundle that does not give what the reference gives."""
+        encoder = self._encoder(dtype, canary=True)
+        if referee is None:
+            return
+        parity = measure(encoder, referee, parity_texts(self.spec.max_tokens))
+        self.parity[dtype] = parity
+        if not parity.passed:
+            worst = parity.to_json()
+            raise ParityError(
+                f"the {dtype} graph does not give PyTorch's vectors: min cosine "
+                f"{worst['min_cosine']:.7f}, max abs error {worst['max_abs_error']:.1e}, same "
+                f"token ids in {worst['ids_equal']} of {worst['texts']} texts",
+                limit=f"gate: min cosine {parity.gate.min_cosine}, every token id",
+                remedy="no bundle was written; report it with the checkpoint's config files",
+                report=parity.table(),
+            )
+
+    def _encoder(self, dtype: str, *, canary: bool) -> Encoder:
+        bundle = Bundle(self.folder)
+        backend = make_backend(bundle, backend="onnx", dtype=dtype)
+        if canary:
+            check_canary(bundle, backend)
+        return Encoder(bundle, backend)
+
+    def _write_manifest(self) -> Manifest:
+        spec = self.spec
+        artifacts: tuple[Artifact, ...] = tuple(
+            artifact_of(self.folder, name, precision, paths)
+            for name, (precision, paths) in self.files.items()
+        )
+        parity: dict[str, Any] | None = None
+        if "float32" in self.parity:
+            parity = self.parity["float32"].to_json()
+            rest = {dtype: p.to_json() for dtype, p in self.parity.items() if dtype != "float32"}
+            parity["others"] = rest
+        manifest = Manifest(
+            kosine=kosine.__version__,
+            source=self.source,
+            architecture=Architecture(
+                family=spec.family,
+                vocab_size=spec.vocab_size,
+                hidden_size=spec.hidden_size,
+                embedding_size=spec.embedding_size,
+                num_layers=spec.num_layers,
+                num_heads=spec.num_heads,
+                intermediate_size=spec.intermediate_size,
+                max_position_embeddings=spec.max_position_embeddings,
+                type_vocab_size=spec.type_vocab_size,
+                layer_norm_eps=spec.layer_norm_eps,
+                position_rule=spec.position_rule,
+            ),
+            dim=spec.dim,
+            max_tokens=spec.max_tokens,
+            pooling=Pooling(spec.pooling, spec.include_prompt),
+            dense=tuple(Dense(**asdict(dense)) for dense in spec.dense),
+            normalized=spec.normalize,
+            prompts=self.checkpoint.prompts,
+            default_prompt_name=self.checkpoint.default_prompt_name,
+            similarity=self.checkpoint.similarity,
+            special_ids=self.checkpoint.special_ids,
+            do_lower_case=self.checkpoint.do_lower_case,
+            unicode=self.unicode,
+            ranges=self.ranges,
+            targets=self.targets,
+            artifacts=artifacts,
+            parity=parity,
+            certificates={}
+            if self.certificate is None
+            else {"onnx-fp16": self.certificate.to_json()},
+        )
+        (self.folder / MANIFEST).write_text(manifest.to_json() + "\n", encoding="utf-8")
+        return manifest
+
+
+def _half(name: str, tensor: NDArray[np.float32]) -> NDArray[Any]:
+    """float16, but for what the float32 islands read: LayerNorm's numbers and Dense modules."""
+    island = ".norm." in name or name.startswith("dense.")
+    return tensor if island else tensor.astype(np.float16)
+
+
+def _formed(text: str, form: str) -> str:
+    return text if form == "none" else unicodedata.normalize("NFC", text)
+
+
+def _reference_vectors(checkpoint: Checkpoint, batch: Packed) -> Float32:
+    """The numpy reference's unit vectors."""
+    spec = checkpoint.spec
+    vectors, _ = reference.encode(
+        checkpoint.tensors,
+        batch.ids,
+        batch.starts,
+        batch.skip,
+        position_ids(batch.ids, batch.starts, spec.position_rule, spec.pad_id),
+        num_layers=spec.num_layers,
+        num_heads=spec.num_heads,
+        layer_norm_eps=spec.layer_norm_eps,
+        pooling=spec.pooling,
+        dense=[(dense.activation, dense.use_residual) for dense in spec.dense],
+    )
+    return vectors

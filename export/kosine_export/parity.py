@@ -1,0 +1,202 @@
+"""Parity: an encoder held against the referee, group by group.
+
+Cosines are float64 with the norms divided out; |norm - 1| is checked apart. Token ids are
+compared too: vectors can agree by luck where tokens do not.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kosine.canary import GATES, MAX_NORM_ERROR, Comparison, Gate, compare
+from kosine.encoder import Encoder
+from kosine_export.referee import Referee
+
+__all__ = ["Group", "Parity", "measure"]
+
+MIXED_BATCH = 24
+PROMPTED_TEXTS = 12
+SEED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One way of encoding, compared: `name` is "alone", "mixed" or "prompt:NAME".
+
+    `ids_equal` counts the texts whose token ids are the referee's.
+    """
+
+    name: str
+    found: Comparison
+    ids_equal: int
+
+    def passes(self, gate: Gate) -> bool:
+        return self.found.passes(gate) and self.ids_equal == self.found.texts
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """All groups, and the verdict for the dtype they ran in."""
+
+    dtype: str
+    backend: str
+    referee: str
+    groups: tuple[Group, ...]
+    unknown_share: float
+    referee_unknown_share: float
+
+    @property
+    def gate(self) -> Gate:
+        return GATES[self.dtype]
+
+    @property
+    def passed(self) -> bool:
+        return (
+            all(group.passes(self.gate) for group in self.groups)
+            and self.unknown_share == self.referee_unknown_share
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What the manifest records: the worst over all groups, and each group."""
+        found = [group.found for group in self.groups]
+        return {
+            "passed": self.passed,
+            "referee": self.referee,
+            "backend": self.backend,
+            "dtype": self.dtype,
+            "texts": sum(part.texts for part in found),
+            "min_cosine": min(part.min_cosine for part in found),
+            "mean_cosine": float(
+                np.average([p.mean_cosine for p in found], weights=[p.texts for p in found])
+            ),
+            "max_abs_error": max(part.max_abs_error for part in found),
+            "max_norm_error": max(part.max_norm_error for part in found),
+            "ids_equal": sum(group.ids_equal for group in self.groups),
+            "unknown_share": self.unknown_share,
+            "referee_unknown_share": self.referee_unknown_share,
+            "gate": {
+                "min_cosine": self.gate.min_cosine,
+                "max_abs_error": self.gate.max_abs,
+                "max_norm_error": MAX_NORM_ERROR,
+            },
+            "groups": {
+                group.name: {**group.found.to_json(), "ids_equal": group.ids_equal}
+                for group in self.groups
+            },
+        }
+
+    def table(self) -> str:
+        """For people: a line per group, then the verdict."""
+        lines = [
+            f"{'group':<18} {'texts':>5} {'min cosine':>12} {'mean cosine':>12} "
+            f"{'max abs err':>12} {'|norm-1|':>9} {'same ids':>8}"
+        ]
+        for group in self.groups:
+            part = group.found
+            mark = "" if group.passes(self.gate) else "  <- short of the gate"
+            lines.append(
+                f"{group.name:<18} {part.texts:>5} {part.min_cosine:>12.8f} "
+                f"{part.mean_cosine:>12.8f} {part.max_abs_error:>12.2e} "
+                f"{part.max_norm_error:>9.1e} {group.ids_equal:>8}{mark}"
+            )
+        limit = "" if self.gate.max_abs is None else f", max abs error <= {self.gate.max_abs:g}"
+        lines.append(
+            f"gate for {self.dtype}: min cosine >= {self.gate.min_cosine}{limit}, "
+            f"|norm-1| <= {MAX_NORM_ERROR:g}; [UNK] share {self.unknown_share:.4f}, "
+            f"referee {self.referee_unknown_share:.4f}"
+        )
+        lines.append(f"referee: {self.referee}")
+        lines.append(f"{self.backend}/{self.dtype}: {'PASSED' if self.passed else 'FAILED'}")
+        return "\n".join(lines)
+
+
+def measure(
+    encoder: Encoder,
+    referee: Referee,
+    texts: Sequence[str],
+    *,
+    prompts: Mapping[str, str] | None = None,
+) -> Parity:
+    """Compare on `texts` alone, in mixed batches, and with each non-empty prompt.
+
+    A bundle that normalises Unicode (`--unicode NFC`) is held against the referee on texts
+    normalised the same way: the checkpoint itself does not.
+    """
+    with _quiet():
+        return _measure(encoder, referee, texts, prompts)
+
+
+def _measure(
+    encoder: Encoder,
+    referee: Referee,
+    texts: Sequence[str],
+    prompts: Mapping[str, str] | None,
+) -> Parity:
+    prompts = encoder.manifest.prompts if prompts is None else prompts
+    form = encoder.manifest.unicode
+    asked = [text if form == "none" else unicodedata.normalize("NFC", text) for text in texts]
+    expected, expected_ids = referee.encode(asked), referee.ids(asked)
+    batch = encoder.prepare(texts, prompt="").batch
+    same = _same_ids(batch.ids, batch.starts, expected_ids)
+
+    alone = np.concatenate([encoder.encode([text], prompt="") for text in texts])
+    groups = [Group("alone", compare(alone, expected), same)]
+    mixed = np.empty_like(alone)
+    for indices in _mixed(len(texts)):
+        mixed[indices] = encoder.encode([texts[i] for i in indices], prompt="")
+    groups.append(Group("mixed", compare(mixed, expected), same))
+    for name, prompt in prompts.items():
+        if not prompt:
+            continue
+        some = list(texts[:PROMPTED_TEXTS]) + list(texts[-2:])
+        prompted = encoder.prepare(some, prompt_name=name).batch
+        groups.append(
+            Group(
+                f"prompt:{name}",
+                compare(encoder.encode(some, prompt_name=name), referee.encode(some, prompt)),
+                _same_ids(prompted.ids, prompted.starts, referee.ids(some, prompt)),
+            )
+        )
+    unk = encoder.manifest.special_ids["unk"]
+    total = sum(map(len, expected_ids))
+    return Parity(
+        dtype=encoder.backend.dtype,
+        backend=encoder.backend.name,
+        referee=referee.versions,
+        groups=tuple(groups),
+        unknown_share=float(np.count_nonzero(batch.ids == unk) / max(1, batch.num_tokens)),
+        referee_unknown_share=sum(ids.count(unk) for ids in expected_ids) / max(1, total),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The probe texts are meant to hold [UNK] and to be cut: no warning about them."""
+    logger = logging.getLogger("kosine")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _mixed(count: int) -> Iterator[list[int]]:
+    order = list(range(count))
+    random.Random(SEED).shuffle(order)
+    for begin in range(0, count, MIXED_BATCH):
+        yield order[begin : begin + MIXED_BATCH]
+
+
+def _same_ids(ids: Any, starts: Any, expected: Sequence[Sequence[int]]) -> int:
+    return sum(
+        ids[starts[i] : starts[i + 1]].tolist() == list(row) for i, row in enumerate(expected)
+    )

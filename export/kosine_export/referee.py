@@ -1,0 +1,159 @@
+"""PyTorch as the referee: `SentenceTransformer.encode` itself, float32, eager attention.
+
+Nothing of kosine's own reading of a checkpoint takes part, so no misreading of ours can sit on
+both sides of a comparison. An adapter is applied by peft to the base model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kosine.errors import CheckpointError, MissingExtra
+from kosine.packed import Float32
+
+__all__ = ["Referee", "torch_is_there"]
+
+PACKAGES = ("sentence_transformers", "transformers", "torch")
+
+
+def torch_is_there() -> bool:
+    """Whether the referee can be asked on this machine."""
+    return all(importlib.util.find_spec(name) is not None for name in PACKAGES)
+
+
+class Referee:
+    """The checkpoint as sentence-transformers runs it.
+
+    Args:
+        checkpoint: Local folder or hub id.
+        base: The adapter's base model, where the checkpoint is an adapter.
+        max_tokens: Overrides the checkpoint's own limit, where the export did.
+        allow_pickle: Whether `pytorch_model.bin` may be read (transformers loads it with
+            `weights_only=True`).
+
+    Raises:
+        MissingExtra: The `torch` extra is not installed.
+        CheckpointError: sentence-transformers cannot load the checkpoint.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        *,
+        base: str | Path | None = None,
+        revision: str | None = None,
+        max_tokens: int | None = None,
+        allow_pickle: bool = False,
+    ) -> None:
+        if not torch_is_there():
+            raise MissingExtra(
+                "parity is measured against PyTorch, which is not installed",
+                remedy="pip install 'kosine[torch]'",
+            )
+        # Without it tokenizers warns about forks that happen later, in other people's code.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                self._model = _load(checkpoint, base, revision, allow_pickle)
+            except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
+                reason = (str(error).splitlines() or [""])[0][:160]
+                raise CheckpointError(
+                    f"sentence-transformers cannot load {str(checkpoint)!r}: "
+                    f"{type(error).__name__}: {reason}",
+                    remedy="check that SentenceTransformer(...) loads it in this environment",
+                ) from error
+        self._model.max_seq_length = max_tokens or _usable_length(self._model)
+        self.max_tokens = int(self._model.max_seq_length)
+        self.versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+
+    def encode(self, texts: Sequence[str], prompt: str = "", *, normalize: bool = True) -> Float32:
+        """(n, dim) float32; every text by itself, so that no padding is involved."""
+        return np.asarray(
+            self._model.encode(
+                list(texts),
+                prompt=prompt,
+                batch_size=1,
+                show_progress_bar=False,
+                normalize_embeddings=normalize,
+            ),
+            np.float32,
+        ).reshape(len(texts), -1)
+
+    def ids(self, texts: Sequence[str], prompt: str = "") -> list[list[int]]:
+        """Token ids as sentence-transformers feeds them, one text at a time."""
+        tokenize = getattr(self._model, "preprocess", None) or self._model.tokenize
+        return [tokenize([prompt + text])["input_ids"][0].tolist() for text in texts]
+
+    def prompt_of(self, name: str) -> str | None:
+        """The checkpoint's own prompt of that name."""
+        prompt = self._model.prompts.get(name)
+        return None if prompt is None else str(prompt)
+
+
+def _usable_length(model: Any) -> int:
+    """The model's own limit, kept to the position rows that it really has.
+
+    sentence-transformers takes RoBERTa's 514 rows for 514 tokens where the tokenizer states no
+    limit, and then fails on a text of 513: two rows lie before the first token.
+    """
+    length = int(model.max_seq_length)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings"):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            length = min(length, module.num_embeddings - first)
+    return length
+
+
+def _load(
+    checkpoint: str | Path, base: str | Path | None, revision: str | None, allow_pickle: bool
+) -> Any:
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    options: dict[str, Any] = {
+        "device": "cpu",
+        "trust_remote_code": False,
+        "model_kwargs": {
+            "torch_dtype": torch.float32,
+            "attn_implementation": "eager",
+            **({} if allow_pickle else {"use_safetensors": True}),
+        },
+    }
+    if base is None:
+        model = SentenceTransformer(str(checkpoint), revision=revision, **options)
+    else:
+        model = _adapted(SentenceTransformer, Path(checkpoint), base, options)
+    return model.float().eval()
+
+
+def _adapted(kind: Any, adapter: Path, base: str | Path, options: dict[str, Any]) -> Any:
+    """The base with the adapter merged in by peft, and the adapter's own limit and prompts."""
+    import json
+
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    model = kind(str(base), **options)
+    transformer = model[0]
+    merged = PeftModel.from_pretrained(transformer.auto_model, str(adapter)).merge_and_unload()
+    transformer.auto_model = merged
+    if (adapter / "tokenizer_config.json").is_file():
+        transformer.tokenizer = AutoTokenizer.from_pretrained(str(adapter))
+    limits = adapter / "sentence_bert_config.json"
+    if limits.is_file():
+        model.max_seq_length = json.loads(limits.read_text(encoding="utf-8"))["max_seq_length"]
+    prompts = adapter / "config_sentence_transformers.json"
+    if prompts.is_file():
+        model.prompts.update(json.loads(prompts.read_text(encoding="utf-8")).get("prompts", {}))
+    return model

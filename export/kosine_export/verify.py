@@ -1,0 +1,50 @@
+"""A bundle against the checkpoint it came from, or against any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kosine.encoder import Encoder
+from kosine.errors import ParityError
+from kosine_export.parity import Parity, measure
+from kosine_export.referee import Referee
+from kosine_export.texts import parity_texts
+
+__all__ = ["against"]
+
+
+def against(
+    encoder: Encoder,
+    checkpoint: str | Path,
+    *,
+    base: str | Path | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    texts: Sequence[str] | None = None,
+) -> Parity:
+    """Compare with PyTorch on `texts`, by default the project's own.
+
+    Raises:
+        ParityError: The checkpoint's vectors have another length.
+        MissingExtra, CheckpointError: The referee cannot be made.
+    """
+    # Only what the export was asked to override is overridden here: a limit that kosine misread
+    # must show.
+    overrides = encoder.manifest.source.get("overrides", {})
+    referee = Referee(
+        checkpoint,
+        base=base,
+        revision=revision,
+        max_tokens=overrides.get("max_tokens"),
+        allow_pickle=allow_pickle,
+    )
+    dim = referee.encode([""]).shape[1]
+    if dim != encoder.dim:
+        raise ParityError(
+            f"the checkpoint's vectors have {dim} dimensions",
+            limit=f"the bundle's have {encoder.dim}",
+            remedy="compare with the checkpoint that the bundle was exported from",
+        )
+    chosen = parity_texts(encoder.max_tokens) if texts is None else list(texts)
+    return measure(encoder, referee, chosen)

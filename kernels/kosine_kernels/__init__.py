@@ -1,0 +1,1 @@
+"""Encoder kernels: they know arrays only, nothing of bundles or texts."""

@@ -1,0 +1,32 @@
+"""What a backend is: packed tokens in, unit vectors and their norms out."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from kosine.packed import Packed, Pooled
+
+__all__ = ["Backend"]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """The one interface that engines implement. Calls may come from several threads.
+
+    Attributes:
+        dim: Length of the vectors.
+        name: "onnx", "native", "tensorrt" or "fake".
+        dtype: What the computation runs in, for example "float32".
+    """
+
+    dim: int
+    name: str
+    dtype: str
+
+    def run(self, batch: Packed) -> Pooled:
+        """Encode a batch of at least one sentence; row i belongs to sentence i.
+
+        Ids and lengths are checked by the encoder before; a backend may rely on
+        `0 <= id < vocab_size` and `1 <= length <= max_tokens`.
+        """
+        ...

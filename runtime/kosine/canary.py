@@ -1,0 +1,179 @@
+"""The canary: 64 texts with the ids and vectors that the reference gave them at export.
+
+Replaying it shows, with no PyTorch and on the machine at hand, whether this tokenizer, this
+graph and this backend still give what the checkpoint gave.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kosine.backend import Backend
+from kosine.bundle import Bundle
+from kosine.errors import IntegrityError, ParityError
+from kosine.packed import Float32, Packed
+
+__all__ = [
+    "CANARY",
+    "GATES",
+    "Canary",
+    "Comparison",
+    "Gate",
+    "calibrated_ranges",
+    "check_canary",
+    "compare",
+    "replay",
+]
+
+CANARY = "canary.safetensors"
+AUTO_TEXTS = 16  # how many of the texts a load replays; `kosine verify` replays them all
+MAX_NORM_ERROR = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a dtype must reach against float32 PyTorch; `max_abs` of None is not gated."""
+
+    min_cosine: float
+    max_abs: float | None
+
+
+GATES = {
+    "float32": Gate(0.999999, 2e-5),
+    "float16": Gate(0.9998, None),
+    "bfloat16": Gate(0.9995, None),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Vectors held against reference vectors.
+
+    Cosines are computed in float64 with the norms divided out; `max_norm_error` is
+    `max |norm - 1|` of the vectors under test, apart from that; `worst` is the row of the
+    lowest cosine.
+    """
+
+    texts: int
+    min_cosine: float
+    mean_cosine: float
+    max_abs_error: float
+    max_norm_error: float
+    worst: int
+
+    def passes(self, gate: Gate) -> bool:
+        # Written so that NaN fails.
+        return (
+            self.min_cosine >= gate.min_cosine
+            and self.max_norm_error <= MAX_NORM_ERROR
+            and (gate.max_abs is None or self.max_abs_error <= gate.max_abs)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Canary:
+    """The bundle's canary: `texts`, their packed ids, and the (64, dim) unit vectors."""
+
+    texts: tuple[str, ...]
+    batch: Packed
+    vectors: Float32
+
+    @classmethod
+    def read(cls, bundle: Bundle) -> Canary:
+        file = bundle.tensors(CANARY)
+        try:
+            raw = file["texts"].tobytes()
+            ends = np.cumsum(file["text_bytes"]).tolist()
+            texts = tuple(raw[a:b].decode() for a, b in zip([0, *ends], ends, strict=False))
+            batch = Packed(file["ids"], file["starts"])
+            vectors = file["vectors"]
+            lengths = batch.lengths
+            fits = (
+                len(texts) == len(batch) == len(vectors)
+                and vectors.shape == (len(texts), bundle.manifest.dim)
+                and vectors.dtype == np.float32
+                and batch.ids.dtype == batch.starts.dtype == np.int32
+                and batch.starts[0] == 0
+                and batch.starts[-1] == len(batch.ids)
+                and 1 <= lengths.min() <= lengths.max() <= bundle.manifest.max_tokens
+                and batch.ids.min() >= 0
+                and batch.ids.max() < bundle.manifest.architecture.vocab_size
+            )
+        except (ValueError, IndexError):
+            fits = False
+        if not fits:
+            raise IntegrityError(f"{CANARY} is damaged", remedy="export the bundle again")
+        return cls(texts, batch, vectors)
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """What `read` reads."""
+        encoded = [text.encode() for text in self.texts]
+        return {
+            "vectors": self.vectors,
+            "ids": self.batch.ids,
+            "starts": self.batch.starts,
+            "text_bytes": np.array([len(text) for text in encoded], np.int64),
+            "texts": np.frombuffer(b"".join(encoded), np.uint8),
+        }
+
+
+def calibrated_ranges(vectors: Float32) -> dict[str, list[float]]:
+    """`min` and `max` per dimension for integer output vectors, from calibration vectors (n, d).
+
+    The rows are normalised first, and each range is widened by a tenth on both sides: the
+    calibration texts are few, and what falls outside is clipped.
+    """
+    rows = np.asarray(vectors, np.float64)
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    margin = np.maximum(0.1 * (high - low), 1e-6)
+    return {"min": (low - margin).tolist(), "max": (high + margin).tolist()}
+
+
+def compare(vectors: NDArray[Any], reference: NDArray[Any]) -> Comparison:
+    """Hold (n, dim) vectors against (n, dim) reference vectors, n at least 1.
+
+    A row that is all zero on both sides counts as equal (a text whose tokens were all left out
+    of pooling).
+    """
+    a, b = np.asarray(vectors, np.float64), np.asarray(reference, np.float64)
+    norm_a, norm_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    empty = (norm_a == 0) & (norm_b == 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = np.where(empty, 1.0, np.sum(a * b, axis=1) / (norm_a * norm_b))
+    cosines = np.where(np.isfinite(cosines), cosines, -1.0)
+    return Comparison(
+        texts=len(a),
+        min_cosine=float(cosines.min()),
+        mean_cosine=float(cosines.mean()),
+        max_abs_error=float(np.abs(a - b).max()),
+        max_norm_error=float(np.where(empty, 0.0, np.abs(norm_a - 1)).max()),
+        worst=int(cosines.argmin()),
+    )
+
+
+def replay(canary: Canary, backend: Backend, texts: int | None = None) -> Comparison:
+    """Run the first `texts` (all by default) through a backend and compare."""
+    batch = canary.batch.take(range(len(canary.batch))[:texts])
+    return compare(backend.run(batch).vectors, canary.vectors[: len(batch)])
+
+
+def check_canary(bundle: Bundle, backend: Backend) -> Comparison:
+    """Replay a few canary texts; raise ParityError where the backend's dtype misses its gate."""
+    found = replay(Canary.read(bundle), backend, AUTO_TEXTS)
+    gate = GATES[backend.dtype]
+    if not found.passes(gate):
+        raise ParityError(
+            f"backend {backend.name!r} in {backend.dtype} fails the canary: min cosine "
+            f"{found.min_cosine:.7f}, max abs error {found.max_abs_error:.1e}",
+            limit=f"min cosine {gate.min_cosine}, max abs error {gate.max_abs}",
+            remedy="run `kosine verify` on the bundle; export it again if it fails",
+        )
+    return found

@@ -1,0 +1,111 @@
+"""The `kosine` command: a table of verbs, each imported when it is used.
+
+Exit codes: 0 done; 1 the check failed; 2 wrong usage or bad input, with one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from kosine.errors import KosineError, MissingExtra, ParityError
+
+__all__ = ["VERBS", "main"]
+
+# verb -> (module with `add_arguments(parser)` and `run(args) -> exit code`, one line of help)
+VERBS = {
+    "export": ("kosine_export.command", "turn a trained checkpoint into a bundle"),
+    "verify": ("kosine.commands.verify", "check a bundle against its canary or its checkpoint"),
+    "info": ("kosine.commands.info", "say what a bundle holds"),
+    "embed": ("kosine.commands.embed", "encode a file of texts, one a line, into a .npy file"),
+    "score": ("kosine.commands.score", "print the cosine matrix of a few texts"),
+    "eval": ("kosine.commands.evaluate", "correlate cosine with human scores over text pairs"),
+}
+EXTRA_OF = {"kosine_export": "onnx,export", "kosine_bench": "bench"}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but wrong usage is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="kosine: %(message)s")
+    try:
+        if not words or words[0] not in VERBS:
+            return _top(words)
+        return _run(words[0], words[1:])
+    except ParityError as error:
+        sys.stderr.write(error.report and error.report + "\n")
+        _say(error)
+        return 1
+    except (KosineError, OSError) as error:
+        _say(error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _top(words: list[str]) -> int:
+    parser = Parser(
+        prog="kosine",
+        description="Sentence encoders: checkpoint to bundle, text to unit vectors.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="commands:\n"
+        + "\n".join(f"  {verb:<8} {text}" for verb, (_, text) in VERBS.items()),
+    )
+    parser.add_argument("--version", action="version", version=f"kosine {_version()}")
+    parser.add_argument("command", choices=list(VERBS), metavar="COMMAND")
+    parser.parse_args(words)  # prints help or the complaint, and exits
+    return 2
+
+
+def _run(verb: str, words: list[str]) -> int:
+    module = _import(verb, VERBS[verb][0])
+    parser = Parser(prog=f"kosine {verb}", description=module.__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    module.add_arguments(parser)
+    args = parser.parse_args(words)
+    try:
+        code: int = module.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader went away (`| head`): not an error, but stdout must not be flushed again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _import(verb: str, name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF.get(name.partition(".")[0])
+        if extra is None:
+            raise
+        raise MissingExtra(
+            f"kosine {verb} needs the package {error.name}, which is not installed",
+            remedy=f"pip install 'kosine[{extra}]'",
+        ) from error
+
+
+def _say(error: Exception) -> None:
+    text = str(error)
+    if isinstance(error, OSError) and not isinstance(error, KosineError):
+        text = f"{error.filename or 'input'}: {error.strerror or error}"
+    sys.stderr.write(f"kosine: {' '.join(text.splitlines())}\n")
+
+
+def _version() -> str:
+    import kosine
+
+    return kosine.__version__

@@ -1,0 +1,165 @@
+"""Correlate model scores with human scores over pairs of texts.
+
+PAIRS is a UTF-8 file of tab-separated lines (comma-separated where its name ends in .csv). With a
+header the columns go by name (default: sentence1,sentence2,score); without one by number,
+counted from 1.
+Prints Pearson and Spearman correlations, times 100, of cosine, dot product, and negated
+Manhattan and Euclidean distance. As in sentence-transformers' EmbeddingSimilarityEvaluator,
+vectors are not normalised for them unless the checkpoint does it itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kosine.commands import options
+from kosine.errors import InputError
+from kosine.scoring import pairwise
+
+__all__ = ["add_arguments", "correlations", "read_pairs", "run"]
+
+DEFAULT_COLUMNS = "sentence1,sentence2,score"
+MEASURES = {"cosine": "cosine", "dot": "dot", "manhattan": "manhattan", "euclidean": "euclidean"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("pairs", metavar="PAIRS")
+    parser.add_argument(
+        "--columns",
+        default=DEFAULT_COLUMNS,
+        metavar="A,B,SCORE",
+        help=f"names, or numbers from 1 (default: {DEFAULT_COLUMNS})",
+    )
+    options.add_engine(parser)
+    options.add_prompt(parser)
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    left, right, human = read_pairs(args.pairs, args.columns)
+    encoder = options.load_encoder(args)
+    began = time.perf_counter()
+    both = encoder.encode(
+        [*left, *right],
+        normalize_embeddings=False,
+        show_progress_bar=False if args.json else None,
+        **options.prompt_options(args),
+    )
+    seconds = time.perf_counter() - began
+    a, b = both[: len(left)].astype(np.float64), both[len(left) :].astype(np.float64)
+    found = {name: correlations(pairwise(a, b, name), human) for name in MEASURES}
+    if args.json:
+        options.print_json(
+            {
+                "pairs": len(human),
+                "seconds": round(seconds, 3),
+                "backend": encoder.backend.name,
+                "dtype": encoder.backend.dtype,
+                **found,
+            }
+        )
+    else:
+        sys.stdout.write(f"{'':<10} {'Pearson':>8} {'Spearman':>8}\n")
+        for name, figures in found.items():
+            sys.stdout.write(
+                f"{name:<10} {100 * figures['pearson']:>8.2f} {100 * figures['spearman']:>8.2f}\n"
+            )
+        sys.stdout.write(
+            f"{len(human)} pairs on {encoder.backend.name}/{encoder.backend.dtype} "
+            f"in {seconds:.1f} s\n"
+        )
+    return 0
+
+
+def read_pairs(name: str, columns: str) -> tuple[list[str], list[str], NDArray[np.float64]]:
+    """The two texts and the human score of every line.
+
+    Raises:
+        InputError: No such column, a line that is too short, a score that is no number, fewer
+            than two pairs, or equal scores throughout.
+    """
+    wanted = columns.split(",")
+    if len(wanted) != 3:
+        raise InputError(
+            f"--columns {columns!r} names {len(wanted)} columns",
+            limit="exactly 3",
+            remedy="write text, text, score, separated by commas",
+        )
+    lines = options.read_texts(name)
+    rows = list(csv.reader(lines)) if Path(name).suffix == ".csv" else list(_tabbed(lines))
+    places, first = _places(rows, wanted, name)
+    left, right, human = [], [], []
+    for number, row in enumerate(rows[first:], first + 1):
+        if not row:
+            continue
+        try:
+            a, b, score = (row[place] for place in places)
+            human.append(float(score))
+        except (IndexError, ValueError):
+            raise InputError(
+                f"line {number} of {name!r} has {len(row)} columns or a score that is no number",
+                limit=f"columns {columns}",
+                remedy="check --columns and the separator (tabs; commas in a .csv)",
+            ) from None
+        left.append(a)
+        right.append(b)
+    if len(human) < 2 or min(human) == max(human):
+        raise InputError(
+            f"{name!r} holds {len(human)} pairs with {len(set(human))} different scores",
+            limit="at least 2 pairs with different scores",
+            remedy="correlations need scores that vary",
+        )
+    return left, right, np.array(human)
+
+
+def correlations(scores: NDArray[Any], human: NDArray[np.float64]) -> dict[str, float]:
+    """Pearson and Spearman correlation of two (n,) arrays, from -1 to 1."""
+    return {
+        "pearson": float(np.corrcoef(scores, human)[0, 1]),
+        "spearman": float(np.corrcoef(_ranks(scores), _ranks(human))[0, 1]),
+    }
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Ranks from 1, ties sharing their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[inverse], np.float64)
+
+
+def _tabbed(lines: Iterable[str]) -> Iterable[list[str]]:
+    return (line.removesuffix("\r").split("\t") if line.strip() else [] for line in lines)
+
+
+def _places(rows: list[list[str]], wanted: list[str], name: str) -> tuple[list[int], int]:
+    """Column numbers from 0, and how many header lines to pass over."""
+    header = [cell.strip() for cell in rows[0]] if rows else []
+    if all(column in header for column in wanted):
+        return [header.index(column) for column in wanted], 1
+    if all(column.isascii() and column.isdigit() and int(column) > 0 for column in wanted):
+        places = [int(column) - 1 for column in wanted]
+        return places, 0 if places[2] < len(header) and _is_number(header[places[2]]) else 1
+    raise InputError(
+        f"{name!r} has no columns {','.join(wanted)}",
+        limit=f"its first line reads: {', '.join(header)[:120]}",
+        remedy="pass --columns with three of these names, or three numbers counted from 1",
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

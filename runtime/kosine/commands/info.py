@@ -1,0 +1,80 @@
+"""Say what a bundle holds: the model, its limits, its files, the parity measured at export."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import Any
+
+from kosine.backends import BACKENDS, DTYPES, make_backend
+from kosine.bundle import Bundle
+from kosine.commands import options
+from kosine.errors import KosineError
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE")
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    bundle = Bundle(args.bundle)
+    engines = _engines(bundle)
+    if args.json:
+        value = dataclasses.asdict(bundle.manifest)
+        options.print_json({"path": str(bundle.path), "engines": engines, **value})
+    else:
+        sys.stdout.write(_text(bundle, engines))
+    return 0
+
+
+def _engines(bundle: Bundle) -> list[dict[str, Any]]:
+    """Every backend and dtype: whether it runs here, and its fingerprint or the reason not."""
+    found = []
+    for backend in BACKENDS:
+        for dtype in DTYPES[backend]:
+            entry: dict[str, Any] = {"backend": backend, "dtype": dtype}
+            try:
+                make_backend(bundle, backend=backend, dtype=dtype, threads=1)
+            except KosineError as error:
+                entry |= {"runs": False, "reason": str(error)}
+            else:
+                entry |= {"runs": True, "fingerprint": bundle.manifest.fingerprint(backend, dtype)}
+            found.append(entry)
+    return found
+
+
+def _text(bundle: Bundle, engines: list[dict[str, Any]]) -> str:
+    m = bundle.manifest
+    a = m.architecture
+    size = sum(entry.bytes for entry in m.files().values())
+    lines = [
+        f"{bundle.path.name}: {a.family}, {a.num_layers} layers, hidden {a.hidden_size}, "
+        f"{a.num_heads} heads, vocabulary {a.vocab_size}",
+        f"  vectors      {m.dim} dimensions, {m.pooling.mode} pooling, similarity {m.similarity}"
+        + (", normalised by the checkpoint" if m.normalized else ""),
+        f"  max tokens   {m.max_tokens} (longer texts are cut)",
+        f"  prompts      {', '.join(f'{k}={v!r}' for k, v in m.prompts.items()) or 'none'}"
+        f" (default: {m.default_prompt_name or 'none'}; "
+        f"{'in' if m.pooling.include_prompt else 'left out of'} the pooling)",
+        f"  source       {m.source.get('name')} ({m.source.get('format', 'unknown format')}), "
+        f"exported by kosine {m.kosine}",
+        f"  targets      {', '.join(m.targets)}; {len(m.files())} files, {size / 1e6:.1f} MB",
+        "  parity       " + _parity(m.parity),
+    ]
+    for entry in engines:
+        state = f"fingerprint {entry['fingerprint']}" if entry["runs"] else entry["reason"]
+        lines.append(f"  {entry['backend']}/{entry['dtype']:<9} {state}")
+    return "\n".join(lines) + "\n"
+
+
+def _parity(parity: dict[str, Any] | None) -> str:
+    if parity is None:
+        return "not measured at export (PyTorch was not installed)"
+    return (
+        f"min cosine {parity['min_cosine']:.8f}, max abs error {parity['max_abs_error']:.1e} over "
+        f"{parity['texts']} comparisons with {parity['referee']}"
+    )

@@ -1,0 +1,88 @@
+"""Options and habits that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kosine
+from kosine.backends import ALL_DTYPES, BACKENDS
+from kosine.errors import InputError
+
+__all__ = [
+    "add_engine",
+    "add_json",
+    "add_prompt",
+    "load_encoder",
+    "print_json",
+    "prompt_options",
+    "read_texts",
+]
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """--backend, --dtype, --device, --threads."""
+    parser.add_argument(
+        "--backend", default="auto", metavar="B", help=f"auto, {', '.join(BACKENDS)}"
+    )
+    parser.add_argument(
+        "--dtype", default="auto", metavar="D", help=f"auto, {', '.join(ALL_DTYPES)}"
+    )
+    parser.add_argument("--device", default="auto", metavar="DEV", help="auto, cpu")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads inside one call")
+
+
+def add_prompt(parser: argparse.ArgumentParser) -> None:
+    """--prompt-name and --prompt, of which at most one."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--prompt-name", metavar="NAME", help="a prompt of the bundle, by name")
+    group.add_argument("--prompt", metavar="TEXT", help="a prompt as text")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
+
+
+def load_encoder(args: argparse.Namespace) -> kosine.Encoder:
+    return kosine.load(
+        args.bundle,
+        backend=args.backend,
+        dtype=args.dtype,
+        device=args.device,
+        threads=args.threads,
+    )
+
+
+def prompt_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {"prompt_name": args.prompt_name, "prompt": args.prompt}
+
+
+def print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_texts(name: str) -> Iterator[str]:
+    """Texts of a UTF-8 file (or "-" for standard input), one a line, split on LF only.
+
+    A blank line is a text. The LF after the last line starts no further text.
+    """
+    if name != "-" and Path(name).is_dir():
+        raise InputError(f"{name!r} is a folder", limit="a file", remedy="name a UTF-8 text file")
+    file = sys.stdin.buffer if name == "-" else Path(name).open("rb")  # noqa: SIM115
+    with file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield line.removesuffix(b"\n").decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"line {number} of {'standard input' if name == '-' else name!r} is not UTF-8 "
+                    f"(byte 0x{line[error.start]:02x} at column {error.start + 1})",
+                    limit="UTF-8 text",
+                    remedy="convert it, for example with iconv -t UTF-8",
+                ) from None

@@ -1,0 +1,402 @@
+"""The encoder: texts in, vectors out, in the order of the texts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kosine import scoring
+from kosine.backend import Backend
+from kosine.backends import make_backend
+from kosine.batching import split_batches
+from kosine.bundle import Bundle
+from kosine.canary import Canary, calibrated_ranges
+from kosine.errors import InputError, NonFiniteVector, TextError, UnknownPrompt
+from kosine.packed import Float32, Packed, Pooled
+from kosine.progress import progress_bar
+from kosine.tokenizer import MAX_TEXT_BYTES, Prepared, Tokenizer
+
+__all__ = ["Encoder", "load"]
+
+MAX_BATCH_TOKENS = 2048
+WINDOW = 2048  # texts tokenised and sorted together while a long input streams through
+MAX_UNKNOWN_SHARE = 0.3
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+
+logger = logging.getLogger("kosine")
+
+
+def load(
+    bundle: str | Path,
+    *,
+    backend: str = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    spin: bool = False,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_text_bytes: int = MAX_TEXT_BYTES,
+) -> Encoder:
+    """Open a bundle for encoding.
+
+    Args:
+        bundle: A folder made by `kosine export`.
+        backend: "auto", "onnx". "auto" replays a part of the bundle's canary before it
+            settles; a backend that is named is made or refused.
+        dtype: "auto", "float32", "float16": what the computation runs in.
+        device: "auto" or "cpu".
+        threads: Threads inside one call; None takes the CPUs under affinity and cgroup limits.
+        spin: Let the engine's idle threads spin between calls.
+        max_batch_tokens: Most tokens in one backend call (a single longer text goes alone).
+        max_text_bytes: Longest text accepted, in UTF-8 bytes.
+
+    Raises:
+        BundleError, MissingExtra, BackendError, ParityError, UnknownOption: see `kosine.errors`.
+    """
+    opened = Bundle(bundle)
+    made = make_backend(
+        opened, backend=backend, dtype=dtype, device=device, threads=threads, spin=spin
+    )
+    return Encoder(opened, made, max_batch_tokens=max_batch_tokens, max_text_bytes=max_text_bytes)
+
+
+class Encoder:
+    """A loaded bundle on a backend. Threads may call it together.
+
+    Attributes:
+        bundle: The opened bundle; `bundle.manifest` holds everything that is known of the model.
+        backend: The engine.
+        dim: Length of the vectors.
+        max_tokens: Most tokens of a text, special tokens included.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        *,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_text_bytes: int = MAX_TEXT_BYTES,
+    ) -> None:
+        if max_batch_tokens < 1:
+            raise InputError(
+                f"max_batch_tokens is {max_batch_tokens}",
+                limit="at least 1",
+                remedy="leave it out for the default",
+            )
+        self.bundle = bundle
+        self.backend = backend
+        self.manifest = bundle.manifest
+        self.dim = bundle.manifest.dim
+        self.max_tokens = bundle.manifest.max_tokens
+        self.max_batch_tokens = max_batch_tokens
+        self._tokenizer = Tokenizer(bundle, max_text_bytes)
+        self._lock = threading.Lock()
+        self._counts = Counts()
+
+    # Text in, vectors out
+
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        precision: str = "float32",
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+        *,
+        truncate: bool = True,
+        ranges: scoring.Ranges | None = None,
+    ) -> NDArray[Any]:
+        """Encode one text or many.
+
+        Args:
+            sentences: A str gives a 1-D array; any iterable of str, generators included, gives
+                (n, dim) in its order. Long inputs stream through in windows.
+            prompt_name: A prompt by its name in the manifest.
+            prompt: A prompt as text; beats `prompt_name`.
+            batch_size: Most texts in one backend call. Batches are cut by tokens
+                (`max_batch_tokens`), so this is seldom needed; vectors do not depend on it.
+            show_progress_bar: True, False, or None for "only where stderr is a terminal
+                and the input is long".
+            precision: What the vectors are returned as: "float32", "int8", "uint8", "binary",
+                "ubinary". (What the computation runs in is `dtype`, see `load`.)
+            normalize_embeddings: Unit vectors; False gives the lengths that the model gave.
+            truncate_dim: Keep the first dimensions, then normalise.
+            truncate: Cut texts over `max_tokens`; False makes them an error.
+            ranges: `{"min": (d,), "max": (d,)}` or a (2, d) array for int8 and uint8. The
+                default comes from the bundle, never from the batch.
+
+        Returns:
+            (n, d) float32, or the integer type of `precision`; an empty input gives (0, d).
+
+        Raises:
+            TextError, TextTooLong, UnknownPrompt, UnknownOption, InputError: what was passed.
+            NonFiniteVector: A vector came out NaN or infinite.
+        """
+        single = isinstance(sentences, str)
+        texts: Iterable[str] = [sentences] if isinstance(sentences, str) else sentences
+        prefix = self.prompt_text(prompt_name, prompt)
+        dim = self._checked_dim(truncate_dim)
+        _check_options(precision, batch_size)
+        if ranges is None and precision in ("int8", "uint8"):
+            ranges = self._ranges(dim, normalize_embeddings)
+        total = len(texts) if isinstance(texts, Sequence) else None
+        counts = Counts()
+        parts = [scoring.quantize(np.empty((0, dim), np.float32), precision, ranges)]
+        with progress_bar(total, show_progress_bar, WINDOW) as bar:
+            for window in _windows(texts):
+                prepared = self._tokenizer.prepare(
+                    window, prefix, truncate=truncate, first=counts.texts
+                )
+                counts.add(prepared)
+                pooled = self.run(prepared.batch, max_texts=batch_size, bar=bar)
+                vectors = self.finish(
+                    pooled, truncate_dim=truncate_dim, normalize_embeddings=normalize_embeddings
+                )
+                parts.append(scoring.quantize(vectors, precision, ranges))
+        self._report(counts)
+        result = np.concatenate(parts)
+        return np.asarray(result[0]) if single else result
+
+    def encode_query(self, sentences: str | Iterable[str], **options: Any) -> NDArray[Any]:
+        """`encode` with the prompt named "query", where the manifest has one."""
+        return self.encode(sentences, **self._role(("query",), options))
+
+    def encode_document(self, sentences: str | Iterable[str], **options: Any) -> NDArray[Any]:
+        """`encode` with the prompt named "document", "passage" or "corpus", the first there is."""
+        return self.encode(sentences, **self._role(DOCUMENT_PROMPTS, options))
+
+    # The stages of `encode`, for schedulers
+
+    def prepare(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = True,
+    ) -> Prepared:
+        """Tokenise texts; see `Tokenizer.prepare` for the errors."""
+        prepared = self._tokenizer.prepare(
+            texts, self.prompt_text(prompt_name, prompt), truncate=truncate
+        )
+        counts = Counts()
+        counts.add(prepared)
+        self._report(counts)
+        return prepared
+
+    def run(self, batch: Packed, *, max_texts: int | None = None, bar: Any = None) -> Pooled:
+        """Run packed sentences, in calls of at most `max_batch_tokens` tokens.
+
+        Raises:
+            NonFiniteVector: `indices` are the rows that came out NaN or infinite.
+        """
+        vectors = np.empty((len(batch), self.dim), np.float32)
+        norms = np.empty(len(batch), np.float32)
+        for indices in self._batches(batch, max_texts):
+            whole = len(indices) == len(batch) and max_texts is None
+            # A batch that fits goes as it is: backends need no particular order.
+            pooled = self.backend.run(batch if whole else batch.take(indices))
+            target = slice(None) if whole else indices
+            vectors[target], norms[target] = pooled.vectors, pooled.norms
+            if bar is not None:
+                bar.update(len(indices))
+        finite = np.isfinite(norms) & np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            bad = tuple(np.flatnonzero(~finite).tolist())
+            raise NonFiniteVector(
+                f"{len(bad)} of {len(batch)} vectors came out NaN or infinite (first: {bad[0]})",
+                indices=bad,
+                limit="finite numbers",
+                remedy="run `kosine verify` on the bundle, or choose dtype='float32'",
+            )
+        return Pooled(vectors, norms)
+
+    def finish(
+        self,
+        pooled: Pooled,
+        *,
+        truncate_dim: int | None = None,
+        normalize_embeddings: bool = True,
+    ) -> Float32:
+        """(n, d) float32 from what a backend returned: truncate, then normalise.
+
+        With `normalize_embeddings=False` the length that the model gave is multiplied back,
+        unless the checkpoint itself normalises.
+        """
+        dim = self._checked_dim(truncate_dim)
+        vectors = pooled.vectors
+        if dim < self.dim:
+            vectors = vectors[:, :dim]
+            if normalize_embeddings:
+                lengths = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
+                return np.asarray(vectors / np.maximum(lengths, np.float32(1e-12)), np.float32)
+        if not normalize_embeddings and not self.manifest.normalized:
+            vectors = vectors * pooled.norms[:, None]
+        return np.ascontiguousarray(vectors)
+
+    # Scores
+
+    def similarity(self, a: ArrayLike, b: ArrayLike) -> Float32:
+        """(n, m) scores by the manifest's similarity function (distances negated)."""
+        return scoring.score_matrix(a, b, self.manifest.similarity)
+
+    def similarity_pairwise(self, a: ArrayLike, b: ArrayLike) -> Float32:
+        """(n,) scores of row i against row i by the manifest's similarity function."""
+        return scoring.pairwise(a, b, self.manifest.similarity)
+
+    # What is known of the model and of the texts so far
+
+    def count_tokens(
+        self,
+        sentences: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> int | list[int]:
+        """Tokens before truncation, special tokens and prompt included; an int for a str."""
+        prefix = self.prompt_text(prompt_name, prompt)
+        if isinstance(sentences, str):
+            return self._tokenizer.count([sentences], prefix)[0]
+        return self._tokenizer.count(sentences, prefix)
+
+    def counts(self) -> dict[str, int]:
+        """Since loading: texts, tokens, truncated_texts, unknown_tokens."""
+        with self._lock:
+            return asdict(self._counts)
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that change whenever the vectors may: store them beside the vectors."""
+        return self.manifest.fingerprint(self.backend.name, self.backend.dtype)
+
+    def prompt_text(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
+        """What is put in front of a text: `prompt`, else the named prompt, else the default."""
+        if prompt is not None:
+            if not isinstance(prompt, str):
+                raise InputError(
+                    f"prompt is a {type(prompt).__name__}", limit="a str", remedy="pass a str"
+                )
+            return prompt
+        if prompt_name is None:
+            prompt_name = self.manifest.default_prompt_name
+            if prompt_name is None:
+                return ""
+        try:
+            return self.manifest.prompts[prompt_name]
+        except (KeyError, TypeError):
+            known = ", ".join(map(repr, self.manifest.prompts)) or "none"
+            raise UnknownPrompt(
+                f"unknown prompt name {prompt_name!r}",
+                limit=f"the bundle has: {known}",
+                remedy="pass prompt='...' as text, or export with --prompt NAME=TEXT",
+            ) from None
+
+    def __repr__(self) -> str:
+        return (
+            f"<kosine.Encoder {self.bundle.path.name} dim={self.dim} "
+            f"max_tokens={self.max_tokens} {self.backend.name}/{self.backend.dtype}>"
+        )
+
+    def _role(self, names: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            found = next((name for name in names if name in self.manifest.prompts), None)
+            return {**options, "prompt_name": found}
+        return options
+
+    def _batches(self, batch: Packed, max_texts: int | None) -> Iterator[NDArray[np.intp]]:
+        for indices in split_batches(batch.lengths, self.max_batch_tokens):
+            step = max_texts or len(indices)
+            for begin in range(0, len(indices), step):
+                yield indices[begin : begin + step]
+
+    def _checked_dim(self, truncate_dim: int | None) -> int:
+        if truncate_dim is None:
+            return self.dim
+        if not 1 <= truncate_dim <= self.dim:
+            raise InputError(
+                f"truncate_dim is {truncate_dim}",
+                limit=f"1 to {self.dim}",
+                remedy="leave it out for the whole vector",
+            )
+        return truncate_dim
+
+    def _ranges(self, dim: int, normalize: bool) -> scoring.Ranges | None:
+        """Integer ranges from the bundle, for whole or truncated unit vectors."""
+        if not normalize and not self.manifest.normalized:
+            return None  # lengths are not calibrated: `quantize` asks for ranges
+        if dim == self.dim:
+            return self.manifest.ranges
+        return calibrated_ranges(Canary.read(self.bundle).vectors[:, :dim])
+
+    def _report(self, counts: Counts) -> None:
+        with self._lock:
+            self._counts.merge(counts)
+        if counts.truncated_texts:
+            logger.info(
+                "%d of %d texts cut to %d tokens",
+                counts.truncated_texts,
+                counts.texts,
+                self.max_tokens,
+            )
+        if counts.unknown_tokens > MAX_UNKNOWN_SHARE * counts.tokens:
+            logger.warning(
+                "%d of %d tokens are [UNK]: the texts may be decomposed (NFD) Hangul, in another "
+                "script, or meant for another tokenizer",
+                counts.unknown_tokens,
+                counts.tokens,
+            )
+
+
+@dataclass(slots=True)
+class Counts:
+    """What went through the tokenizer."""
+
+    texts: int = 0
+    tokens: int = 0
+    truncated_texts: int = 0
+    unknown_tokens: int = 0
+
+    def add(self, prepared: Prepared) -> None:
+        self.merge(
+            Counts(
+                len(prepared.batch),
+                prepared.batch.num_tokens,
+                prepared.truncated,
+                prepared.unknown,
+            )
+        )
+
+    def merge(self, other: Counts) -> None:
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
+    try:
+        iterator = iter(texts)
+    except TypeError:
+        raise TextError(
+            f"sentences is a {type(texts).__name__}",
+            limit="a str or an iterable of str",
+            remedy="pass a list of texts",
+        ) from None
+    while window := list(islice(iterator, WINDOW)):
+        yield window
+
+
+def _check_options(precision: str, batch_size: int | None) -> None:
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}", limit="at least 1", remedy="leave it out")
+    if precision not in scoring.PRECISIONS:
+        scoring.quantize(np.empty((0, 8), np.float32), precision, None)

@@ -1,0 +1,289 @@
+"""`manifest.json`: everything the exporter found out, typed and validated.
+
+Schema 1. A later kosine keeps reading it; this kosine refuses a later schema by name. Unknown
+keys are refused too: a key that is not understood might change what the vectors mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+from kosine.errors import ManifestError, SchemaTooNew
+
+__all__ = ["SCHEMA", "Architecture", "Artifact", "Dense", "FileEntry", "Manifest", "Pooling"]
+
+SCHEMA = 1
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+POOLING_MODES = ("mean", "cls", "max")
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+POSITION_RULES = ("absolute", "roberta")
+UNICODE_FORMS = ("none", "NFC")
+ACTIVATIONS = ("identity", "tanh", "relu", "gelu", "sigmoid")
+MAX_DIMENSION = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Shape of the encoder; the names are transformers' config names where those exist."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    embedding_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    position_rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    mode: str
+    include_prompt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str
+    use_residual: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of the bundle: its path relative to the bundle, with forward slashes."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Files that belong together, and the precision of the numbers in them ("" for none)."""
+
+    name: str
+    precision: str
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle is.
+
+    Attributes:
+        kosine: Version that wrote it.
+        source: Where the checkpoint came from: name, revision, sha256 of its weights.
+        dim: Length of the vectors.
+        max_tokens: Most tokens of a text, special tokens included.
+        normalized: Whether the checkpoint itself ends in a Normalize module.
+        prompts: Prompt texts by name.
+        similarity: "cosine", "dot", "euclidean" or "manhattan".
+        special_ids: Token ids of cls, sep, pad, unk, mask.
+        unicode: "NFC" where texts are normalised before tokenising, or "none".
+        ranges: Per-dimension `min` and `max` for integer output vectors, or None.
+        targets: Export targets that it holds.
+        parity: What was measured against the reference at export, or None.
+        certificates: Range certificates by target.
+    """
+
+    kosine: str
+    source: dict[str, Any]
+    architecture: Architecture
+    dim: int
+    max_tokens: int
+    pooling: Pooling
+    dense: tuple[Dense, ...]
+    normalized: bool
+    prompts: dict[str, str]
+    default_prompt_name: str | None
+    similarity: str
+    special_ids: dict[str, int]
+    do_lower_case: bool
+    unicode: str
+    ranges: dict[str, list[float]] | None
+    targets: tuple[str, ...]
+    artifacts: tuple[Artifact, ...]
+    parity: dict[str, Any] | None = None
+    certificates: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def files(self) -> dict[str, FileEntry]:
+        """Every file by path."""
+        return {entry.path: entry for artifact in self.artifacts for entry in artifact.files}
+
+    def fingerprint(self, backend: str, dtype: str) -> str:
+        """32 hex digits of all that vectors depend on.
+
+        The weights, the tokenizer, the semantics recorded here, the backend's family and what
+        it computes in. Not the machine: within one family the differences stay inside the
+        parity gates.
+        """
+        files = self.files()
+        facts = {
+            "weights": files["weights.safetensors"].sha256,
+            "tokenizer": files["tokenizer.json"].sha256,
+            "max_tokens": self.max_tokens,
+            "pooling": asdict(self.pooling),
+            "dense": [asdict(dense) for dense in self.dense],
+            "normalized": self.normalized,
+            "prompts": self.prompts,
+            "default_prompt_name": self.default_prompt_name,
+            "backend": backend,
+            "dtype": dtype,
+        }
+        text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {"schema": self.schema, **asdict(self)}, ensure_ascii=False, indent=1, allow_nan=False
+        )
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Manifest:
+        """Read and validate; every complaint names the path to the bad value."""
+        if len(text) > MAX_MANIFEST_BYTES:
+            raise _bad("$", f"{len(text)} bytes", f"at most {MAX_MANIFEST_BYTES}")
+        try:
+            value = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise _bad("$", f"not JSON ({type(error).__name__})", "a JSON object") from None
+        if not isinstance(value, dict):
+            raise _bad("$", f"a {type(value).__name__}", "a JSON object")
+        schema = value.get("schema")
+        if type(schema) is not int or schema < 1:
+            raise _bad("$.schema", repr(schema)[:40], "an integer of at least 1")
+        if schema > SCHEMA:
+            raise SchemaTooNew(
+                f"the bundle has schema {schema}",
+                limit=f"this kosine reads up to {SCHEMA}",
+                remedy="upgrade kosine, or export the bundle again with this version",
+            )
+        manifest: Manifest = _build(cls, value, "$")
+        _check(manifest)
+        return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    a = manifest.architecture
+    for name, known, value in (
+        ("pooling.mode", POOLING_MODES, manifest.pooling.mode),
+        ("similarity", SIMILARITIES, manifest.similarity),
+        ("unicode", UNICODE_FORMS, manifest.unicode),
+        ("architecture.position_rule", POSITION_RULES, a.position_rule),
+        *(("dense.activation", ACTIVATIONS, dense.activation) for dense in manifest.dense),
+    ):
+        if value not in known:
+            raise _bad(f"$.{name}", repr(value)[:40], f"one of {', '.join(known)}")
+    sizes = {
+        "dim": manifest.dim,
+        "max_tokens": manifest.max_tokens,
+        **{f"architecture.{f.name}": getattr(a, f.name) for f in fields(a) if f.type == "int"},
+    }
+    sizes.pop("architecture.type_vocab_size")
+    for name, size in sizes.items():
+        if not 1 <= size <= MAX_DIMENSION:
+            raise _bad(f"$.{name}", str(size), f"1 to {MAX_DIMENSION}")
+    if a.hidden_size % a.num_heads:
+        raise _bad("$.architecture.num_heads", str(a.num_heads), f"a divisor of {a.hidden_size}")
+    if not 0 < a.layer_norm_eps < 1:
+        raise _bad("$.architecture.layer_norm_eps", str(a.layer_norm_eps), "between 0 and 1")
+    dim = manifest.dense[-1].out_features if manifest.dense else a.hidden_size
+    if manifest.dim != dim:
+        raise _bad("$.dim", str(manifest.dim), f"{dim}, as the last layer says")
+    for name in ("cls", "sep", "pad", "unk"):
+        if not 0 <= manifest.special_ids.get(name, -1) < a.vocab_size:
+            raise _bad(
+                f"$.special_ids.{name}", str(manifest.special_ids.get(name)), "a vocabulary id"
+            )
+    usable = a.max_position_embeddings
+    if a.position_rule == "roberta":
+        usable -= manifest.special_ids["pad"] + 1
+    if not 3 <= manifest.max_tokens <= usable:
+        raise _bad("$.max_tokens", str(manifest.max_tokens), f"3 to {usable} position rows")
+    default = manifest.default_prompt_name
+    if default is not None and default not in manifest.prompts:
+        raise _bad("$.default_prompt_name", repr(default)[:40], "a name in $.prompts")
+    if manifest.ranges is not None:
+        low, high = (manifest.ranges.get(key, []) for key in ("min", "max"))
+        if len(low) != manifest.dim or len(high) != manifest.dim:
+            raise _bad("$.ranges", f"{len(low)} and {len(high)} values", f"{manifest.dim} each")
+    paths = [entry.path for artifact in manifest.artifacts for entry in artifact.files]
+    for required in ("tokenizer.json", "weights.safetensors"):
+        if manifest.artifacts and required not in paths:
+            raise _bad("$.artifacts", f"without {required}", "every bundle has it")
+    if len(paths) != len(set(paths)):
+        raise _bad("$.artifacts", "a path listed twice", "each path once")
+
+
+def _build(kind: type[Any], value: Any, at: str) -> Any:
+    """Make a dataclass from a JSON object, each field checked against its annotation."""
+    if not isinstance(value, dict):
+        raise _bad(at, f"a {type(value).__name__}", "an object")
+    hints = get_type_hints(kind)
+    unknown = sorted(set(value) - set(hints))
+    if unknown:
+        raise _bad(f"{at}.{unknown[0][:40]}", "an unknown key", f"one of {', '.join(hints)}")
+    missing = [
+        f.name
+        for f in fields(kind)
+        if f.name not in value and f.name not in ("parity", "certificates")
+    ]
+    if missing:
+        raise _bad(f"{at}.{missing[0]}", "no value", "required")
+    return kind(
+        **{name: _convert(hints[name], part, f"{at}.{name}") for name, part in value.items()}
+    )
+
+
+def _convert(hint: Any, value: Any, at: str) -> Any:
+    origin, parts = get_origin(hint), get_args(hint)
+    if type(None) in parts:  # X | None
+        if value is None:
+            return None
+        return _convert(next(part for part in parts if part is not type(None)), value, at)
+    if origin is tuple:
+        items = _expect(list, value, at)
+        return tuple(_convert(parts[0], item, f"{at}[{i}]") for i, item in enumerate(items))
+    if origin is list:
+        items = _expect(list, value, at)
+        return [_convert(parts[0], item, f"{at}[{i}]") for i, item in enumerate(items)]
+    if origin is dict:
+        mapping = _expect(dict, value, at)
+        return {key: _convert(parts[1], item, f"{at}.{key[:40]}") for key, item in mapping.items()}
+    if hint is Any:
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint in (int, float, str, bool):
+        if type(value) is not hint:
+            raise _bad(at, f"a {type(value).__name__}", f"a {hint.__name__}")
+        return value
+    return _build(hint, value, at)
+
+
+def _expect(kind: type[Any], value: Any, at: str) -> Any:
+    if not isinstance(value, kind):
+        raise _bad(at, f"a {type(value).__name__}", f"a {kind.__name__}")
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _bad(at: str, value: str, limit: str) -> ManifestError:
+    return ManifestError(
+        f"manifest.json: {at} is {value}",
+        limit=f"expected {limit}",
+        remedy="export the bundle again with `kosine export`",
+    )

@@ -1,0 +1,74 @@
+"""A batch with no padding: every sentence's tokens end to end, and where each one starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Float32", "Int32", "Packed", "Pooled"]
+
+Int32: TypeAlias = NDArray[np.int32]
+Float32: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """B sentences of T tokens in all.
+
+    Attributes:
+        ids: (T,) int32 token ids, special tokens included.
+        starts: (B + 1,) int32 offsets into `ids` (the field's `cu_seqlens`): sentence i is
+            `ids[starts[i]:starts[i + 1]]`; `starts[0] == 0` and `starts[B] == T`.
+        skip: (B,) int32 leading tokens of each sentence that pooling leaves out (a prompt
+            under `include_prompt: false`), or None when there are none anywhere.
+    """
+
+    ids: Int32
+    starts: Int32
+    skip: Int32 | None = None
+
+    @classmethod
+    def of(cls, sentences: Sequence[Sequence[int] | Int32], skip: Int32 | None = None) -> Packed:
+        """Lay token-id sequences end to end."""
+        starts = np.zeros(len(sentences) + 1, np.int32)
+        np.cumsum([len(ids) for ids in sentences], out=starts[1:])
+        ids = np.empty(int(starts[-1]), np.int32)
+        for i, sentence in enumerate(sentences):
+            ids[starts[i] : starts[i + 1]] = sentence
+        return cls(ids, starts, skip)
+
+    def __len__(self) -> int:
+        """How many sentences."""
+        return len(self.starts) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> Int32:
+        """(B,) int32 tokens of each sentence."""
+        return np.diff(self.starts)
+
+    def take(self, indices: Sequence[int] | NDArray[np.intp]) -> Packed:
+        """The sentences at `indices`, in that order, as a batch of their own."""
+        sentences = [self.ids[self.starts[i] : self.starts[i + 1]] for i in indices]
+        skip = None if self.skip is None else self.skip[np.asarray(indices, np.intp)]
+        return Packed.of(sentences, skip)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pooled:
+    """What a backend returns for a `Packed` of B sentences, in its order.
+
+    Attributes:
+        vectors: (B, dim) float32 rows of length 1.
+        norms: (B,) float32 lengths of the pooled rows before normalising.
+    """
+
+    vectors: Float32
+    norms: Float32
