@@ -25,6 +25,7 @@ from kosine.tensorfile import TensorEntry, write_tensors
 from kosine_export.certificate import RangeCertificate, certify, check_weights
 from kosine_export.checkpoint import Checkpoint, read_checkpoint
 from kosine_export.ecosystem import write_ecosystem
+from kosine_export.face import check_model_face
 from kosine_export.graph import model_graph, packed_graph
 from kosine_export.parity import Parity, measure
 from kosine_export.referee import Referee, torch_is_there
@@ -184,7 +185,7 @@ class _Export:
         for name, graph in (("packed.onnx", packed), ("model.onnx", model)):
             path = folder / name
             path.write_bytes(graph.SerializeToString())
-            onnx.checker.check_model(str(path))
+            onnx.checker.check_model(str(path), full_check=True)
 
     def _write_fp16(self) -> None:
         tensors = self.checkpoint.tensors
@@ -210,6 +211,7 @@ class _Export:
     def _check(self, dtype: str, referee: Referee | None) -> None:
         """Refuse to finish a bundle that does not give what the reference gives."""
         encoder = self._encoder(dtype, canary=True)
+        check_model_face(encoder.bundle, dtype)
         if referee is None:
             return
         parity = measure(encoder, referee, parity_texts(self.spec.max_tokens))
@@ -222,7 +224,7 @@ class _Export:
                 f"token ids in {worst['ids_equal']} of {worst['texts']} texts",
                 limit=f"gate: min cosine {parity.gate.min_cosine}, every token id",
                 remedy="no bundle was written; report it with the checkpoint's config files",
-                report=parity.table(),
+                report="\n".join([*map("note: {}".format, self.checkpoint.notes), parity.table()]),
             )
 
     def _encoder(self, dtype: str, *, canary: bool) -> Encoder:

@@ -164,7 +164,7 @@ class Graph:
         )
 
     def _constant(self, name: str, value: np.ndarray[Any, Any]) -> str:
-        name = f"constant.{name}"
+        name = f"constant.{value.dtype}.{name}"
         if name not in self._initializers:
             self._initializers[name] = onnx.numpy_helper.from_array(value, name)
         return name

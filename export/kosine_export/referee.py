@@ -7,7 +7,10 @@ both sides of a comparison. An adapter is applied by peft to the base model.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -18,10 +21,12 @@ import numpy as np
 
 from kosine.errors import CheckpointError, MissingExtra
 from kosine.packed import Float32
+from kosine_export.folder import locate
 
 __all__ = ["Referee", "torch_is_there"]
 
 PACKAGES = ("sentence_transformers", "transformers", "torch")
+WEIGHT_FILES = ("model.", "model-", "pytorch_model", "adapter_model")
 
 
 def torch_is_there() -> bool:
@@ -73,20 +78,28 @@ class Referee:
                 ) from error
         self._model.max_seq_length = max_tokens or _usable_length(self._model)
         self.max_tokens = int(self._model.max_seq_length)
+        self._vectors: dict[tuple[str, str, bool], Float32] = {}
         self.versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
 
     def encode(self, texts: Sequence[str], prompt: str = "", *, normalize: bool = True) -> Float32:
-        """(n, dim) float32; every text by itself, so that no padding is involved."""
-        return np.asarray(
-            self._model.encode(
-                list(texts),
+        """(n, dim) float32; every text by itself, so that no padding is involved.
+
+        Vectors are kept: each dtype of an export is held against the same ones.
+        """
+        missing = [
+            text for text in dict.fromkeys(texts) if (text, prompt, normalize) not in self._vectors
+        ]
+        if missing:
+            found = self._model.encode(
+                missing,
                 prompt=prompt,
                 batch_size=1,
                 show_progress_bar=False,
                 normalize_embeddings=normalize,
-            ),
-            np.float32,
-        ).reshape(len(texts), -1)
+            )
+            for text, vector in zip(missing, np.asarray(found, np.float32), strict=True):
+                self._vectors[text, prompt, normalize] = vector
+        return np.stack([self._vectors[text, prompt, normalize] for text in texts])
 
     def ids(self, texts: Sequence[str], prompt: str = "") -> list[list[int]]:
         """Token ids as sentence-transformers feeds them, one text at a time."""
@@ -120,7 +133,7 @@ def _load(
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     options: dict[str, Any] = {
         "device": "cpu",
         "trust_remote_code": False,
@@ -131,29 +144,41 @@ def _load(
         },
     }
     if base is None:
-        model = SentenceTransformer(str(checkpoint), revision=revision, **options)
-    else:
-        model = _adapted(SentenceTransformer, Path(checkpoint), base, options)
+        return SentenceTransformer(str(checkpoint), revision=revision, **options).float().eval()
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = locate(checkpoint, revision=revision, allow_pickle=allow_pickle)
+        own = locate(base, allow_pickle=allow_pickle)
+        _overlay(adapter.folder, own.folder, Path(folder))
+        model = SentenceTransformer(folder, **options)
     return model.float().eval()
 
 
-def _adapted(kind: Any, adapter: Path, base: str | Path, options: dict[str, Any]) -> Any:
-    """The base with the adapter merged in by peft, and the adapter's own limit and prompts."""
-    import json
+def _overlay(adapter: Path, base: Path, folder: Path) -> None:
+    """An adapter folder as sentence-transformers loads it: with its base beside it on disk.
 
-    from peft import PeftModel
-    from transformers import AutoTokenizer
-
-    model = kind(str(base), **options)
-    transformer = model[0]
-    merged = PeftModel.from_pretrained(transformer.auto_model, str(adapter)).merge_and_unload()
-    transformer.auto_model = merged
-    if (adapter / "tokenizer_config.json").is_file():
-        transformer.tokenizer = AutoTokenizer.from_pretrained(str(adapter))
-    limits = adapter / "sentence_bert_config.json"
-    if limits.is_file():
-        model.max_seq_length = json.loads(limits.read_text(encoding="utf-8"))["max_seq_length"]
-    prompts = adapter / "config_sentence_transformers.json"
-    if prompts.is_file():
-        model.prompts.update(json.loads(prompts.read_text(encoding="utf-8")).get("prompts", {}))
-    return model
+    The adapter's own files win; the tokenizer, modules and prompts that it leaves out are the
+    base's. Which base it names by hub id is replaced by where that base lies here.
+    """
+    transformer = base / "0_Transformer" if (base / "0_Transformer").is_dir() else base
+    for source in (base, transformer, adapter):
+        for path in source.iterdir():
+            target = folder / path.name
+            if path.name == "config.json" or path.name.startswith(WEIGHT_FILES):
+                continue
+            if path.is_dir():
+                if not path.name.endswith("Transformer"):
+                    shutil.copytree(path, target, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(path, target)
+    for path in adapter.glob("adapter_model.*"):
+        shutil.copyfile(path, folder / path.name)
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = str(transformer)
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    modules = folder / "modules.json"
+    if modules.is_file():
+        entries = json.loads(modules.read_text(encoding="utf-8"))
+        for entry in entries:
+            if entry["path"].endswith("Transformer"):
+                entry["path"] = ""
+        modules.write_text(json.dumps(entries), encoding="utf-8")

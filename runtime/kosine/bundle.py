@@ -14,7 +14,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from kosine.errors import (
@@ -25,8 +25,8 @@ from kosine.errors import (
     ManifestError,
     UnsafeBundle,
 )
-from kosine.graphscan import scan_graph
-from kosine.manifest import Artifact, FileEntry, Manifest
+from kosine.graphscan import MAX_GRAPH_BYTES, scan_graph
+from kosine.manifest import MAX_MANIFEST_BYTES, Artifact, FileEntry, Manifest
 from kosine.tensorfile import TensorFile
 
 __all__ = ["MANIFEST", "Bundle", "artifact_of", "sha256_of", "writing_bundle"]
@@ -57,7 +57,8 @@ class Bundle:
             )
         if (self.path / MANIFEST).is_symlink():
             raise _unsafe(f"{MANIFEST} is a link", "regular files")
-        self.manifest = Manifest.from_json((self.path / MANIFEST).read_bytes())
+        with (self.path / MANIFEST).open("rb") as file:
+            self.manifest = Manifest.from_json(file.read(MAX_MANIFEST_BYTES + 1))
         self._files = self.manifest.files()
         self._verified: set[str] = set()
         self._check_listing()
@@ -104,7 +105,8 @@ class Bundle:
         """
         path = self.file(name)
         folder = PurePosixPath(name).parent
-        externals = scan_graph(path.read_bytes(), name)
+        with path.open("rb") as file:
+            externals = scan_graph(file.read(MAX_GRAPH_BYTES + 1), name)
         if externals:
             weights = self.tensors(str(folder / WEIGHTS))
             places = {(entry.offset, entry.nbytes) for entry in weights.entries.values()}
@@ -125,15 +127,17 @@ class Bundle:
             raise _unsafe(f"the manifest lists {len(self._files)} files", f"at most {MAX_FILES}")
         for name in self._files:
             _check_path(name)
+        if len({name.casefold() for name in self._files}) != len(self._files):
+            raise _unsafe("the manifest lists paths that differ in case only", "distinct paths")
         found: set[str] = set()
         for name, mode, size in _walk(self.path):
             if not stat.S_ISREG(mode):
-                raise _unsafe(f"{name} is a link or a special file", "regular files")
+                raise _unsafe(f"{name[:80]!r} is a link or a special file", "regular files")
             if name == MANIFEST:
                 continue
             entry = self._files.get(name)
             if entry is None:
-                raise _unsafe(f"{name} is not in the manifest", "the files that it lists")
+                raise _unsafe(f"{name[:80]!r} is not in the manifest", "the files that it lists")
             if size != entry.bytes:
                 raise IntegrityError(
                     f"{name} is {size} bytes long",
@@ -184,6 +188,7 @@ def writing_bundle(path: str | Path, *, force: bool = False) -> Iterator[Path]:
             )
     token = f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}"
     working, retired = final.parent / f"{token}.new", final.parent / f"{token}.old"
+    made = [folder for folder in final.parents if not folder.exists()]
     try:
         working.mkdir(parents=True)
     except OSError as error:
@@ -192,23 +197,31 @@ def writing_bundle(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         ) from None
     try:
         yield working
-        for name, _, _ in _walk(working):
-            _fsync(working / name)
-        _fsync(working)
-        if final.exists():
-            final.rename(retired)
-        try:
-            working.rename(final)
-        except OSError as error:
-            if retired.exists():
-                retired.rename(final)
-            raise BundleError(
-                f"cannot write {str(path)!r}: {error.strerror}", remedy="choose another name"
-            ) from None
-        _fsync(final.parent)
+        for written in _contents(working):
+            _fsync(written)
+        _put_in_place(working, final, retired, force=force)
     finally:
         shutil.rmtree(working, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
+        with suppress(OSError):  # not empty: the bundle is there, or someone else's files are
+            for folder in made:
+                folder.rmdir()
+
+
+def _put_in_place(working: Path, final: Path, retired: Path, *, force: bool) -> None:
+    try:
+        if force and final.exists():
+            final.rename(retired)
+        working.rename(final)
+    except OSError as error:
+        raise BundleError(
+            f"cannot write {str(final)!r}: {error.strerror}", remedy="choose another name"
+        ) from None
+    finally:
+        # Also where an interrupt strikes between the two renames.
+        if retired.exists() and not final.exists():
+            retired.rename(final)
+    _fsync(final.parent)
 
 
 def _check_path(name: str) -> None:
@@ -219,8 +232,9 @@ def _check_path(name: str) -> None:
         or name != "/".join(parts)
         or ".." in parts
         or name.startswith("/")
-        or any(character in name for character in '\\:\0*?"<>|')
-        or name == MANIFEST
+        or any(character in '\\:*?"<>|' or not character.isprintable() for character in name)
+        or any(part.endswith((".", " ")) for part in parts)
+        or name.casefold() == MANIFEST
     ):
         raise _unsafe(f"the manifest lists the path {name[:80]!r}", "paths inside the bundle")
 
@@ -238,6 +252,13 @@ def _walk(folder: Path) -> Iterator[tuple[str, int, int]]:
                 else:
                     name = Path(entry.path).relative_to(folder).as_posix()
                     yield name, info.st_mode, info.st_size
+
+
+def _contents(folder: Path) -> Iterator[Path]:
+    """Every file and folder under `folder`, and last the folder itself."""
+    for current, _, files in os.walk(folder, topdown=False):
+        yield from (Path(current) / name for name in files)
+        yield Path(current)
 
 
 def _fsync(path: Path) -> None:

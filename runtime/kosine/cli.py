@@ -109,3 +109,7 @@ def _version() -> str:
     import kosine
 
     return kosine.__version__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+# kosine's targets. Everything is installed into .venv, pinned by constraints.txt.
+
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
+SAMPLE = out/sample.kosine
+
+.PHONY: help setup demo test lint format clean
+
+help:
+	@echo "make setup   .venv with kosine, ONNX Runtime and the exporter (no PyTorch)"
+	@echo "make demo    export the sample encoder, replay its canary, score Korean sentences"
+	@echo "make test    the whole test suite (installs PyTorch, the referee)"
+	@echo "make lint    ruff and mypy --strict"
+	@echo "make format  let ruff rewrite the sources"
+
+setup: .venv/.runtime
+
+demo: setup
+	@mkdir -p out
+	.venv/bin/kosine export export/sample $(SAMPLE) --force
+	.venv/bin/kosine verify $(SAMPLE)
+	.venv/bin/kosine score $(SAMPLE) \
+	  "한 남자가 기타를 치고 있다." "남자가 악기를 연주하고 있다." "비행기가 이륙하고 있다." \
+	  "비행기가 하늘로 날아오른다." "한 여자가 양파를 썰고 있다." "주가가 사흘 연속 하락했다."
+
+test: .venv/.test .venvs/optimum/.done
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/.test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: .venv/.test
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean:
+	rm -rf .venv .venvs out
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.runtime: pyproject.toml constraints.txt | .venv/bin/python
+	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export]'
+	@touch $@
+
+# torch first and by version: what is asked for plain torch later takes it as it is, and no
+# multi-gigabyte CUDA build comes along.
+.venv/.test: .venv/.runtime
+	$(PIP) install torch==2.13.0
+	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,torch,test]'
+	@touch $@
+
+# sentence-transformers' own ONNX backend needs optimum-onnx, which pins an older transformers.
+.venvs/optimum/.done: constraints-optimum.txt
+	$(PYTHON) -m venv .venvs/optimum
+	.venvs/optimum/bin/python -m pip --disable-pip-version-check --quiet install torch==2.13.0
+	PIP_CONSTRAINT=constraints-optimum.txt .venvs/optimum/bin/python -m pip \
+	  --disable-pip-version-check --quiet install sentence-transformers optimum-onnx onnxruntime
+	@touch $@

@@ -1,0 +1,374 @@
+"""Reads a trained checkpoint: spec, canonical tensors, tokenizer, prompts, limits.
+
+No PyTorch and no transformers are needed for safetensors weights. The reader's floors, top
+to bottom: this file; `families`, `modules`, `adapter`, `tokenizer_files`; `architecture`,
+`weights`; `folder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kosine.errors import CorruptCheckpoint, InputError, UnsupportedCheckpoint
+from kosine_export.adapter import ADAPTER_CONFIG, Adapter, read_adapter
+from kosine_export.architecture import MODEL_TYPES, Architecture, read_architecture
+from kosine_export.families import canonical_tensors, encoder_prefix
+from kosine_export.folder import Located, locate, optional_object, read_object, without_nulls
+from kosine_export.modules import Limits, Modules, read_limits, read_modules
+from kosine_export.spec import DenseSpec, EncoderSpec
+from kosine_export.tokenizer_files import TokenizerFiles, has_tokenizer, read_tokenizer
+from kosine_export.weights import Float32, Weights, open_weights
+
+__all__ = ["Checkpoint", "read_checkpoint"]
+
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+MIN_TOKENS = 3
+ROOT_CONFIG = "config_sentence_transformers.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read, ready to become a bundle.
+
+    Attributes:
+        spec: Shape and semantics.
+        tensors: float32, C-contiguous, by the names and layouts of `spec.py`.
+        tokenizer_json: A tokenizers JSON without truncation or padding, whose post-processor
+            adds CLS and SEP.
+        special_ids: cls and sep, and pad, unk, mask where they exist.
+        prompts: Text by name.
+        default_prompt_name: The prompt for calls that name none, or None.
+        similarity: "cosine", "dot", "euclidean" or "manhattan".
+        do_lower_case: Whether texts are lower-cased before anything else, as the Transformer
+            module's setting of that name asks; `tokenizer_json` does it.
+        source: name, revision, format, versions, and sha256 by weight file; the same under
+            "base" for an adapter.
+        config: The transformers config.json of the model that was read.
+        notes: What a user should know about how the files were understood.
+    """
+
+    spec: EncoderSpec
+    tensors: dict[str, NDArray[np.float32]]
+    tokenizer_json: str
+    special_ids: dict[str, int]
+    prompts: dict[str, str]
+    default_prompt_name: str | None
+    similarity: str
+    do_lower_case: bool
+    source: dict[str, Any]
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def read_checkpoint(
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    revision: str | None = None,
+    prompts: Mapping[str, str] | None = None,
+    max_tokens: int | None = None,
+    allow_pickle: bool = False,
+) -> Checkpoint:
+    """Read a sentence-transformers, transformers or LoRA adapter checkpoint.
+
+    Args:
+        path: A folder, or a hub id such as organisation/name.
+        base: An adapter's base model, a folder or a hub id.
+        revision: Of the hub id.
+        prompts: Added to the checkpoint's own, replacing those of the same name.
+        max_tokens: Overrides the checkpoint's maximum length; special tokens count.
+        allow_pickle: Read `pytorch_model.bin`, with `torch.load(weights_only=True)`.
+
+    Raises:
+        CheckpointNotFound: No such folder or hub id.
+        CorruptCheckpoint: Damaged or contradictory files.
+        UnsupportedCheckpoint: Something that kosine does not compute, by name.
+        InputError: `base`, `revision`, `prompts` or `max_tokens` cannot be used.
+        MissingExtra: A pickle is to be read and PyTorch is not installed.
+    """
+    located = locate(path, revision=revision, allow_pickle=allow_pickle)
+    own = read_modules(located.folder)
+    adapter, base_located = None, None
+    if (own.transformer / ADAPTER_CONFIG).is_file():
+        adapter = read_adapter(own.transformer, allow_pickle=allow_pickle)
+        base_located = locate_base(adapter, base, allow_pickle)
+    elif base is not None:
+        raise InputError(
+            f"a base was given, and {located.name} is no adapter",
+            limit=f"adapters hold {ADAPTER_CONFIG}",
+            remedy="drop the base",
+        )
+    return assemble(located, own, adapter, base_located, prompts, max_tokens, allow_pickle)
+
+
+def locate_base(adapter: Adapter, base: str | Path | None, allow_pickle: bool) -> Located:
+    if base is None:
+        raise InputError(
+            f"an adapter without its base, {adapter.base}",
+            limit="an adapter holds changes to a base model, not the model",
+            remedy="pass --base DIR with the folder (or hub id) of the base",
+        )
+    # The adapter's config pins the hub revision of the base that it names, and of no other.
+    pinned = adapter.config.get("revision") if base == adapter.base else None
+    revision = pinned if isinstance(pinned, str) and not Path(base).is_dir() else None
+    return locate(base, revision=revision, allow_pickle=allow_pickle)
+
+
+def assemble(
+    located: Located,
+    own: Modules,
+    adapter: Adapter | None,
+    base: Located | None,
+    prompts: Mapping[str, str] | None,
+    max_tokens: int | None,
+    allow_pickle: bool,
+) -> Checkpoint:
+    # An adapter's own files win; what it leaves out is the base's.
+    roots = [located] if base is None else [located, base]
+    layers = [own] if base is None else [own, read_modules(base.folder)]
+    modules = next((layer for layer in layers if layer.generation is not None), own)
+    folders = [layer.transformer for layer in layers]
+    transformer = folders[-1]
+    config = (
+        read_object(transformer / "config.json")
+        if (transformer / "config.json").is_file()
+        else None
+    )
+    if config is None:
+        raise CorruptCheckpoint(
+            f"no config.json in {transformer.name or transformer}",
+            limit="a transformers config is needed",
+            remedy="check that the path is a checkpoint and its download is complete",
+        )
+    architecture = read_architecture(config)
+    if modules.generation is None:
+        require_no_decoder(config)
+    weights = open_weights(transformer, allow_pickle=allow_pickle)
+    if adapter is not None:
+        shapes = weights.shapes()
+        adapter.require_base(shapes, encoder_prefix(shapes, architecture.family))
+    tensors = canonical_tensors(
+        architecture, weights, patch=None if adapter is None else adapter.merge
+    )
+    opened = {"": weights}
+    for index, (dense, folder) in enumerate(modules.dense):
+        opened[f"{folder.name}/"] = dense_weights = open_weights(folder, allow_pickle=allow_pickle)
+        tensors.update(dense_tensors(index, dense, dense_weights, folder.name))
+    require_widths(architecture, modules)
+    limits = next(filter(None, map(read_limits, folders)), Limits(None, False))
+    stated = next(filter(None, map(read_root, roots)), {})
+    tokenizer = read_tokenizer(
+        next(filter(has_tokenizer, folders), own.transformer),
+        family=architecture.family,
+        config=config,
+        lower_text=limits.do_lower_case,
+    )
+    require_vocabulary(architecture, tokenizer)
+    length, notes = resolve_max_tokens(architecture, limits, tokenizer, max_tokens)
+    named, default = read_prompts(stated, prompts)
+    if adapter is not None:
+        opened["adapter"] = adapter.weights
+    pickled = any(one.pickled for one in opened.values())
+    return Checkpoint(
+        spec=EncoderSpec(
+            family=architecture.family,
+            vocab_size=architecture.vocab_size,
+            hidden_size=architecture.hidden_size,
+            embedding_size=architecture.embedding_size,
+            num_layers=architecture.num_layers,
+            num_heads=architecture.num_heads,
+            intermediate_size=architecture.intermediate_size,
+            max_position_embeddings=architecture.max_position_embeddings,
+            type_vocab_size=architecture.type_vocab_size,
+            layer_norm_eps=architecture.layer_norm_eps,
+            position_rule="roberta" if architecture.family == "roberta" else "absolute",
+            pad_id=architecture.pad_id,
+            max_tokens=length,
+            pooling=modules.pooling,
+            include_prompt=modules.include_prompt,
+            normalize=modules.normalize,
+            dense=tuple(dense for dense, _ in modules.dense),
+        ),
+        tensors=tensors,
+        tokenizer_json=tokenizer.json,
+        special_ids=tokenizer.special_ids,
+        prompts=named,
+        default_prompt_name=default,
+        similarity=read_similarity(stated),
+        do_lower_case=tokenizer.lowers,
+        source=source_of(located, own, opened, base, stated),
+        config=config,
+        notes=(
+            *modules.notes,
+            *tokenizer.notes,
+            *notes,
+            *(("weights came from a pickle, read with weights_only=True",) if pickled else ()),
+        ),
+    )
+
+
+def require_no_decoder(config: Mapping[str, Any]) -> None:
+    """Without stated pooling, sentence-transformers gives decoders last-token pooling."""
+    architectures = config.get("architectures") or [""]
+    if str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel")):
+        raise UnsupportedCheckpoint(
+            f"architecture {architectures[0]} with no stated pooling",
+            limit=f"encoders are supported: {', '.join(MODEL_TYPES)}",
+            remedy="use an encoder checkpoint",
+        )
+
+
+def dense_tensors(index: int, dense: DenseSpec, weights: Weights, name: str) -> dict[str, Float32]:
+    """A Dense module's weights, (in, out) and (out,)."""
+    expected: dict[str, tuple[int, ...]] = {
+        "linear.weight": (dense.out_features, dense.in_features)
+    }
+    if dense.bias:
+        expected["linear.bias"] = (dense.out_features,)
+    if weights.shapes() != expected:
+        raise CorruptCheckpoint(
+            f"{name} holds {dict(weights.shapes())}",
+            limit=f"its config asks for {expected}",
+            remedy="check that the Dense module's config and weights belong together",
+        )
+    tensors = {f"dense.{index}.weight": np.ascontiguousarray(weights.read("linear.weight").T)}
+    if dense.bias:
+        tensors[f"dense.{index}.bias"] = weights.read("linear.bias")
+    return tensors
+
+
+def require_widths(architecture: Architecture, modules: Modules) -> None:
+    """Each module must take vectors of the width that the one before it gives."""
+    width = architecture.hidden_size
+    if modules.pooling_width not in (None, width):
+        raise CorruptCheckpoint(
+            f"the pooling config states width {modules.pooling_width}",
+            limit=f"the transformer gives {width}",
+        )
+    for dense, folder in modules.dense:
+        if dense.in_features != width:
+            raise CorruptCheckpoint(
+                f"{folder.name} takes {dense.in_features} features",
+                limit=f"the module before it gives {width}",
+            )
+        width = dense.out_features
+
+
+def read_root(root: Located) -> dict[str, Any]:
+    """The file that holds versions, prompts and similarity; empty where there is none."""
+    return without_nulls(optional_object(root.folder / ROOT_CONFIG))
+
+
+def require_vocabulary(architecture: Architecture, tokenizer: TokenizerFiles) -> None:
+    if tokenizer.size > architecture.vocab_size:
+        raise CorruptCheckpoint(
+            f"the tokenizer makes ids up to {tokenizer.size - 1}",
+            limit=f"there are {architecture.vocab_size} word embeddings",
+            remedy="check that the tokenizer and the weights belong together",
+        )
+
+
+def resolve_max_tokens(
+    architecture: Architecture, limits: Limits, tokenizer: TokenizerFiles, override: int | None
+) -> tuple[int, tuple[str, ...]]:
+    """The maximum length as sentence-transformers finds it, kept inside the position rows."""
+    usable = architecture.usable_positions
+    if override is not None:
+        if isinstance(override, bool) or not MIN_TOKENS <= override <= usable:
+            raise InputError(
+                f"max_tokens {override!r}",
+                limit=f"from {MIN_TOKENS} to {usable}, the usable position rows",
+                remedy="choose one in between",
+            )
+        return override, (f"max_tokens {override} was asked for",)
+    stated = limits.max_seq_length
+    if stated is None:
+        stated = tokenizer.model_max_length or architecture.max_position_embeddings
+    if stated < MIN_TOKENS:
+        raise CorruptCheckpoint(
+            f"the maximum length is {stated}", limit=f"at least {MIN_TOKENS} is needed"
+        )
+    if stated <= usable:
+        return stated, ()
+    return usable, (f"position rows limit max_tokens to {usable}, {stated} was stated",)
+
+
+def read_prompts(
+    stated: Mapping[str, Any], added: Mapping[str, str] | None
+) -> tuple[dict[str, str], str | None]:
+    own = stated.get("prompts", {})
+    if not isinstance(own, dict) or not all(
+        text is None or isinstance(text, str) for text in own.values()
+    ):
+        raise CorruptCheckpoint(f"{ROOT_CONFIG}: prompts are not texts by name")
+    named = {name: text or "" for name, text in own.items()}
+    for name, text in (added or {}).items():
+        if not name or not isinstance(text, str):
+            raise InputError(
+                f"prompt {name!r} is a {type(text).__name__}", limit="prompts are texts by name"
+            )
+        named[name] = text
+    default = stated.get("default_prompt_name")
+    if default is not None and default not in named:
+        # sentence-transformers always has these two, empty unless stated.
+        if default not in ("query", "document"):
+            raise CorruptCheckpoint(
+                f"{ROOT_CONFIG}: default_prompt_name {default!r} is not among the prompts",
+                limit=f"the prompts are {', '.join(sorted(named)) or 'none'}",
+            )
+        named[default] = ""
+    return named, default
+
+
+def read_similarity(stated: Mapping[str, Any]) -> str:
+    for key, plain in (("truncate_dim", None), ("model_type", "SentenceTransformer")):
+        if stated.get(key, plain) != plain:
+            raise UnsupportedCheckpoint(
+                f"{ROOT_CONFIG}: {key} is {stated[key]!r}",
+                limit="SentenceTransformer models of their full width are supported",
+                remedy="remove the entry, and truncate when encoding"
+                if key == "truncate_dim"
+                else "use a SentenceTransformer checkpoint",
+            )
+    similarity = stated.get("similarity_fn_name", "cosine")
+    if similarity not in SIMILARITIES:
+        raise UnsupportedCheckpoint(
+            f"{ROOT_CONFIG}: similarity_fn_name {similarity!r}",
+            limit=f"{', '.join(SIMILARITIES)} are supported",
+            remedy="state one of those",
+        )
+    return str(similarity)
+
+
+def source_of(
+    located: Located,
+    own: Modules,
+    opened: Mapping[str, Weights],
+    base: Located | None,
+    stated: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Where it all came from. `opened`: weights by the folder they were in, and "adapter"."""
+    form = "transformers" if own.generation is None else f"sentence-transformers {own.generation}"
+    versions = stated.get("__version__")
+    model = {
+        f"{folder}{file}": digest
+        for folder, weights in opened.items()
+        if folder != "adapter"
+        for file, digest in weights.files.items()
+    }
+    source: dict[str, Any] = {
+        "name": located.name,
+        "revision": located.revision,
+        "format": form if base is None else f"{form} with a LoRA adapter",
+        "versions": dict(versions) if isinstance(versions, dict) else {},
+        "sha256": model if base is None else dict(opened["adapter"].files),
+    }
+    if base is not None:
+        source["base"] = {"name": base.name, "revision": base.revision, "sha256": model}
+    return source

@@ -1,0 +1,58 @@
+"""The ecosystem face, `model.onnx`, run as other tools run it: padded rectangles, plain session."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kosine.backends.onnx import import_onnxruntime
+from kosine.bundle import Bundle
+from kosine.canary import GATES, Canary, compare
+from kosine.errors import ParityError
+from kosine.packed import Float32, Packed
+
+__all__ = ["check_model_face", "run_model_face"]
+
+GRAPHS = {"float32": "model.onnx", "float16": "fp16/model.onnx"}
+BATCH = 16
+
+
+def run_model_face(bundle: Bundle, batch: Packed, dtype: str = "float32") -> Float32:
+    """(B, dim) `sentence_embedding` of `model.onnx` on right-padded batches, in order."""
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session: Any = ort.InferenceSession(
+        str(bundle.graph(GRAPHS[dtype])), options, providers=["CPUExecutionProvider"]
+    )
+    wanted = [node.name for node in session.get_inputs()]
+    pad = bundle.manifest.special_ids["pad"]
+    parts = []
+    for begin in range(0, len(batch), BATCH):
+        part = batch.take(range(begin, min(begin + BATCH, len(batch))))
+        lengths = part.lengths
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(mask.shape, pad, np.int64)
+        ids[mask] = part.ids
+        feed = {
+            "input_ids": ids,
+            "attention_mask": mask.astype(np.int64),
+            "token_type_ids": np.zeros_like(ids),
+        }
+        parts.append(session.run(["sentence_embedding"], {name: feed[name] for name in wanted})[0])
+    return np.concatenate(parts)
+
+
+def check_model_face(bundle: Bundle, dtype: str = "float32") -> None:
+    """Raise ParityError where `model.onnx` does not give the canary's vectors."""
+    canary = Canary.read(bundle)
+    found = compare(run_model_face(bundle, canary.batch, dtype), canary.vectors)
+    gate = GATES[dtype]
+    if not found.passes(gate):
+        raise ParityError(
+            f"{GRAPHS[dtype]} fails the canary: min cosine {found.min_cosine:.7f}, max abs error "
+            f"{found.max_abs_error:.1e}",
+            limit=f"min cosine {gate.min_cosine}, max abs error {gate.max_abs}",
+            remedy="no bundle was written; report it with the checkpoint's config files",
+        )

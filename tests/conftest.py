@@ -1,0 +1,68 @@
+"""Fixtures that most tests share: the sample's bundle, the command line, the shared inputs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import kosine
+from kosine_export.export import export
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "export" / "sample"
+SHARED = ROOT.parent / "shared"
+
+# No test may reach for a model hub, and forks after tokenising are meant.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session")
+def sample_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample checkpoint exported with every target. Read-only: copy it to change it."""
+    path = tmp_path_factory.mktemp("bundles") / "sample.kosine"
+    export(SAMPLE, path, targets=("onnx", "onnx-fp16"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def sample(sample_bundle: Path) -> kosine.Encoder:
+    return kosine.load(sample_bundle, backend="onnx")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """`shared("data/korsts-dev.tsv")`: a real input beside the repository, or a visible skip."""
+
+    def find(name: str) -> Path:
+        path = SHARED / name
+        if not path.exists():
+            pytest.skip(f"../shared/{name} is not here: real inputs are kept beside the repository")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def kosine_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in a process of its own."""
+
+    def run(*words: object, stdin: str | bytes | None = None) -> subprocess.CompletedProcess[str]:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        done = subprocess.run(
+            [sys.executable, "-m", "kosine.cli", *map(str, words)],
+            input=data,
+            capture_output=True,
+            timeout=300,
+            check=False,
+        )
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+        )
+
+    return run

@@ -1,0 +1,877 @@
+"""Small checkpoints in the full formats that sentence encoders come in.
+
+Each builder writes the files that one generation of sentence-transformers writes, around a
+randomly initialised transformer of a few narrow layers: the right class, tokenizer kind,
+special-token order, config keys and module paths. LayerNorm gains and every bias are random
+too, so that a swapped or dropped tensor shows. `referee` loads one in PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+SAMPLE = Path(__file__).parent.parent / "export" / "sample"
+
+KLUE_SPECIALS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+
+OLD = "sentence_transformers.models."
+MODULE_PATHS = {
+    "1.x": {kind: OLD + kind for kind in ("Transformer", "Pooling", "Dense", "Normalize")},
+    "2.x": {kind: OLD + kind for kind in ("Transformer", "Pooling", "Dense", "Normalize")},
+    "5.4": {
+        "Transformer": "sentence_transformers.base.modules.transformer.Transformer",
+        "Pooling": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
+        "Dense": "sentence_transformers.base.modules.dense.Dense",
+        "Normalize": "sentence_transformers.base.modules.normalize.Normalize",
+    },
+}
+NORMALIZE_PATHS = (
+    "sentence_transformers.models.Normalize",
+    "sentence_transformers.sentence_transformer.modules.normalize.Normalize",
+    "sentence_transformers.base.modules.normalize.Normalize",
+)
+VERSIONS = {"1.x": ("1.1.0", "4.5.1"), "2.x": ("3.4.0", "4.47.1"), "5.4": ("6.2.0", "5.23.0")}
+
+# What a tokenizer can trip over. Written with escapes where the eye could not tell.
+TRICKY_TEXTS = (
+    "",
+    "   ",
+    "한국어 문장 임베딩",
+    "\u1112\u1161\u11ab\u1100\u116e\u11a8\u110b\u1165 NFD",
+    "한국\u00a0어\u3000문장",
+    "한\u200b국\u200d어\ufeff",
+    "강아지 🐶 👩\u200d👩\u200d👧 좋아요👍",
+    "[CLS] 안녕 [SEP] [UNK] [MASK] [PAD]",
+    "<s> 안녕 </s> <mask>",
+    "가" * 100,
+    "나" * 101,
+    "React REACT äôs café ＡＢＣ１２３",
+    "입양(入養) 𠮷野家 カタカナ",
+    "3,000만원 ① 제1항 「동산」 표시·광고",
+    "줄\n바꿈\t탭\r\n\u0007제어\u0000문자\ufffd",
+    "ㅋㅋㅋ ㅠㅠ 유치권\u119e질권 \ue000",
+    "  앞뒤 공백  ",
+)
+
+
+def write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+def sample_pieces() -> list[str]:
+    """Pieces of the sample's vocabulary: each single character, and some longer ones."""
+    data = json.loads((SAMPLE / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = sorted(data["model"]["vocab"], key=data["model"]["vocab"].get)
+    pieces = [piece for piece in vocab if piece not in KLUE_SPECIALS]
+    short = [piece for piece in pieces if len(piece.removeprefix("##")) == 1]
+    longer = [piece for piece in pieces if len(piece.removeprefix("##")) > 1]
+    return short + longer[:600]
+
+
+def bert_tokenizer_json(tokens: list[str], specials: tuple[str, ...], lowercase: bool) -> dict:
+    cls, sep = tokens.index("[CLS]"), tokens.index("[SEP]")
+    return {
+        "version": "1.0",
+        "truncation": {
+            "direction": "Right",
+            "max_length": 64,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        },
+        "padding": {
+            "strategy": "BatchLongest",
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": tokens.index("[PAD]"),
+            "pad_type_id": 0,
+            "pad_token": "[PAD]",
+        },
+        "added_tokens": [
+            added_token(tokens.index(token), token) for token in sorted(specials, key=tokens.index)
+        ],
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": lowercase,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+            ],
+            "pair": [
+                {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 0}},
+                {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+            ],
+            "special_tokens": {
+                "[CLS]": {"id": "[CLS]", "ids": [cls], "tokens": ["[CLS]"]},
+                "[SEP]": {"id": "[SEP]", "ids": [sep], "tokens": ["[SEP]"]},
+            },
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {token: index for index, token in enumerate(tokens)},
+        },
+    }
+
+
+def added_token(index: int, content: str) -> dict:
+    return {
+        "id": index,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+
+
+def write_wordpiece(
+    folder: Path,
+    specials: tuple[str, ...],
+    *,
+    vocab_only: bool = False,
+    lowercase: bool = False,
+    settings: dict | None = None,
+) -> int:
+    """A BERT tokenizer; returns the vocabulary's size. `settings` None values drop a key."""
+    tokens = [*specials, *sample_pieces()]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    named = {
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    }
+    config = {
+        "do_lower_case": lowercase,
+        **named,
+        "tokenize_chinese_chars": True,
+        "strip_accents": None,
+        "do_basic_tokenize": True,
+        "never_split": None,
+    }
+    if not vocab_only:
+        write_json(folder / "tokenizer.json", bert_tokenizer_json(tokens, specials, lowercase))
+        config["tokenizer_class"] = "BertTokenizer"
+        config["clean_up_tokenization_spaces"] = True
+        config["added_tokens_decoder"] = {
+            str(tokens.index(token)): {
+                key: value for key, value in added_token(0, token).items() if key != "id"
+            }
+            for token in sorted(specials, key=tokens.index)
+        }
+    for key, value in (settings or {}).items():
+        if value is None:
+            config.pop(key, None)
+        else:
+            config[key] = value
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "special_tokens_map.json", named)
+    return len(tokens)
+
+
+def write_byte_level(
+    folder: Path, *, vocab_only: bool = False, settings: dict | None = None
+) -> int:
+    """RoBERTa's byte-level BPE, with a few hundred merges; returns the vocabulary's size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate((*ROBERTA_SPECIALS, *alphabet))}
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    merges: list[tuple[str, str]] = []
+    for piece in ("the", " 문장", " 한국어", "안녕", " Re", "act", " ①", "가", "나", " sentence"):
+        spelled = "".join(word for word, _ in splitter.pre_tokenize_str(piece))
+        left = spelled[0]
+        for right in spelled[1:]:
+            if left + right not in vocab:
+                vocab[left + right] = len(vocab)
+                merges.append((left, right))
+            left += right
+    vocab["<mask>"] = len(vocab)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "vocab.json", vocab)
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8"
+    )
+    named = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+        "cls_token": "<s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": {**added_token(0, "<mask>"), "lstrip": True},
+    }
+    del named["mask_token"]["id"], named["mask_token"]["special"]
+    if not vocab_only:
+        tokenizer = Tokenizer(
+            models.BPE(vocab, merges, continuing_subword_prefix="", end_of_word_suffix="")
+        )
+        tokenizer.pre_tokenizer = splitter
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.post_processor = processors.RobertaProcessing(
+            ("</s>", vocab["</s>"]),
+            ("<s>", vocab["<s>"]),
+            trim_offsets=True,
+            add_prefix_space=False,
+        )
+        data = json.loads(tokenizer.to_str())
+        data["added_tokens"] = [
+            added_token(vocab[token], token) | {"lstrip": token == "<mask>"}
+            for token in sorted((*ROBERTA_SPECIALS, "<mask>"), key=vocab.get)
+        ]
+        write_json(folder / "tokenizer.json", data)
+    config = {
+        **{name: token for name, token in named.items() if name != "mask_token"},
+        "mask_token": "<mask>",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "tokenizer_class": "RobertaTokenizer",
+        **(settings or {}),
+    }
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "special_tokens_map.json", named)
+    return len(vocab)
+
+
+def write_unigram(folder: Path, *, settings: dict | None = None) -> int:
+    """XLM-RoBERTa's SentencePiece Unigram as a tokenizer.json; returns the vocabulary's size."""
+    pieces: dict[str, float] = {}
+    for piece in sample_pieces():
+        word = piece.removeprefix("##") if piece.startswith("##") else f"▁{piece}"
+        pieces.setdefault(word, -4.0 - 0.001 * len(pieces) - (4.0 if len(word) == 1 else 0.0))
+    pieces.setdefault("▁", -3.0)
+    vocab = [[token, 0.0] for token in ROBERTA_SPECIALS]
+    vocab += [[piece, score] for piece, score in pieces.items()]
+    vocab.append(["<mask>", 0.0])
+    ids = {token: index for index, (token, _) in enumerate(vocab)}
+    template = [
+        {"SpecialToken": {"id": "<s>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "</s>", "type_id": 0}},
+    ]
+    data = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            added_token(ids[token], token) | {"lstrip": token == "<mask>"}
+            for token in (*ROBERTA_SPECIALS, "<mask>")
+        ],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}],
+        },
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "WhitespaceSplit"},
+                {
+                    "type": "Metaspace",
+                    "replacement": "▁",
+                    "prepend_scheme": "always",
+                    "split": True,
+                },
+            ],
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": template,
+            "pair": [
+                *template,
+                {"SpecialToken": {"id": "</s>", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 0}},
+                {"SpecialToken": {"id": "</s>", "type_id": 0}},
+            ],
+            "special_tokens": {
+                token: {"id": token, "ids": [ids[token]], "tokens": [token]}
+                for token in ("<s>", "</s>")
+            },
+        },
+        "decoder": {
+            "type": "Metaspace",
+            "replacement": "▁",
+            "prepend_scheme": "always",
+            "split": True,
+        },
+        "model": {"type": "Unigram", "unk_id": 3, "vocab": vocab, "byte_fallback": False},
+    }
+    write_json(folder / "tokenizer.json", data)
+    config = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+        "cls_token": "<s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+        "tokenizer_class": "XLMRobertaTokenizer",
+        **(settings or {}),
+    }
+    write_json(folder / "tokenizer_config.json", config)
+    return len(vocab)
+
+
+def transformers_config(family: str, vocab_size: int, **sizes: int | float | str | None) -> dict:
+    """A `config.json` with that family's own keys; None values drop a key."""
+    hidden = sizes.pop("hidden_size", 64)
+    layers, ffn = sizes.pop("num_hidden_layers", 2), sizes.pop("intermediate_size", 160)
+    if family == "distilbert":
+        config = {
+            "architectures": ["DistilBertModel"],
+            "activation": "gelu",
+            "attention_dropout": 0.1,
+            "dim": hidden,
+            "dropout": 0.1,
+            "hidden_dim": ffn,
+            "initializer_range": 0.02,
+            "max_position_embeddings": 512,
+            "model_type": "distilbert",
+            "n_heads": hidden // 32,
+            "n_layers": layers,
+            "pad_token_id": 0,
+            "sinusoidal_pos_embds": False,
+        }
+    else:
+        roberta = family in ("roberta", "xlm-roberta")
+        classes = {
+            "bert": "BertModel",
+            "roberta": "RobertaModel",
+            "xlm-roberta": "XLMRobertaModel",
+            "electra": "ElectraModel",
+        }
+        config = {
+            "architectures": [classes[family]],
+            "attention_probs_dropout_prob": 0.1,
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": 0.1,
+            "hidden_size": hidden,
+            "initializer_range": 0.02,
+            "intermediate_size": ffn,
+            "layer_norm_eps": 1e-05 if roberta else 1e-12,
+            "max_position_embeddings": 514 if roberta else 512,
+            "model_type": family,
+            "num_attention_heads": hidden // 32,
+            "num_hidden_layers": layers,
+            "pad_token_id": 1 if roberta else 0,
+            "position_embedding_type": "absolute",
+            "type_vocab_size": 1 if roberta else 2,
+            "use_cache": True,
+        }
+        if roberta:
+            config |= {"bos_token_id": 0, "eos_token_id": 2}
+        if family == "electra":
+            config["embedding_size"] = hidden
+    config["vocab_size"] = vocab_size
+    config |= sizes
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def random_model(config: dict, seed: int):
+    """A transformers model in eval mode, every parameter random."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModel
+
+    known = {key: value for key, value in config.items() if key != "position_embedding_type"}
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModel.from_config(CONFIG_MAPPING[known.pop("model_type")](**known)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name.lower() and name.endswith("weight"):
+                parameter.copy_(1 + 0.2 * noise)
+            elif parameter.dim() == 1:
+                parameter.copy_(0.1 * noise)
+            elif "embeddings." in name:
+                parameter.copy_(0.5 * noise)
+            else:
+                parameter.copy_(noise * 1.2 / parameter.shape[-1] ** 0.5)
+    return model
+
+
+def write_weights(
+    folder: Path,
+    state: dict,
+    *,
+    kind: str = "safetensors",
+    dtype: str = "float32",
+    prefix: str = "",
+) -> None:
+    """`kind`: safetensors, sharded, or bin (a pickle)."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {
+        prefix + name: tensor.detach().to(getattr(torch, dtype)).contiguous()
+        for name, tensor in state.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "bin":
+        torch.save(tensors, folder / "pytorch_model.bin")
+        return
+    if kind == "safetensors":
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    names = sorted(tensors)
+    halves = (names[: len(names) // 2], names[len(names) // 2 :])
+    weight_map = {}
+    for number, half in enumerate(halves, 1):
+        file = f"model-{number:05d}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in half}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(half, file)
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+
+
+def write_pooling(
+    folder: Path, mode: str, width: int, generation: str, include_prompt: bool
+) -> None:
+    if generation == "5.4":
+        config = {
+            "embedding_dimension": width,
+            "pooling_mode": mode,
+            "include_prompt": include_prompt,
+        }
+    else:
+        flags = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
+        config = {
+            "word_embedding_dimension": width,
+            **{f"pooling_mode_{flag}": name == mode for name, flag in flags.items()},
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        }
+        if generation != "1.x":
+            config |= {
+                "pooling_mode_weightedmean_tokens": False,
+                "pooling_mode_lasttoken": False,
+                "include_prompt": include_prompt,
+            }
+    write_json(folder / "config.json", config)
+
+
+def write_dense(
+    folder: Path,
+    inputs: int,
+    outputs: int,
+    *,
+    activation: str = "torch.nn.modules.activation.Tanh",
+    bias: bool = True,
+    use_residual: bool = False,
+    kind: str = "safetensors",
+    seed: int = 0,
+) -> None:
+    import torch
+
+    config = {
+        "in_features": inputs,
+        "out_features": outputs,
+        "bias": bias,
+        "activation_function": activation,
+    }
+    if use_residual:
+        config["use_residual"] = True
+    write_json(folder / "config.json", config)
+    generator = torch.Generator().manual_seed(seed)
+    state = {"linear.weight": torch.randn((outputs, inputs), generator=generator) / inputs**0.5}
+    if bias:
+        state["linear.bias"] = 0.1 * torch.randn((outputs,), generator=generator)
+    write_weights(folder, state, kind=kind)
+
+
+def write_root(
+    path: Path,
+    generation: str,
+    modules: list[tuple[str, str]],
+    *,
+    versions: tuple[str, str],
+    prompts: dict[str, str],
+    default_prompt_name: str | None,
+    similarity: str | None,
+) -> None:
+    """modules.json and the version, prompts and similarity file. `modules`: (path, type)."""
+    write_json(
+        path / "modules.json",
+        [
+            {"idx": index, "name": str(index), "path": folder, "type": dotted}
+            for index, (folder, dotted) in enumerate(modules)
+        ],
+    )
+    if generation == "1.x":
+        write_json(path / "config.json", {"__version__": versions[0]})
+        return
+    config = {
+        "__version__": {
+            "sentence_transformers": versions[0],
+            "transformers": versions[1],
+            "pytorch": "2.5.1+cu121",
+        },
+        "prompts": prompts,
+        "default_prompt_name": default_prompt_name,
+        "similarity_fn_name": similarity,
+    }
+    if generation == "5.4":
+        config["model_type"] = "SentenceTransformer"
+    write_json(path / "config_sentence_transformers.json", config)
+
+
+def build(
+    path: Path,
+    *,
+    family: str = "bert",
+    tokenizer: str | None = None,
+    specials: tuple[str, ...] | None = None,
+    tokenizer_settings: dict | None = None,
+    lowercase: bool = False,
+    pooling: str = "mean",
+    include_prompt: bool = True,
+    normalize: bool | str = False,
+    dense: list[dict] | None = None,
+    generation: str = "2.x",
+    versions: tuple[str, str] | None = None,
+    max_length: int | None = 128,
+    do_lower_case: bool = False,
+    prompts: dict[str, str] | None = None,
+    default_prompt_name: str | None = None,
+    similarity: str | None = "cosine",
+    weights: str = "safetensors",
+    dtype: str = "float32",
+    prefix: str = "",
+    seed: int = 0,
+    sizes: dict | None = None,
+) -> Path:
+    """Write a checkpoint folder and return it.
+
+    `tokenizer`: wordpiece, vocab.txt, byte-level, vocab.json or unigram; the family's own if
+    None. `generation`: 1.x, 2.x (to 5.3), 5.4, or bare (transformers files alone).
+    `normalize` may be the module's dotted path. `dense`: keyword arguments of `write_dense`
+    with `outputs` instead of both sizes. `sizes`: entries for config.json, None to drop one.
+    """
+    transformer = path / "0_Transformer" if generation == "1.x" else path
+    own = {"roberta": "byte-level", "xlm-roberta": "unigram"}.get(family, "wordpiece")
+    kind = tokenizer or own
+    settings = dict(tokenizer_settings or {})
+    if max_length is not None and generation in ("5.4", "bare"):
+        settings.setdefault("model_max_length", max_length)
+    if kind in ("wordpiece", "vocab.txt"):
+        order = specials or (KLUE_SPECIALS if family == "roberta" else BERT_SPECIALS)
+        vocab_size = write_wordpiece(
+            transformer,
+            order,
+            vocab_only=kind == "vocab.txt",
+            lowercase=lowercase,
+            settings=settings,
+        )
+    elif kind in ("byte-level", "vocab.json"):
+        vocab_size = write_byte_level(
+            transformer, vocab_only=kind == "vocab.json", settings=settings
+        )
+    else:
+        vocab_size = write_unigram(transformer, settings=settings)
+    config = transformers_config(family, vocab_size, **(sizes or {}))
+    model = random_model(config, seed)
+    stored = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}[dtype]
+    config["torch_dtype" if generation != "5.4" else "dtype"] = stored
+    config["transformers_version"] = (versions or VERSIONS.get(generation, ("", "4.41.2")))[1]
+    write_json(transformer / "config.json", config)
+    write_weights(transformer, model.state_dict(), kind=weights, dtype=dtype, prefix=prefix)
+    if generation == "bare":
+        return path
+    write_limits(transformer, generation, max_length, do_lower_case)
+    width = config.get("dim", config.get("hidden_size"))
+    paths = MODULE_PATHS[generation]
+    modules = [(transformer.name if generation == "1.x" else "", paths["Transformer"])]
+    write_pooling(path / "1_Pooling", pooling, width, generation, include_prompt)
+    modules.append(("1_Pooling", paths["Pooling"]))
+    for options in dense or []:
+        folder = f"{len(modules)}_Dense"
+        chosen = dict(options)
+        outputs = chosen.pop("outputs")
+        write_dense(path / folder, width, outputs, **{"seed": seed + len(modules), **chosen})
+        modules.append((folder, paths["Dense"]))
+        width = outputs
+    if normalize:
+        folder = f"{len(modules)}_Normalize"
+        (path / folder).mkdir()
+        modules.append((folder, normalize if isinstance(normalize, str) else paths["Normalize"]))
+    write_root(
+        path,
+        generation,
+        modules,
+        versions=versions or VERSIONS[generation],
+        prompts=prompts if prompts is not None else {},
+        default_prompt_name=default_prompt_name,
+        similarity=similarity,
+    )
+    return path
+
+
+def write_limits(folder: Path, generation: str, max_length: int | None, lower: bool) -> None:
+    if generation == "5.4":
+        config: dict = {
+            "transformer_task": "feature-extraction",
+            "modality_config": {
+                "text": {"method": "forward", "method_output_name": "last_hidden_state"}
+            },
+            "module_output_name": "token_embeddings",
+        }
+        if lower:
+            config["do_lower_case"] = True
+    else:
+        config = {"max_seq_length": max_length, "do_lower_case": lower}
+    write_json(folder / "sentence_bert_config.json", config)
+
+
+def build_korsts(path: Path) -> Path:
+    """KorSTS: KLUE RoBERTa with its WordPiece tokenizer, written by 3.4.0.dev0 / 4.47.1."""
+    return build(
+        path,
+        family="roberta",
+        tokenizer="wordpiece",
+        tokenizer_settings=KLUE_SETTINGS,
+        versions=("3.4.0.dev0", "4.47.1"),
+        sizes={"tokenizer_class": "BertTokenizer", "num_hidden_layers": 3},
+        seed=10,
+    )
+
+
+def build_matching(path: Path, *, weights: str = "safetensors") -> Path:
+    """Developer and project: KR-SBERT, a BERT in the 1.x layout with vocab.txt alone."""
+    return build(
+        path,
+        family="bert",
+        tokenizer="vocab.txt",
+        generation="1.x",
+        tokenizer_settings={
+            "special_tokens_map_file": "special_tokens_map.json",
+            "name_or_path": "KR-SBERT-V40K-klueNLI/0_Transformer",
+        },
+        weights=weights,
+        sizes={"num_hidden_layers": 3, "gradient_checkpointing": False},
+        seed=11,
+    )
+
+
+def build_faq(path: Path) -> Path:
+    """Dog FAQ: ko-sroberta fine-tuned, written by 5.1.0 / 4.55.1, with empty prompts."""
+    return build(
+        path,
+        family="roberta",
+        tokenizer="wordpiece",
+        tokenizer_settings=KLUE_SETTINGS,
+        versions=("5.1.0", "4.55.1"),
+        prompts={"query": "", "document": ""},
+        sizes={"tokenizer_class": "BertTokenizer"},
+        seed=12,
+    )
+
+
+def build_klue_large(path: Path) -> Path:
+    """KLUE-STS: RoBERTa large, 512 tokens, trained in fp16, written by 3.0.1 / 4.41.2."""
+    return build(
+        path,
+        family="roberta",
+        tokenizer="wordpiece",
+        tokenizer_settings={**KLUE_SETTINGS, "model_max_length": 512},
+        versions=("3.0.1", "4.41.2"),
+        max_length=512,
+        similarity=None,
+        sizes={
+            "tokenizer_class": "BertTokenizer",
+            "hidden_size": 96,
+            "num_hidden_layers": 3,
+            "intermediate_size": 384,
+        },
+        seed=13,
+    )
+
+
+def build_legal_base(path: Path) -> Path:
+    """The legal adapter's base: ko-sroberta-multitask as its hub repository has it."""
+    return build(
+        path,
+        family="roberta",
+        tokenizer="wordpiece",
+        tokenizer_settings=KLUE_SETTINGS,
+        versions=("2.0.0", "4.9.2"),
+        sizes={"tokenizer_class": "BertTokenizer"},
+        seed=14,
+    )
+
+
+def build_legal(path: Path) -> tuple[Path, Path]:
+    """Legal search: a LoRA adapter on query and value, written by 3.1.1 / 4.43.4, and its base."""
+    base = build_legal_base(path / "base")
+    adapter = path / "adapter"
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        adapter.mkdir(parents=True, exist_ok=True)
+        shutil.copy(base / name, adapter / name)
+    write_adapter(adapter, base)
+    write_limits(adapter, "2.x", 128, False)
+    write_pooling(adapter / "1_Pooling", "mean", 64, "2.x", True)
+    paths = MODULE_PATHS["2.x"]
+    write_root(
+        adapter,
+        "2.x",
+        [("", paths["Transformer"]), ("1_Pooling", paths["Pooling"])],
+        versions=("3.1.1", "4.43.4"),
+        prompts={},
+        default_prompt_name=None,
+        similarity=None,
+    )
+    return adapter, base
+
+
+def write_adapter(
+    folder: Path,
+    base: Path,
+    *,
+    targets: tuple[str, ...] = ("value", "query"),
+    rank: int = 8,
+    alpha: int = 16,
+    layers: int = 2,
+    width: int = 64,
+    ranks: dict[str, int] | None = None,
+    seed: int = 0,
+    **settings: object,
+) -> None:
+    """A LoRA adapter over `attention.self` layers of a base made by `build`."""
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(layers):
+        for target in targets:
+            r = (ranks or {}).get(f"layer.{layer}.attention.self.{target}", rank)
+            name = f"base_model.model.encoder.layer.{layer}.attention.self.{target}"
+            tensors[f"{name}.lora_A.weight"] = 0.2 * torch.randn((r, width), generator=generator)
+            tensors[f"{name}.lora_B.weight"] = 0.2 * torch.randn((width, r), generator=generator)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "alpha_pattern": {},
+        "auto_mapping": None,
+        "base_model_name_or_path": str(base),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layer_replication": None,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "loftq_config": {},
+        "lora_alpha": alpha,
+        "lora_dropout": 0.05,
+        "megatron_config": None,
+        "megatron_core": "megatron.core",
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": {},
+        "revision": None,
+        "target_modules": list(targets),
+        "task_type": "FEATURE_EXTRACTION",
+        "use_dora": False,
+        "use_rslora": False,
+        **settings,
+    }
+    write_json(folder / "adapter_config.json", config)
+
+
+KLUE_SETTINGS = {
+    "bos_token": "[CLS]",
+    "eos_token": "[SEP]",
+    "max_length": 128,
+    "model_max_length": 128,
+    "pad_to_multiple_of": None,
+    "pad_token_type_id": 0,
+    "padding_side": "right",
+    "stride": 0,
+    "truncation_side": "right",
+    "truncation_strategy": "longest_first",
+}
+
+
+def five(path: Path) -> dict[str, tuple[Path, Path | None]]:
+    """The five encoders under `path`: name -> (checkpoint, base or None)."""
+    return {name: make(path / name) for name, make in FIVE.items()}
+
+
+FIVE = {
+    "korsts": lambda path: (build_korsts(path), None),
+    "matching": lambda path: (build_matching(path), None),
+    "faq": lambda path: (build_faq(path), None),
+    "klue-large": lambda path: (build_klue_large(path), None),
+    "legal": lambda path: build_legal(path),
+}
+
+
+def referee(path: Path):
+    """The checkpoint in PyTorch: float32, eager attention, on the CPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        return SentenceTransformer(
+            str(path),
+            device="cpu",
+            local_files_only=True,
+            model_kwargs={"attn_implementation": "eager", "dtype": torch.float32},
+        )
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Narrow models run many times slower on several threads than on one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def referee_vectors(model, texts: list[str], *, threads: int = 1, **options: object) -> np.ndarray:
+    """(n, dim) float32 as the checkpoint itself gives them, each text alone."""
+    with warnings.catch_warnings(), torch_threads(threads):
+        warnings.simplefilter("ignore")
+        return np.stack(
+            [model.encode([text], show_progress_bar=False, **options)[0] for text in texts]
+        )
+
+
+def referee_ids(model, texts: list[str]) -> list[list[int]]:
+    """Token ids, each text alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [model.preprocess([text])["input_ids"][0].tolist() for text in texts]
