@@ -10,12 +10,12 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from kosine.errors import KosineError, MissingExtra, ParityError
 
-__all__ = ["VERBS", "main"]
+__all__ = ["VERBS", "guarded", "main"]
 
 # verb -> (module with `add_arguments(parser)` and `run(args) -> exit code`, one line of help)
 VERBS = {
@@ -40,10 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="kosine: %(message)s")
+    if not words or words[0] not in VERBS:
+        return _top(words)
+    return guarded(lambda: _run(words[0], words[1:]))
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """The exit code of `run`; errors that kosine knows become a line on stderr and a code."""
     try:
-        if not words or words[0] not in VERBS:
-            return _top(words)
-        return _run(words[0], words[1:])
+        return run()
     except ParityError as error:
         sys.stderr.write(error.report and error.report + "\n")
         _say(error)
