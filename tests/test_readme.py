@@ -1,0 +1,77 @@
+"""What the README tells people to run runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like the one the README is read in."""
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "export").symlink_to(ROOT / "export")
+    (folder / "texts.txt").write_text("첫 문장\n둘째 문장\n", encoding="utf-8")
+    (folder / "pairs.tsv").write_text(
+        "sentence1\tsentence2\tscore\n"
+        "비행기가 이륙한다.\t비행기가 날아오른다.\t4.5\n"
+        "비행기가 이륙한다.\t커피를 마신다.\t0.1\n"
+        "남자가 기타를 친다.\t남자가 악기를 연주한다.\t3.5\n",
+        encoding="utf-8",
+    )
+    return folder
+
+
+def run_commands(desk: Path) -> None:
+    (block,) = re.findall(r"<!-- run -->\n```bash\n(.*?)```", README, re.S)
+    commands = [shlex.split(line, comments=True) for line in block.splitlines()]
+    assert len(commands) >= 7
+    for words in commands:
+        assert words[0] == "kosine"
+        done = subprocess.run(
+            [sys.executable, "-m", "kosine.cli", *words[1:]],
+            cwd=desk,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+        assert done.stderr == "", f"{words} speaks on stderr: {done.stderr}"
+
+
+def test_the_command_lines_and_then_the_python(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_commands(desk)
+    monkeypatch.chdir(desk)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert blocks
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["scores"].shape == (1, 2)
+    assert names["best"].indices.tolist() == [[0]]
+
+
+def test_every_verb_and_every_link_is_there() -> None:
+    from kosine.cli import VERBS
+
+    for verb in VERBS:
+        assert f"kosine {verb}" in README
+    for target in re.findall(r"\]\(([A-Z]+\.md)\)", README):
+        assert (ROOT / target).is_file(), target
+
+
+def test_make_targets_named_in_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"make ([a-z][a-z-]+)", README):
+        if target not in ("and",):
+            assert re.search(rf"^{target}:", makefile, re.M), f"make {target}"
