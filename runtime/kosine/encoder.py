@@ -212,12 +212,18 @@ class Encoder:
             vectors[target], norms[target] = pooled.vectors, pooled.norms
             if bar is not None:
                 bar.update(len(indices))
-        finite = np.isfinite(norms) & np.isfinite(vectors).all(axis=1)
-        if not finite.all():
-            bad = tuple(np.flatnonzero(~finite).tolist())
+        for row in _not_finite(vectors, norms):
+            # Sentences that share a row of a rectangle share its NaN (0 * NaN is NaN): alone,
+            # only the guilty one gives it again.
+            if len(batch) > 1:
+                alone = self.backend.run(batch.take([row]))
+                vectors[row], norms[row] = alone.vectors[0], alone.norms[0]
+        bad = _not_finite(vectors, norms)
+        if bad:
             raise NonFiniteVector(
                 f"{len(bad)} of {len(batch)} vectors came out NaN or infinite (first: {bad[0]})",
                 indices=bad,
+                pooled=Pooled(vectors, norms),
                 limit="finite numbers",
                 remedy="run `kosine verify` on the bundle, or choose dtype='float32'",
             )
@@ -380,6 +386,11 @@ class Counts:
     def merge(self, other: Counts) -> None:
         for name, value in asdict(other).items():
             setattr(self, name, getattr(self, name) + value)
+
+
+def _not_finite(vectors: Float32, norms: Float32) -> tuple[int, ...]:
+    finite = np.isfinite(norms) & np.isfinite(vectors).all(axis=1)
+    return tuple(np.flatnonzero(~finite).tolist())
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:

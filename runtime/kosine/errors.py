@@ -174,13 +174,24 @@ class PlanMismatch(BackendError):
 
 
 class NonFiniteVector(BackendError):
-    """A vector came out NaN or infinite. `indices` are the rows concerned."""
+    """A vector came out NaN or infinite.
+
+    `indices` are the rows concerned; `pooled` is the whole result (`kosine.Pooled`), of which
+    every other row is good, or None.
+    """
 
     def __init__(
-        self, problem: str, *, indices: tuple[int, ...] = (), limit: str = "", remedy: str = ""
+        self,
+        problem: str,
+        *,
+        indices: tuple[int, ...] = (),
+        pooled: object = None,
+        limit: str = "",
+        remedy: str = "",
     ) -> None:
         super().__init__(problem, limit=limit, remedy=remedy)
         self.indices = indices
+        self.pooled = pooled
 
 
 class ParityError(KosineError):
