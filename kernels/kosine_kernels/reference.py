@@ -1,7 +1,8 @@
 """The encoder in plain numpy: slow, short, and what every faster path is held against.
 
-It follows the definition of the model sentence by sentence, so nothing in it can mix
-neighbours. `dtype` sets the arithmetic: float64 gives a yardstick well below float32's noise.
+It follows the definition of the model. Attention and pooling go sentence by sentence; all else
+is row by row, so nothing in it can mix neighbours. `dtype` sets the arithmetic: float64 gives a
+yardstick well below float32's noise.
 
 Source of the semantics: transformers' `modeling_bert.py` / `modeling_roberta.py` (post-LayerNorm
 block, exact-erf GELU) and sentence-transformers' Pooling and Dense modules.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -117,14 +119,14 @@ def encode(
     if pooling not in POOLINGS:
         raise ValueError(f"pooling {pooling!r}; known: {', '.join(POOLINGS)}")
     t = {name: np.asarray(value, dtype) for name, value in tensors.items()}
-    rows = []
-    for i in range(len(starts) - 1):
-        part = slice(int(starts[i]), int(starts[i + 1]))
-        x = _embed(t, ids[part], positions[part], layer_norm_eps)
-        for layer in range(num_layers):
-            x = _block(t, f"layers.{layer}", x, num_heads, layer_norm_eps)
-        rows.append(_pool(x, pooling, 0 if skip is None else int(skip[i])))
-    pooled = np.stack(rows)
+    bounds = list(pairwise(starts.tolist()))
+    x = _embed(t, ids, positions, layer_norm_eps)
+    for layer in range(num_layers):
+        x = _block(t, f"layers.{layer}", x, bounds, num_heads, layer_norm_eps)
+    skips = [0] * len(bounds) if skip is None else skip.tolist()
+    pooled = np.stack(
+        [_pool(x[a:b], pooling, left) for (a, b), left in zip(bounds, skips, strict=True)]
+    )
     for n, (activation, use_residual) in enumerate(dense):
         out = pooled @ t[f"dense.{n}.weight"]
         if f"dense.{n}.bias" in t:
@@ -146,24 +148,33 @@ def _embed(t: Mapping[str, Array], ids: Array, positions: Array, eps: float) -> 
     return x
 
 
-def _block(t: Mapping[str, Array], at: str, x: Array, num_heads: int, eps: float) -> Array:
+def _block(
+    t: Mapping[str, Array],
+    at: str,
+    x: Array,
+    bounds: Sequence[tuple[int, int]],
+    num_heads: int,
+    eps: float,
+) -> Array:
     def linear(name: str, value: Array) -> Array:
         return value @ t[f"{at}.{name}.weight"] + t[f"{at}.{name}.bias"]
 
     def norm(name: str, value: Array) -> Array:
         return layer_norm(value, t[f"{at}.{name}.weight"], t[f"{at}.{name}.bias"], eps)
 
-    length, hidden = x.shape
-    qkv = linear("attention.qkv", x).reshape(length, 3, num_heads, hidden // num_heads)
+    qkv = linear("attention.qkv", x).reshape(len(x), 3, num_heads, -1)
+    context = np.concatenate([_attention(qkv[a:b]) for a, b in bounds])
+    x = norm("attention.norm", x + linear("attention.output", context))
+    return norm("ffn.norm", x + linear("ffn.down", gelu(linear("ffn.up", x))))
+
+
+def _attention(qkv: Array) -> Array:
+    """(L, 3, heads, head_size) of one sentence to (L, hidden)."""
     q, k, v = (qkv[:, j].transpose(1, 0, 2) for j in range(3))
-    scores = q @ k.transpose(0, 2, 1) / x.dtype.type(math.sqrt(hidden // num_heads))
+    scores = q @ k.transpose(0, 2, 1) / qkv.dtype.type(math.sqrt(qkv.shape[-1]))
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     context = (scores / scores.sum(axis=-1, keepdims=True)) @ v
-    x = norm(
-        "attention.norm",
-        x + linear("attention.output", context.transpose(1, 0, 2).reshape(length, hidden)),
-    )
-    return norm("ffn.norm", x + linear("ffn.down", gelu(linear("ffn.up", x))))
+    return np.asarray(context.transpose(1, 0, 2).reshape(len(qkv), -1))
 
 
 def _pool(x: Array, pooling: str, skip: int) -> Array:
