@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 SAMPLE = out/sample.kosine
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format bench bench-report soak clean
 
 help:
 	@echo "make setup   .venv with kosine, ONNX Runtime and the exporter (no PyTorch)"
@@ -12,6 +12,9 @@ help:
 	@echo "make test    the whole test suite (installs PyTorch, the referee)"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make format  let ruff rewrite the sources"
+	@echo "make bench   kosine and its rivals side by side: hours (says how many first)"
+	@echo "make bench-report  pictures and the README's table from the newest result"
+	@echo "make soak    the batcher under mixed faults for 8 hours (SOAK_ARGS to change it)"
 
 setup: .venv/.runtime
 
@@ -35,6 +38,15 @@ format: .venv/.test
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
+bench: .venv/.bench
+	.venv/bin/kosine bench $(BENCH_ARGS)
+
+bench-report: .venv/.bench
+	.venv/bin/kosine bench --report
+
+soak: .venv/.test
+	.venv/bin/python -m kosine_bench.soak $(SOAK_ARGS)
+
 clean:
 	rm -rf .venv .venvs out
 
@@ -49,7 +61,11 @@ clean:
 # multi-gigabyte CUDA build comes along.
 .venv/.test: .venv/.runtime
 	$(PIP) install torch==2.13.0
-	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,torch,test]'
+	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,torch,bench,test]'
+	@touch $@
+
+.venv/.bench: .venv/.runtime
+	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,bench]'
 	@touch $@
 
 # sentence-transformers' own ONNX backend needs optimum-onnx, which pins an older transformers.

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SAMPLE
 from safetensors.numpy import save_file
 
 import kosine
+from conftest import SAMPLE
 from kosine_export import export as export_module
 from kosine_export.export import export
 from kosine_export.texts import parity_texts

@@ -21,7 +21,10 @@ Ints = NDArray[np.intp]
 # Widths that a row may have where the backend takes any: attention costs grow with the width,
 # filling gets easier with it, and between these the difference is not worth a try.
 WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-MAX_TRIES = 6  # widths tried per rectangle: planning stays far below the time of a run
+# How much is tried per rectangle: planning stays far below the time of a run.
+MAX_TRIES = 6
+MAX_ROW_COUNTS = 3
+SLACK = (0, 1, 2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +98,8 @@ def plan_rows(
         lengths: Tokens of each sentence.
         widths: Ascending widths to choose from.
         fixed_widths: Keep to `widths` exactly (engines with profiles or captured graphs), where
-            otherwise a rectangle is cut to the tokens that its fullest row really has.
+            otherwise a rectangle is just wide enough for its tokens to fill it. Only a sentence
+            longer than every width still gets its own.
         width_cost: Attention's share of a token's cost, per token of width.
         run_cost: Tokens' worth of overhead in one more run.
     """
@@ -103,13 +107,14 @@ def plan_rows(
     if len(sizes) == 0:
         return []
     order = np.argsort(-sizes, kind="stable")
+    if len(sizes) == 1 and not fixed_widths:
+        return [_fill(order, sizes, int(sizes[0]), trim=True)]
 
     def best(chosen: Ints) -> tuple[float, RowPlan]:
         longest = int(sizes[chosen[0]])
-        fitting = [width for width in widths if width >= longest] or [longest]
+        tried = [width for width in widths if width >= longest][:MAX_TRIES] or [longest]
         if not fixed_widths:
-            fitting = [longest, *fitting]
-        tried = dict.fromkeys(fitting[:MAX_TRIES])
+            tried = _even_widths(int(sizes[chosen].sum()), longest, tried)
         plans = [_fill(chosen, sizes, width, trim=not fixed_widths) for width in tried]
         costs = [plan.num_tokens * (1 + width_cost * plan.width) + run_cost for plan in plans]
         cheapest = int(np.argmin(costs))
@@ -128,6 +133,17 @@ def plan_rows(
             plans[-1:] = [long_plan, short_plan]
             order, cost = order[cut:], short_cost
     return plans
+
+
+def _even_widths(total: int, longest: int, near: Sequence[int]) -> list[int]:
+    """Widths that `total` tokens fill evenly: a few row counts, each with a little slack."""
+    counts = sorted({max(1, round(total / width)) for width in (longest, *near)}, reverse=True)
+    widths = (
+        max(longest, -(-total // count) + slack)
+        for count in counts[:MAX_ROW_COUNTS]
+        for slack in SLACK
+    )
+    return list(dict.fromkeys(widths))
 
 
 def _fill(chosen: Ints, sizes: NDArray[np.int64], width: int, *, trim: bool) -> RowPlan:

@@ -40,12 +40,13 @@ class Gate:
 
     min_cosine: float
     max_abs: float | None
+    mean_cosine: float = -1.0
 
 
 GATES = {
     "float32": Gate(0.999999, 2e-5),
     "float16": Gate(0.9998, None),
-    "bfloat16": Gate(0.9995, None),
+    "bfloat16": Gate(0.9999, None, mean_cosine=0.99995),
 }
 
 
@@ -69,6 +70,7 @@ class Comparison:
         # Written so that NaN fails.
         return (
             self.min_cosine >= gate.min_cosine
+            and self.mean_cosine >= gate.mean_cosine
             and self.max_norm_error <= MAX_NORM_ERROR
             and (gate.max_abs is None or self.max_abs_error <= gate.max_abs)
         )
@@ -90,13 +92,18 @@ class Canary:
         file = bundle.tensors(CANARY)
         try:
             raw = file["texts"].tobytes()
-            ends = np.cumsum(file["text_bytes"]).tolist()
+            sizes = file["text_bytes"]
+            ends = np.cumsum(sizes).tolist()
             texts = tuple(raw[a:b].decode() for a, b in zip([0, *ends], ends, strict=False))
             batch = Packed(file["ids"], file["starts"])
             vectors = file["vectors"]
             lengths = batch.lengths
             fits = (
-                len(texts) == len(batch) == len(vectors)
+                sizes.dtype == np.int64
+                and int(sizes.min()) >= 0
+                and ends[-1] == len(raw)
+                and batch.ids.ndim == batch.starts.ndim == 1
+                and len(texts) == len(batch)
                 and vectors.shape == (len(texts), bundle.manifest.dim)
                 and vectors.dtype == np.float32
                 and batch.ids.dtype == batch.starts.dtype == np.int32
@@ -106,7 +113,7 @@ class Canary:
                 and batch.ids.min() >= 0
                 and batch.ids.max() < bundle.manifest.architecture.vocab_size
             )
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, TypeError):
             fits = False
         if not fits:
             raise IntegrityError(f"{CANARY} is damaged", remedy="export the bundle again")

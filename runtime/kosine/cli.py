@@ -25,6 +25,7 @@ VERBS = {
     "embed": ("kosine.commands.embed", "encode a file of texts, one a line, into a .npy file"),
     "score": ("kosine.commands.score", "print the cosine matrix of a few texts"),
     "eval": ("kosine.commands.evaluate", "correlate cosine with human scores over text pairs"),
+    "bench": ("kosine_bench.command", "measure kosine and its rivals side by side"),
 }
 EXTRA_OF = {"kosine_export": "onnx,export", "kosine_bench": "bench"}
 
@@ -33,7 +34,8 @@ class Parser(argparse.ArgumentParser):
     """argparse, but wrong usage is one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        line = " ".join(message.splitlines())
+        self.exit(2, f"{self.prog}: {line} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

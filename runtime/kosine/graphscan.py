@@ -59,7 +59,9 @@ OPERATORS = frozenset(
         "Where",
     )
 )
-MAX_GRAPH_BYTES = 64 * 1024 * 1024
+# kosine's graphs hold no weights: 5 KB a layer. The walk below takes about half a second per MiB
+# in the worst case, so this also bounds how long a hostile file can keep a reader busy.
+MAX_GRAPH_BYTES = 1024 * 1024
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 # Field numbers of onnx.proto.
@@ -69,6 +71,7 @@ NODE_OP, NODE_ATTRIBUTE, NODE_DOMAIN = 4, 5, 7
 ATTR_TENSOR, ATTR_TENSORS = 5, 10
 ATTR_REFUSED = {6: "a subgraph", 11: "subgraphs", 22: "a sparse tensor", 23: "sparse tensors"}
 TENSOR_NAME, TENSOR_EXTERNAL, TENSOR_LOCATION = 8, 13, 14
+EXTERNAL_KEYS = ("location", "offset", "length")
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
@@ -153,9 +156,14 @@ def _scan_tensor(data: memoryview, name: str) -> ExternalTensor | None:
         elif number == TENSOR_EXTERNAL:
             is_external = True
             pair = {field: _text(part) for field, part in _fields(_message(value))}
-            if pair.get(1, "") in entries:
-                raise _refuse(name, f"states {pair.get(1, '')[:40]!r} twice for one tensor")
-            entries[pair.get(1, "")] = pair.get(2, "")
+            key = pair.get(1, "")
+            if key not in EXTERNAL_KEYS:
+                raise _refuse(
+                    name, f"has external data with key {key[:40]!r}", ", ".join(EXTERNAL_KEYS)
+                )
+            if key in entries:
+                raise _refuse(name, f"states {key!r} twice for one tensor")
+            entries[key] = pair.get(2, "")
     if not is_external:
         return None
     numbers = [entries.get(key, "") for key in ("offset", "length")]
@@ -169,6 +177,10 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     while at < len(data):
         key, at = _varint(data, at)
         number, wire = key >> 3, key & 7
+        # Readers keep 32 bits of a key. One with more would be an unknown field here and, with
+        # its high bits dropped, a known one there.
+        if number == 0 or key >= 1 << 32:
+            raise ValueError(f"field number {number}")
         if wire == VARINT:
             value, at = _varint(data, at)
             yield number, value
@@ -192,8 +204,10 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if value >= 1 << 64:
+                break
             return value, at
-    raise ValueError("a varint longer than 10 bytes")
+    raise ValueError("a varint of more than 64 bits")
 
 
 def _message(value: int | memoryview) -> memoryview:

@@ -9,20 +9,31 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
+from math import inf
 from typing import Any, get_args, get_origin, get_type_hints
 
 from kosine.errors import ManifestError, SchemaTooNew
 
-__all__ = ["SCHEMA", "Architecture", "Artifact", "Dense", "FileEntry", "Manifest", "Pooling"]
+__all__ = [
+    "MAX_MANIFEST_BYTES",
+    "SCHEMA",
+    "Architecture",
+    "Artifact",
+    "Dense",
+    "FileEntry",
+    "Manifest",
+    "Pooling",
+]
 
 SCHEMA = 1
-MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 POOLING_MODES = ("mean", "cls", "max")
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 POSITION_RULES = ("absolute", "roberta")
 UNICODE_FORMS = ("none", "NFC")
 ACTIVATIONS = ("identity", "tanh", "relu", "gelu", "sigmoid")
 MAX_DIMENSION = 1 << 20
+MAX_DEPTH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +148,9 @@ class Manifest:
             "normalized": self.normalized,
             "prompts": self.prompts,
             "default_prompt_name": self.default_prompt_name,
+            "architecture": asdict(self.architecture),
+            "special_ids": self.special_ids,
+            "unicode": self.unicode,
             "backend": backend,
             "dtype": dtype,
         }
@@ -154,9 +168,19 @@ class Manifest:
         if len(text) > MAX_MANIFEST_BYTES:
             raise _bad("$", f"{len(text)} bytes", f"at most {MAX_MANIFEST_BYTES}")
         try:
-            value = json.loads(text, parse_constant=_no_constant)
+            value = json.loads(
+                text.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique
+            )
+            # What cannot be written again: lone surrogates as \\u escapes, 1e999.
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError) as error:
-            raise _bad("$", f"not JSON ({type(error).__name__})", "a JSON object") from None
+            raise _bad(
+                "$",
+                f"not JSON in UTF-8 with unique keys ({type(error).__name__})",
+                "a JSON object",
+            ) from None
+        if _depth(value) > MAX_DEPTH:
+            raise _bad("$", "nested too deeply", f"at most {MAX_DEPTH} levels")
         if not isinstance(value, dict):
             raise _bad("$", f"a {type(value).__name__}", "a JSON object")
         schema = value.get("schema")
@@ -192,18 +216,26 @@ def _check(manifest: Manifest) -> None:
     sizes.pop("architecture.type_vocab_size")
     for name, size in sizes.items():
         if not 1 <= size <= MAX_DIMENSION:
-            raise _bad(f"$.{name}", str(size), f"1 to {MAX_DIMENSION}")
+            raise _bad(f"$.{name}", _shown(size), f"1 to {MAX_DIMENSION}")
+    if not 0 <= a.type_vocab_size <= MAX_DIMENSION:
+        raise _bad(
+            "$.architecture.type_vocab_size", _shown(a.type_vocab_size), f"0 to {MAX_DIMENSION}"
+        )
     if a.hidden_size % a.num_heads:
         raise _bad("$.architecture.num_heads", str(a.num_heads), f"a divisor of {a.hidden_size}")
     if not 0 < a.layer_norm_eps < 1:
         raise _bad("$.architecture.layer_norm_eps", str(a.layer_norm_eps), "between 0 and 1")
-    dim = manifest.dense[-1].out_features if manifest.dense else a.hidden_size
+    dim = a.hidden_size
+    for i, dense in enumerate(manifest.dense):
+        if dense.in_features != dim:
+            raise _bad(f"$.dense[{i}].in_features", _shown(dense.in_features), f"{dim}")
+        dim = dense.out_features
     if manifest.dim != dim:
         raise _bad("$.dim", str(manifest.dim), f"{dim}, as the last layer says")
     for name in ("cls", "sep", "pad", "unk"):
         if not 0 <= manifest.special_ids.get(name, -1) < a.vocab_size:
             raise _bad(
-                f"$.special_ids.{name}", str(manifest.special_ids.get(name)), "a vocabulary id"
+                f"$.special_ids.{name}", _shown(manifest.special_ids.get(name)), "a vocabulary id"
             )
     usable = a.max_position_embeddings
     if a.position_rule == "roberta":
@@ -217,6 +249,8 @@ def _check(manifest: Manifest) -> None:
         low, high = (manifest.ranges.get(key, []) for key in ("min", "max"))
         if len(low) != manifest.dim or len(high) != manifest.dim:
             raise _bad("$.ranges", f"{len(low)} and {len(high)} values", f"{manifest.dim} each")
+        if not all(-inf < a < b < inf for a, b in zip(low, high, strict=True)):
+            raise _bad("$.ranges", "a pair that is no range", "finite numbers, min < max")
     paths = [entry.path for artifact in manifest.artifacts for entry in artifact.files]
     for required in ("tokenizer.json", "weights.safetensors"):
         if manifest.artifacts and required not in paths:
@@ -232,7 +266,7 @@ def _build(kind: type[Any], value: Any, at: str) -> Any:
     hints = get_type_hints(kind)
     unknown = sorted(set(value) - set(hints))
     if unknown:
-        raise _bad(f"{at}.{unknown[0][:40]}", "an unknown key", f"one of {', '.join(hints)}")
+        raise _bad(at, f"an object with key {unknown[0][:40]!r}", f"of {', '.join(hints)}")
     missing = [
         f.name
         for f in fields(kind)
@@ -263,7 +297,10 @@ def _convert(hint: Any, value: Any, at: str) -> Any:
     if hint is Any:
         return value
     if hint is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise _bad(at, _shown(value), "a float") from None
     if hint in (int, float, str, bool):
         if type(value) is not hint:
             raise _bad(at, f"a {type(value).__name__}", f"a {hint.__name__}")
@@ -279,6 +316,31 @@ def _expect(kind: type[Any], value: Any, at: str) -> Any:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(name)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ: which of two equal ones counts is up to the reader."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key twice")
+    return value
+
+
+def _depth(value: Any) -> int:
+    """Levels of objects and lists, counted level by level: recursion is what it guards."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [
+            part for item in level for part in (item.values() if isinstance(item, dict) else item)
+        ]
+    return depth
+
+
+def _shown(value: object) -> str:
+    """A number for a message, however many digits it has."""
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:20]}… ({len(text)} digits)"
 
 
 def _bad(at: str, value: str, limit: str) -> ManifestError:

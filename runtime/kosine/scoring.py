@@ -54,6 +54,8 @@ def score_matrix(a: ArrayLike, b: ArrayLike, similarity: str = "cosine") -> Floa
     elif similarity == "dot":
         scores = left @ right.T
     elif similarity == "euclidean":
+        # The differences cancel: float32 would leave 1e-4 between equal unit vectors.
+        left, right = left.astype(np.float64), right.astype(np.float64)
         squares = np.square(left).sum(1)[:, None] + np.square(right).sum(1)[None, :]
         scores = -np.sqrt(np.maximum(squares - 2 * (left @ right.T), 0))
     elif similarity == "manhattan":
@@ -103,7 +105,7 @@ def top_k(
     k = min(k, len(right))
     best_scores = np.empty((len(left), 0), np.float32)
     best = np.empty((len(left), 0), np.int64)
-    step = max(k, BLOCK_SCORES // max(1, len(left)))
+    step = max(1, k, BLOCK_SCORES // max(1, len(left)))
     for begin in range(0, len(right), step):
         scores = score_matrix(left, right[begin : begin + step], similarity)
         ids = np.broadcast_to(np.arange(begin, begin + scores.shape[1]), scores.shape)
@@ -156,10 +158,7 @@ def quantize(vectors: Float32, precision: str, ranges: Ranges | None) -> NDArray
 
 
 def _matched(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
-    left, right = (np.atleast_2d(np.asarray(x)) for x in (a, b))
-    left, right = (
-        x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float32) for x in (left, right)
-    )
+    left, right = _floats(a), _floats(b)
     if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
         raise InputError(
             f"vectors of shapes {left.shape} and {right.shape}",
@@ -169,9 +168,27 @@ def _matched(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
     return left, right
 
 
+def _floats(x: ArrayLike) -> NDArray[Any]:
+    """float64 as it is, anything else as float32: halves would overflow in a dot product."""
+    try:
+        array = np.atleast_2d(np.asarray(x))
+    except ValueError:  # rows of different lengths
+        array = np.empty(0, object)
+    if array.dtype.kind not in "fiub":
+        raise InputError(
+            f"vectors given as {type(x).__name__} are not an array of numbers",
+            limit="(n, d) numbers",
+            remedy="pass what `encode` returns",
+        )
+    return array if array.dtype == np.float64 else array.astype(np.float32)
+
+
 def _unit(x: NDArray[Any]) -> NDArray[Any]:
-    norms = np.sqrt(np.square(x).sum(axis=1, keepdims=True))
-    return np.asarray(x / np.maximum(norms, 1e-12))
+    # In float64, where the squares of no float32 overflow or vanish.
+    norms = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))[:, None]
+    out = np.empty(x.shape, x.dtype)
+    np.divide(x, np.where(norms == 0, 1, norms), out=out, casting="same_kind")
+    return out
 
 
 def _unknown(what: str, value: str, known: tuple[str, ...]) -> UnknownOption:

@@ -27,7 +27,8 @@ from kosine.errors import IntegrityError
 __all__ = ["ALIGNMENT", "TensorEntry", "TensorFile", "write_tensors"]
 
 ALIGNMENT = 64
-MAX_HEADER_BYTES = 16 * 1024 * 1024
+MAX_HEADER_BYTES = 4 * 1024 * 1024
+MAX_DIMENSIONS = 8
 DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
     {
         "F64": np.dtype("<f8"),
@@ -97,9 +98,10 @@ class TensorFile:
 
     def _parse(self, header: bytes) -> dict[str, TensorEntry]:
         try:
-            parsed = json.loads(header)
+            # Decoded here: json.loads would take UTF-16 too, which other readers do not.
+            parsed = json.loads(header.decode("utf-8"), object_pairs_hook=_unique)
         except (ValueError, RecursionError):
-            raise self._damaged("has a header that is not JSON") from None
+            raise self._damaged("has a header that is not JSON with unique keys") from None
         if not isinstance(parsed, dict):
             raise self._damaged("has a header that is not an object")
         parsed.pop("__metadata__", None)
@@ -108,7 +110,7 @@ class TensorFile:
         end = data_at
         for entry in sorted(entries, key=lambda item: (item.offset, item.nbytes)):
             if entry.offset != end:
-                raise self._damaged(f"has a hole or an overlap before tensor {entry.name!r}")
+                raise self._damaged(f"has a hole or an overlap before tensor {entry.name[:60]!r}")
             end += entry.nbytes
         if end != self._size:
             raise self._damaged(f"is {self._size} bytes long", f"its header accounts for {end}")
@@ -120,21 +122,33 @@ class TensorFile:
             shape = tuple(value["shape"])
             begin, end = value["data_offsets"]
         except (TypeError, KeyError, ValueError):
-            raise self._damaged(f"has an unreadable entry for tensor {name!r}") from None
+            raise self._damaged(f"has an unreadable entry for tensor {name[:60]!r}") from None
+        if len(shape) > MAX_DIMENSIONS:
+            raise self._damaged(
+                f"gives tensor {name[:60]!r} {len(shape)} dimensions", f"at most {MAX_DIMENSIONS}"
+            )
         numbers = (*shape, begin, end)
         if not all(type(number) is int and 0 <= number <= self._size for number in numbers):
-            raise self._damaged(f"has numbers out of range in the entry for tensor {name!r}")
+            raise self._damaged(f"has numbers out of range in the entry for tensor {name[:60]!r}")
         count = 1
         for size in shape:
             count *= size
         if end - begin != count * dtype.itemsize:
-            raise self._damaged(f"gives tensor {name!r} {end - begin} bytes for shape {shape}")
+            raise self._damaged(f"gives tensor {name[:60]!r} {end - begin} bytes for shape {shape}")
         return TensorEntry(name, dtype, shape, data_at + begin, end - begin)
 
     def _damaged(self, what: str, limit: str = "") -> IntegrityError:
         return IntegrityError(
             f"{self.path.name} {what}", limit=limit, remedy="export or copy the bundle again"
         )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ: which of two equal ones counts is up to the reader."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key twice")
+    return value
 
 
 def write_tensors(
@@ -151,6 +165,8 @@ def write_tensors(
     chunks: list[NDArray[Any]] = []
     at = 0
     for name, value in tensors.items():
+        if name == "__metadata__" or name.startswith("_pad."):
+            raise ValueError(f"tensor name {name!r} is reserved")
         array = np.ascontiguousarray(value).reshape(value.shape)
         if array.dtype not in NAMES:
             raise TypeError(f"tensor {name!r} has dtype {array.dtype}, known: {sorted(DTYPES)}")

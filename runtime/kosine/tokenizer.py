@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kosine.bundle import Bundle
-from kosine.errors import ManifestError, TextError, TextTooLong
+from kosine.errors import KosineError, ManifestError, TextError, TextTooLong
 from kosine.packed import Packed
 
 __all__ = ["MAX_TEXT_BYTES", "Prepared", "Tokenizer"]
@@ -17,6 +17,7 @@ __all__ = ["MAX_TEXT_BYTES", "Prepared", "Tokenizer"]
 # Tokenising happens before truncation and takes time in proportion to the text; this is about
 # a hundred times what 512 tokens can hold, and still well under 100 ms.
 MAX_TEXT_BYTES = 262_144
+MAX_SINGLE_CHARACTERS = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,13 +54,17 @@ class Tokenizer:
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(
                 str(bundle.file("tokenizer.json"))
             )
-        except ManifestError:
+            # Both would change a text's ids with its neighbours or behind the manifest's back.
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            frame = self._tokenizer.encode("").ids
+        except KosineError:
             raise
         except BaseException as error:  # a panic in the Rust code derives from BaseException
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             raise ManifestError(
-                f"tokenizer.json cannot be read: {str(error)[:120]}",
+                f"tokenizer.json cannot be read: {ascii(str(error))[:120]}",
                 remedy="export the bundle again",
             ) from error
         self.max_tokens = manifest.max_tokens
@@ -68,7 +73,6 @@ class Tokenizer:
         self._sep = manifest.special_ids["sep"]
         self._include_prompt = manifest.pooling.include_prompt
         self._vocab_size = manifest.architecture.vocab_size
-        frame = self._tokenizer.encode("").ids
         if frame != [manifest.special_ids["cls"], self._sep]:
             raise ManifestError(
                 f"tokenizer.json frames an empty text as {frame[:8]}",
@@ -131,7 +135,8 @@ class Tokenizer:
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         try:
-            if len(texts) == 1:  # the batch call has a fixed cost
+            # The batch call has a fixed cost; the other computes offsets, which long texts feel.
+            if len(texts) == 1 and len(texts[0]) <= MAX_SINGLE_CHARACTERS:
                 return [self._tokenizer.encode(texts[0]).ids]
             return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
         except BaseException as error:

@@ -1,0 +1,76 @@
+"""The error tree: as it is drawn, importable, and three parts to a message."""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import re
+
+import pytest
+
+from kosine import KosineError, errors
+
+CLASSES = {
+    name: value
+    for name, value in vars(errors).items()
+    if inspect.isclass(value) and value.__module__ == errors.__name__
+}
+REQUIRED = {"QueueFull": {"retry_after": 1.0}}
+
+
+def drawn() -> dict[str, tuple[str | None, set[str]]]:
+    """name -> (parent, built-in bases), read from the tree in the module's docstring."""
+    found: dict[str, tuple[str | None, set[str]]] = {}
+    line_of_branch = re.compile(r"^([\s│├└─]*)(\w+)(?: \((\w+)\))?")
+    stack: list[tuple[int, str]] = []
+    for line in errors.__doc__.split("\n\n")[1].splitlines():
+        lead, name, builtin = line_of_branch.match(line).groups()
+        while stack and stack[-1][0] >= len(lead):
+            stack.pop()
+        found[name] = (stack[-1][1] if stack else None, {builtin} - {None})
+        stack.append((len(lead), name))
+    return found
+
+
+def test_the_drawing_is_the_tree():
+    actual = {
+        name: (
+            None if value is KosineError else value.__bases__[0].__name__,
+            {base.__name__ for base in value.__bases__ if base.__module__ == "builtins"}
+            - {"Exception"},
+        )
+        for name, value in CLASSES.items()
+    }
+    assert drawn() == actual
+
+
+def test_all_is_sorted_and_whole():
+    assert errors.__all__ == sorted(CLASSES)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_messages_have_three_parts(name):
+    error = CLASSES[name](
+        "k is 0", limit="at least 1", remedy="ask for more", **REQUIRED.get(name, {})
+    )
+    assert str(error) == "k is 0; at least 1; ask for more"
+    assert (error.problem, error.limit, error.remedy) == ("k is 0", "at least 1", "ask for more")
+    assert isinstance(error, KosineError)
+    assert CLASSES[name].__doc__
+    short = CLASSES[name]("k is 0", **REQUIRED.get(name, {}))
+    assert str(short) == "k is 0"
+
+
+@pytest.mark.parametrize(
+    ("name", "builtin"),
+    [(name, base) for name, (_, bases) in drawn().items() for base in bases],
+)
+def test_what_callers_already_catch(name, builtin):
+    assert issubclass(CLASSES[name], getattr(builtins, builtin))
+
+
+def test_facts_that_errors_carry():
+    assert errors.NonFiniteVector("x", indices=(1, 5)).indices == (1, 5)
+    assert errors.NonFiniteVector("x").indices == ()
+    assert errors.ParityError("x", report="table").report == "table"
+    assert errors.QueueFull("x", retry_after=0.5).retry_after == 0.5

@@ -1,0 +1,203 @@
+"""Imports point down the floors, and each package keeps to its own side."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {
+    "kosine": ROOT / "runtime" / "kosine",
+    "kosine_export": ROOT / "export" / "kosine_export",
+    "kosine_kernels": ROOT / "kernels" / "kosine_kernels",
+    "kosine_bench": ROOT / "bench" / "kosine_bench",
+}
+# The floors of kosine, bottom first. A module imports from floors below its own; within the
+# batcher's floor and within one folder modules may use one another.
+FLOORS = [
+    {"errors", "packed", "threads", "progress", "clock", "latency"},
+    {"backend", "batching", "graphscan", "manifest", "positions", "scoring", "tensorfile"},
+    {"bundle", "rows"},
+    {"canary", "tokenizer"},
+    {"backends"},
+    {"encoder"},
+    {"admission", "ageing_queue", "batch_future", "batcher", "batcher_stats", "isolation", "job", "pipeline",
+     "recovery", "schedule", "segments", "workers"},
+    {"__init__", "testing"},
+    {"commands", "server"},
+    {"cli"},
+]  # fmt: skip
+SAME_FLOOR = {"backends", "commands"} | FLOORS[6]
+# What the runtime's modules may take from outside the standard library.
+OUTSIDE = {
+    "numpy": None,  # anywhere
+    "tokenizers": {"tokenizer"},
+    "tqdm": {"progress"},
+    "onnxruntime": {"backends.onnx"},
+    "kosine_kernels": {"backends.native"},
+    "prometheus_client": {"batcher_stats"},
+}
+
+
+def modules(package: str) -> dict[str, ast.Module]:
+    folder = PACKAGES[package]
+    return {
+        ".".join(path.relative_to(folder).with_suffix("").parts): ast.parse(path.read_text("utf-8"))
+        for path in sorted(folder.rglob("*.py"))
+    }
+
+
+def imports(tree: ast.Module, *, types: bool = True) -> list[tuple[str, bool]]:
+    """(module, whether at the top level) of each import; `from a import b` gives a and a.b.
+
+    Without `types` what stands under `if TYPE_CHECKING` is left out.
+    """
+    top = {id(node) for node in tree.body}
+    left_out = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            left_out |= {id(inner) for inner in ast.walk(node)}
+    found = []
+    for node in ast.walk(tree):
+        if not types and id(node) in left_out:
+            continue
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written in full"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [(name, id(node) in top) for name in (node.module, *names)]
+    return found
+
+
+RUNTIME = modules("kosine")
+
+
+def floor_of(name: str) -> int:
+    head = name.partition(".")[0]
+    return next(i for i, floor in enumerate(FLOORS) if head in floor)
+
+
+def inside(name: str, *, types: bool = True) -> set[str]:
+    """The modules of kosine that a module imports; "__init__" is the package itself."""
+    found = set()
+    for target, _ in imports(RUNTIME[name], types=types):
+        rest = target.removeprefix("kosine").removeprefix(".")
+        if target.partition(".")[0] != "kosine" or (not rest and not plainly(name)):
+            continue
+        if is_module(rest):
+            found.add(rest)
+        elif rest.count(".") == 0:  # a name that the package itself holds
+            found.add("__init__")
+    return found - {name}
+
+
+def is_module(name: str) -> bool:
+    return bool(name) and (name in RUNTIME or f"{name}.__init__" in RUNTIME)
+
+
+def plainly(name: str) -> bool:
+    """Whether a module says `import kosine`, and so takes whatever the package has."""
+    return any(
+        isinstance(node, ast.Import) and any(alias.name == "kosine" for alias in node.names)
+        for node in ast.walk(RUNTIME[name])
+    )
+
+
+def test_every_module_has_a_floor():
+    heads = {name.partition(".")[0] for name in RUNTIME}
+    placed = set().union(*FLOORS)
+    assert heads - placed == set(), "put new modules on a floor"
+    assert sum(map(len, FLOORS)) == len(placed)
+
+
+@pytest.mark.parametrize("name", RUNTIME)
+def test_imports_point_down(name):
+    for target in inside(name):
+        below = floor_of(target) < floor_of(name)
+        beside = floor_of(target) == floor_of(name) and name.partition(".")[0] in SAME_FLOOR
+        assert below or beside, f"{name} imports {target}"
+
+
+def test_there_are_no_circles():
+    graph = {name: inside(name, types=False) for name in RUNTIME}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        if name in done or name not in graph:
+            return
+        for target in graph[name]:
+            visit(target, (*path, name))
+        done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_the_walk_sees_imports():
+    """It would notice: what it finds for a module that is known to import much."""
+    assert {"bundle", "errors", "packed", "tokenizer", "scoring", "backends"} <= inside("encoder")
+    assert "threads" in inside("backends.onnx")
+    assert "__init__" in inside("commands.options")
+    assert "schedule" in inside("job")
+    assert "schedule" not in inside("job", types=False)
+
+
+@pytest.mark.parametrize("name", RUNTIME)
+def test_the_runtime_takes_little_from_outside(name):
+    import sys
+
+    for target, _ in imports(RUNTIME[name]):
+        head = target.partition(".")[0]
+        if head == "kosine" or head in sys.stdlib_module_names:
+            continue
+        assert head in OUTSIDE, f"{name} imports {target}"
+        assert OUTSIDE[head] is None or name in OUTSIDE[head], f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("name", RUNTIME)
+def test_optional_packages_are_imported_when_they_are_used(name):
+    for target, at_top in imports(RUNTIME[name]):
+        if target.partition(".")[0] in ("tokenizers", "tqdm", "onnxruntime", "prometheus_client"):
+            assert not at_top, f"{name} imports {target} at once"
+
+
+def test_only_the_command_line_knows_the_exporter_and_by_name_alone():
+    allowed = {"cli", "commands.verify"}
+    for name, tree in RUNTIME.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                first = node.value.partition(".")[0]
+                if first in ("kosine_export", "kosine_bench"):
+                    assert name in allowed, f"{name} names {node.value}"
+
+
+@pytest.mark.parametrize(
+    ("package", "never"),
+    [
+        ("kosine_kernels", {"kosine", "kosine_export", "kosine_bench", "torch", "onnx"}),
+        ("kosine_export", {"kosine_bench"}),
+    ],
+)
+def test_packages_keep_apart(package, never):
+    for name, tree in modules(package).items():
+        for target, _ in imports(tree):
+            assert target.partition(".")[0] not in never, f"{package}.{name} imports {target}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_modules_state_what_they_export(package):
+    for name, tree in modules(package).items():
+        assert ast.get_docstring(tree), f"{package}.{name} has no docstring"
+        names = [
+            target.id
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        ]
+        if not name.endswith("__init__") and len(tree.body) > 3:
+            assert "__all__" in names, f"{package}.{name} has no __all__"

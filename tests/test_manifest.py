@@ -1,0 +1,371 @@
+"""The manifest: what it was written with comes back, and every wrong value is named by its path."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hostile import DIM, small_manifest
+from kosine.errors import KosineError, ManifestError, SchemaTooNew
+from kosine.manifest import (
+    MAX_MANIFEST_BYTES,
+    SCHEMA,
+    Architecture,
+    Artifact,
+    Dense,
+    FileEntry,
+    Manifest,
+    Pooling,
+)
+
+FULL = small_manifest(
+    dense=(Dense(DIM, 8, True, "tanh", False), Dense(8, DIM, False, "identity", True)),
+    ranges={"min": [-1.0, -0.5, -1.0, -1.0], "max": [1.0, 0.5, 1.0, 1.0]},
+    default_prompt_name="query",
+    artifacts=(
+        Artifact("tokenizer", "", (FileEntry("tokenizer.json", 5, "0" * 64),)),
+        Artifact("onnx", "float32", (FileEntry("weights.safetensors", 7, "1" * 64),)),
+    ),
+    parity={"min_cosine": 1.0},
+    certificates={"onnx-fp16": {"largest": 3.5}},
+)
+
+
+def value_of(manifest: Manifest = FULL) -> dict:
+    return json.loads(manifest.to_json())
+
+
+def read(value: object) -> Manifest:
+    return Manifest.from_json(json.dumps(value).encode())
+
+
+def put(value: dict, path: str, new: object) -> dict:
+    """Set what lies at a path such as "artifacts.0.files.0.bytes"; `...` deletes it."""
+    *heads, last = path.split(".")
+    at = value
+    for head in heads:
+        at = at[int(head)] if isinstance(at, list) else at[head]
+    if new is ...:
+        del at[last]
+    elif isinstance(at, list):
+        at[int(last)] = new
+    else:
+        at[last] = new
+    return value
+
+
+def test_round_trip():
+    assert Manifest.from_json(FULL.to_json().encode()) == FULL
+    assert value_of()["schema"] == SCHEMA
+
+
+def test_what_the_exporter_writes(sample_bundle):
+    text = (sample_bundle / "manifest.json").read_bytes()
+    manifest = Manifest.from_json(text)
+    assert Manifest.from_json(manifest.to_json().encode()) == manifest
+    assert len(text) < MAX_MANIFEST_BYTES / 50
+    assert manifest.schema == SCHEMA
+
+
+@pytest.mark.parametrize("key", ["parity", "certificates"])
+def test_what_was_not_measured_may_be_left_out(key):
+    assert read(put(value_of(), key, ...)) is not None
+
+
+def test_ints_are_read_where_floats_belong():
+    assert read(put(value_of(), "ranges.min.0", -2)).ranges["min"][0] == -2.0
+
+
+def paths(value: object, at: str = "") -> list[str]:
+    """Every path in a JSON value, but not into what has no fixed shape."""
+    here = [at] if at else []
+    if at.split(".")[0] in ("source", "parity", "certificates"):
+        return here
+    if isinstance(value, dict):
+        return here + [p for k, v in value.items() for p in paths(v, f"{at}.{k}".lstrip("."))]
+    if isinstance(value, list):
+        return here + [p for k, v in enumerate(value[:1]) for p in paths(v, f"{at}.{k}")]
+    return here
+
+
+PATHS = paths(value_of())
+NULLABLE = ("default_prompt_name", "ranges", "parity")
+OPTIONAL = ("parity", "certificates", "prompts.query", "special_ids.mask")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("wrong", [None, True, 7, 1.5, "text", [], {}, [[]], {"a": {}}, -1, 10**30])
+def test_wrong_types_are_named_by_their_path(path, wrong):
+    right = value_of()
+    for part in path.split("."):
+        right = right[int(part)] if isinstance(right, list) else right[part]
+    value = put(value_of(), path, wrong)
+    try:
+        manifest = read(value)
+    except SchemaTooNew:
+        assert path == "schema"
+        return
+    except ManifestError as error:
+        message = str(error)
+        assert message.startswith("manifest.json: $")
+        assert len(message) < 500
+        named = message.split(" is ")[0]
+        heads = path.replace(".0", "[0]").split(".")
+        # At the value itself, or at something that it has to agree with.
+        assert heads[0].split("[")[0] in named or agrees(path)
+        return
+    # What was read must be of the type that was there: nothing is converted on the quiet.
+    back = json.loads(manifest.to_json())
+    for part in path.split("."):
+        back = back[int(part)] if isinstance(back, list) else back[part]
+    assert back == (float(wrong) if isinstance(right, float) else wrong)
+    assert same_kind(right, wrong) or (path in NULLABLE and wrong is None)
+
+
+def agrees(path: str) -> bool:
+    return path in (
+        "architecture.hidden_size",
+        "architecture.vocab_size",
+        "architecture.max_position_embeddings",
+        "prompts",
+        "prompts.query",
+        "dim",
+        "dense",
+        "dense.0",
+        "dense.0.out_features",
+        "special_ids.pad",
+    )
+
+
+def same_kind(right: object, wrong: object) -> bool:
+    if isinstance(right, float):
+        return type(wrong) in (int, float)
+    return type(right) is type(wrong) or (right is None and isinstance(wrong, dict))
+
+
+@pytest.mark.parametrize("path", [p for p in PATHS if not p.split(".")[-1].isdigit()])
+def test_missing_keys(path):
+    value = put(value_of(), path, ...)
+    if path in OPTIONAL:
+        if path == "prompts.query":
+            value["default_prompt_name"] = None
+        read(value)
+        return
+    with pytest.raises(ManifestError):
+        read(value)
+
+
+@pytest.mark.parametrize(
+    "path", ["", "architecture", "pooling", "dense.0", "artifacts.0", "artifacts.0.files.0"]
+)
+def test_unknown_keys(path):
+    value = put(value_of(), f"{path}.extra".lstrip("."), 1)
+    with pytest.raises(ManifestError, match="'extra'"):
+        read(value)
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        ("pooling.mode", "median"),
+        ("similarity", "jaccard"),
+        ("unicode", "NFKC"),
+        ("architecture.position_rule", "rotary"),
+        ("dense.0.activation", "swish"),
+        ("dim", 0),
+        ("dim", 5),
+        ("max_tokens", 2),
+        ("max_tokens", 33),
+        ("architecture.num_heads", 3),
+        ("architecture.num_heads", 0),
+        ("architecture.hidden_size", 1 << 21),
+        ("architecture.type_vocab_size", -1),
+        ("architecture.layer_norm_eps", 0.0),
+        ("architecture.layer_norm_eps", 1.0),
+        ("architecture.layer_norm_eps", 10**400),
+        ("dense.0.in_features", 5),
+        ("dense.1.in_features", 5),
+        ("dense.1.out_features", 5),
+        ("special_ids.cls", -1),
+        ("special_ids.unk", 7),
+        ("special_ids.pad", ...),
+        ("default_prompt_name", "passage"),
+        ("ranges", {"min": [0.0], "max": [1.0]}),
+        ("ranges", {"min": [0.0] * DIM}),
+        ("ranges", {"min": [0.0] * DIM, "max": [0.0] * DIM}),
+        ("ranges", {"min": [1.0] * DIM, "max": [0.0] * DIM}),
+        ("ranges.max.0", 10**400),
+        ("artifacts.0.files.0.path", "weights.safetensors"),
+        ("artifacts.0.files.0.path", "other.json"),
+        ("schema", 0),
+        ("schema", -1),
+        ("schema", "1"),
+        ("schema", 1.0),
+        ("schema", True),
+        ("schema", None),
+        ("schema", ...),
+    ],
+)
+def test_values_that_contradict_the_schema_or_one_another(path, wrong):
+    with pytest.raises(ManifestError):
+        read(put(value_of(), path, wrong))
+
+
+@pytest.mark.parametrize("schema", [2, 99, 10**30])
+def test_a_later_schema_is_told_apart(schema):
+    value = {"schema": schema, "anything": "else"}
+    with pytest.raises(SchemaTooNew, match="reads up to 1; upgrade kosine"):
+        read(value)
+
+
+def test_roberta_needs_room_for_its_offset():
+    value = put(value_of(), "architecture.position_rule", "roberta")
+    assert read(put(value, "max_tokens", 30)).max_tokens == 30
+    with pytest.raises(ManifestError, match="3 to 30 position rows"):
+        read(put(value, "max_tokens", 31))
+
+
+GOOD = FULL.to_json().encode()
+NOT_JSON = {
+    "empty": b"",
+    "truncated": GOOD[:-2],
+    "list": b"[]",
+    "string": b'"schema"',
+    "null": b"null",
+    "Latin-1": GOOD.replace("가".encode(), b"\xe9"),
+    "UTF-16": GOOD.decode().encode("utf-16"),
+    "BOM": b"\xef\xbb\xbf" + GOOD,
+    "NaN": GOOD.replace(b"3.5", b"NaN"),
+    "Infinity": GOOD.replace(b"3.5", b"-Infinity"),
+    "1e999": GOOD.replace(b"3.5", b"1e999"),
+    "lone surrogate": GOOD.replace("가".encode(), b"\\ud800"),
+    "lone surrogate in a key": GOOD.replace(b'"largest"', b'"\\udfff"'),
+    "key twice": GOOD.replace(b'"dim": 4', b'"dim": 4, "dim": 4'),
+    "inner key twice": GOOD.replace(b'"mode"', b'"mode": "max", "mode"'),
+    "5000 digits": GOOD.replace(b'"dim": 4', b'"dim": ' + b"4" * 5000),
+    "4000 digits": GOOD.replace(b'"dim": 4', b'"dim": ' + b"4" * 4000),
+    "deep list": b'{"schema": 1, "source": ' + b"[" * 500_000,
+    "deep object": b'{"schema": 1, "source": ' + b'{"a":' * 200_000,
+    "deep but whole": GOOD.replace(b"3.5", b"[" * 20 + b"]" * 20),
+    "deeper but whole": GOOD.replace(b"3.5", b'{"a":' * 900 + b"1" + b"}" * 900),
+    "too large": GOOD + b" " * MAX_MANIFEST_BYTES,
+    "comment": GOOD + b"// end",
+    "two objects": GOOD + GOOD,
+    "NUL": GOOD + b"\0",
+}
+
+
+@pytest.mark.parametrize("name", NOT_JSON)
+def test_what_is_not_plain_json(name):
+    with pytest.raises(ManifestError) as caught:
+        Manifest.from_json(NOT_JSON[name])
+    assert len(str(caught.value)) < 400
+
+
+@settings(deadline=None, max_examples=400)
+@given(data=st.data())
+def test_mutated_bytes_are_read_or_refused(data):
+    raw = bytearray(GOOD)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(raw) - 1))
+        if data.draw(st.booleans()):
+            raw[at] = data.draw(st.integers(0, 255))
+        else:
+            raw[at : at + 1] = data.draw(st.binary(max_size=6))
+    try:
+        manifest = Manifest.from_json(bytes(raw))
+    except KosineError:
+        return
+    assert Manifest.from_json(manifest.to_json().encode()) == manifest
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(path=st.sampled_from(PATHS), new=JSON)
+def test_mutated_values_are_read_or_refused(path, new):
+    try:
+        read(put(value_of(), path, new))
+    except KosineError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+# The fingerprint
+
+FACTS = {
+    "weights": {
+        "artifacts": (
+            FULL.artifacts[0],
+            Artifact("onnx", "float32", (FileEntry("weights.safetensors", 7, "2" * 64),)),
+        )
+    },
+    "tokenizer": {
+        "artifacts": (
+            Artifact("tokenizer", "", (FileEntry("tokenizer.json", 5, "3" * 64),)),
+            FULL.artifacts[1],
+        )
+    },
+    "max_tokens": {"max_tokens": 15},
+    "pooling mode": {"pooling": Pooling("cls", True)},
+    "include_prompt": {"pooling": Pooling("mean", False)},
+    "dense": {"dense": ()},
+    "dense activation": {
+        "dense": (dataclasses.replace(FULL.dense[0], activation="relu"), FULL.dense[1])
+    },
+    "normalized": {"normalized": True},
+    "prompts": {"prompts": {"query": "나 "}},
+    "default prompt": {"default_prompt_name": None},
+    "heads": {"architecture": dataclasses.replace(FULL.architecture, num_heads=4)},
+    "epsilon": {"architecture": dataclasses.replace(FULL.architecture, layer_norm_eps=1e-5)},
+    "position rule": {
+        "architecture": dataclasses.replace(FULL.architecture, position_rule="roberta")
+    },
+    "special ids": {"special_ids": {**FULL.special_ids, "sep": 1}},
+    "unicode": {"unicode": "NFC"},
+}
+NOT_FACTS = {
+    "parity": {"parity": None},
+    "certificates": {"certificates": {}},
+    "kosine": {"kosine": "9.9"},
+    "source": {"source": {"name": "copy"}},
+    "targets": {"targets": ("onnx", "onnx-fp16")},
+}
+
+
+def test_each_fact_changes_the_fingerprint():
+    prints = {"as it is": FULL.fingerprint("onnx", "float32")}
+    for name, change in FACTS.items():
+        prints[name] = dataclasses.replace(FULL, **change).fingerprint("onnx", "float32")
+    prints["backend"] = FULL.fingerprint("native", "float32")
+    prints["dtype"] = FULL.fingerprint("onnx", "float16")
+    assert len(set(prints.values())) == len(prints)
+    assert all(len(each) == 32 and int(each, 16) >= 0 for each in prints.values())
+
+
+@pytest.mark.parametrize("name", NOT_FACTS)
+def test_what_vectors_do_not_depend_on_leaves_the_fingerprint(name):
+    changed = dataclasses.replace(FULL, **NOT_FACTS[name])
+    assert changed.fingerprint("onnx", "float32") == FULL.fingerprint("onnx", "float32")
+
+
+def test_every_field_is_a_fact_or_is_not():
+    """A new field must be put on one side or the other."""
+    covered = {
+        *(key for change in (*FACTS.values(), *NOT_FACTS.values()) for key in change),
+        "dim",  # the last layer's size: it follows from architecture and dense
+        "similarity",  # concerns scores, not vectors
+        "ranges",  # concerns integer output only
+        "do_lower_case",  # stands in tokenizer.json
+        "schema",
+    }
+    assert covered == {f.name for f in dataclasses.fields(Manifest)}
+    assert {f.name for f in dataclasses.fields(Architecture)} >= {"num_heads", "layer_norm_eps"}

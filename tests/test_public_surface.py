@@ -1,0 +1,177 @@
+"""What users may rely on: names, signatures, and what importing kosine brings along."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+import kosine
+from kosine import Encoder, cli
+from kosine.backend import Backend
+from kosine.backends import ALL_DTYPES, AUTO_ORDER, BACKENDS, DTYPES
+from kosine.canary import GATES
+
+HEAVY = ("torch", "transformers", "sentence_transformers", "onnx", "onnxruntime", "kosine_export",
+         "kosine_bench", "tqdm", "safetensors", "openvino", "optimum")  # fmt: skip
+
+
+def test_the_names():
+    assert kosine.__all__ == [
+        "Encoder",
+        "KosineError",
+        "Packed",
+        "Pooled",
+        "TopK",
+        "cosine",
+        "errors",
+        "load",
+        "top_k",
+    ]
+    assert kosine.__all__ == sorted(kosine.__all__)
+    assert all(hasattr(kosine, name) for name in kosine.__all__)
+
+
+def parameters(function) -> str:
+    return ", ".join(
+        f"{'*' if p.kind is p.KEYWORD_ONLY else ''}{name}"
+        for name, p in inspect.signature(function).parameters.items()
+        if name != "self"
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (
+            kosine.load,
+            "bundle, *backend, *dtype, *device, *threads, *spin, *max_batch_tokens, "
+            "*max_text_bytes",
+        ),
+        (
+            Encoder.encode,
+            "sentences, prompt_name, prompt, batch_size, show_progress_bar, precision, "
+            "normalize_embeddings, truncate_dim, *truncate, *ranges",
+        ),
+        (Encoder.encode_query, "sentences, options"),
+        (Encoder.encode_document, "sentences, options"),
+        (Encoder.similarity, "a, b"),
+        (Encoder.similarity_pairwise, "a, b"),
+        (Encoder.count_tokens, "sentences, prompt_name, prompt"),
+        (Encoder.counts, ""),
+        (kosine.cosine, "a, b"),
+        (kosine.top_k, "queries, corpus, k, *similarity"),
+    ],
+)
+def test_signatures(function, expected):
+    assert parameters(function) == expected
+
+
+def test_names_that_sentence_transformers_users_know():
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    theirs = inspect.signature(sentence_transformers.SentenceTransformer.encode).parameters
+    ours = inspect.signature(Encoder.encode).parameters
+    shared = [
+        "sentences", "prompt_name", "prompt", "batch_size", "show_progress_bar", "precision",
+        "normalize_embeddings", "truncate_dim",
+    ]  # fmt: skip
+    missing = [name for name in shared if name not in theirs]
+    assert missing in ([], ["sentences"])  # renamed `inputs` by some versions
+    assert all(name in ours for name in shared)
+
+
+def test_the_encoders_public_names():
+    public = {name for name in vars(Encoder) if not name.startswith("_")}
+    assert public == {
+        "count_tokens",
+        "counts",
+        "encode",
+        "encode_document",
+        "encode_query",
+        "fingerprint",
+        "finish",
+        "prepare",
+        "prompt_text",
+        "run",
+        "similarity",
+        "similarity_pairwise",
+    }
+
+
+def test_backends_keep_the_protocol(sample):
+    assert isinstance(sample.backend, Backend)
+    assert set(AUTO_ORDER) <= set(BACKENDS) == set(DTYPES)
+    for name, dtypes in DTYPES.items():
+        assert set(dtypes) <= set(ALL_DTYPES), name
+        assert set(dtypes) <= set(GATES), f"{name}: every dtype needs a canary gate"
+
+
+def test_every_public_thing_says_what_it_is():
+    for name in kosine.__all__:
+        assert inspect.getdoc(getattr(kosine, name)), name
+    for name, value in vars(Encoder).items():
+        if not name.startswith("_"):
+            assert inspect.getdoc(value), name
+
+
+def test_verbs_come_in_the_designs_order():
+    order = ["export", "verify", "info", "embed", "score", "eval", "serve", "bench"]
+    assert list(cli.VERBS) == [verb for verb in order if verb in cli.VERBS]
+    assert set(order[:6]) <= set(cli.VERBS)
+
+
+# Importing
+
+
+def python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def modules_after(code: str) -> set[str]:
+    listing = python(f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))")
+    return {name.partition(".")[0] for name in json.loads(listing.splitlines()[-1])}
+
+
+def test_import_is_lean():
+    loaded = modules_after("import kosine")
+    assert "kosine" in loaded
+    assert "numpy" in loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_encoding_needs_its_engine_and_no_more(sample_bundle):
+    loaded = modules_after(
+        f"import kosine\nkosine.load({str(sample_bundle)!r}, backend='onnx').encode(['가'])"
+    )
+    assert {"tokenizers", "onnxruntime"} <= loaded
+    assert not loaded & (set(HEAVY) - {"onnxruntime"})
+
+
+def test_the_command_line_imports_a_verb_when_it_is_used(sample_bundle):
+    loaded = modules_after(
+        f"from kosine.cli import main\nassert main(['info', {str(sample_bundle)!r}]) == 0"
+    )
+    assert not loaded & (set(HEAVY) - {"onnxruntime"})
+
+
+def test_import_time():
+    """At most 100 ms over numpy and tokenizers alone; medians, the two taken turn about."""
+    code = "import time; b = time.perf_counter(); import {}; print(time.perf_counter() - b)"
+    over = []
+    for _ in range(3):
+        alone, ours = [], []
+        for _ in range(5):
+            alone.append(float(python(code.format("numpy, tokenizers"))))
+            ours.append(float(python(code.format("numpy, tokenizers, kosine"))))
+        over.append(statistics.median(ours) - statistics.median(alone))
+        if over[-1] <= 0.1:
+            return
+    pytest.fail(f"import kosine takes {1000 * min(over):.0f} ms more")
