@@ -23,8 +23,8 @@ FLOORS = [
     {"canary", "tokenizer"},
     {"backends"},
     {"encoder"},
-    {"admission", "ageing_queue", "batch_future", "batcher", "batcher_stats", "isolation", "job", "pipeline",
-     "recovery", "schedule", "segments", "workers"},
+    {"admission", "ageing_queue", "batch_future", "batcher", "batcher_stats", "isolation", "job",
+     "pipeline", "recovery", "schedule", "segments", "workers"},
     {"__init__", "testing"},
     {"commands", "server"},
     {"cli"},
@@ -142,8 +142,17 @@ def test_the_walk_sees_imports():
     assert {"bundle", "errors", "packed", "tokenizer", "scoring", "backends"} <= inside("encoder")
     assert "threads" in inside("backends.onnx")
     assert "__init__" in inside("commands.options")
-    assert "schedule" in inside("job")
-    assert "schedule" not in inside("job", types=False)
+    tree = ast.parse("""
+from kosine import errors
+if TYPE_CHECKING:
+    from kosine.encoder import Encoder
+def late():
+    import tqdm.auto
+""")
+    assert ("kosine.errors", True) in imports(tree)
+    assert ("kosine.encoder", False) in imports(tree)
+    assert ("tqdm.auto", False) in imports(tree)
+    assert "kosine.encoder" not in dict(imports(tree, types=False))
 
 
 @pytest.mark.parametrize("name", RUNTIME)

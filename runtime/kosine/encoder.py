@@ -329,9 +329,9 @@ class Encoder:
     def _checked_dim(self, truncate_dim: int | None) -> int:
         if truncate_dim is None:
             return self.dim
-        if not 1 <= truncate_dim <= self.dim:
+        if not isinstance(truncate_dim, int) or not 1 <= truncate_dim <= self.dim:
             raise InputError(
-                f"truncate_dim is {truncate_dim}",
+                f"truncate_dim is {truncate_dim!r}",
                 limit=f"1 to {self.dim}",
                 remedy="leave it out for the whole vector",
             )
@@ -407,7 +407,7 @@ def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _check_options(precision: str, batch_size: int | None) -> None:
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}", limit="at least 1", remedy="leave it out")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(f"batch_size is {batch_size!r}", limit="at least 1", remedy="leave it out")
     if precision not in scoring.PRECISIONS:
         scoring.quantize(np.empty((0, 8), np.float32), precision, None)

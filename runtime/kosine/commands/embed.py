@@ -37,6 +37,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             f"{str(output.parent)!r} is no folder", remedy="choose an existing folder for -o"
         )
+    if output.exists() and not output.is_file():
+        # Replacing it would put a file where a device, a pipe or a folder was.
+        raise InputError(f"{args.output!r} is no regular file", remedy="name a file for -o")
     if args.file != "-" and not Path(args.file).exists():
         raise InputError(f"no file {args.file!r}", remedy="name a file, or - for standard input")
     encoder = options.load_encoder(args)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 import time
 from collections.abc import Iterable
@@ -97,7 +98,14 @@ def read_pairs(name: str, columns: str) -> tuple[list[str], list[str], NDArray[n
             remedy="write text, text, score, separated by commas",
         )
     lines = options.read_texts(name)
-    rows = list(csv.reader(lines)) if Path(name).suffix == ".csv" else list(_tabbed(lines))
+    try:
+        rows = list(csv.reader(lines)) if Path(name).suffix == ".csv" else list(_tabbed(lines))
+    except csv.Error as error:
+        raise InputError(
+            f"{name!r} is not readable as comma-separated text: {error}",
+            limit=f"columns of at most {csv.field_size_limit()} characters",
+            remedy="look for a quote that is never closed, or write the file with tabs",
+        ) from None
     places, first = _places(rows, wanted, name)
     left, right, human = [], [], []
     for number, row in enumerate(rows[first:], first + 1):
@@ -106,6 +114,8 @@ def read_pairs(name: str, columns: str) -> tuple[list[str], list[str], NDArray[n
         try:
             a, b, score = (row[place] for place in places)
             human.append(float(score))
+            if not math.isfinite(human[-1]):
+                raise ValueError(score)
         except (IndexError, ValueError):
             raise InputError(
                 f"line {number} of {name!r} has {len(row)} columns or a score that is no number",
@@ -124,7 +134,18 @@ def read_pairs(name: str, columns: str) -> tuple[list[str], list[str], NDArray[n
 
 
 def correlations(scores: NDArray[Any], human: NDArray[np.float64]) -> dict[str, float]:
-    """Pearson and Spearman correlation of two (n,) arrays, from -1 to 1."""
+    """Pearson and Spearman correlation of two (n,) arrays, from -1 to 1.
+
+    Raises:
+        InputError: One side has the same value throughout: there is no correlation then.
+    """
+    for side, values in (("model", scores), ("human", human)):
+        if values.min() == values.max():
+            raise InputError(
+                f"all {len(values)} {side} scores are {float(values[0]):g}",
+                limit="correlations need scores that vary",
+                remedy="give pairs that differ in how alike they are",
+            )
     return {
         "pearson": float(np.corrcoef(scores, human)[0, 1]),
         "spearman": float(np.corrcoef(_ranks(scores), _ranks(human))[0, 1]),
@@ -152,8 +173,8 @@ def _places(rows: list[list[str]], wanted: list[str], name: str) -> tuple[list[i
         return places, 0 if places[2] < len(header) and _is_number(header[places[2]]) else 1
     raise InputError(
         f"{name!r} has no columns {','.join(wanted)}",
-        limit=f"its first line reads: {', '.join(header)[:120]}",
-        remedy="pass --columns with three of these names, or three numbers counted from 1",
+        limit=f"its first line has {len(header)} columns",
+        remedy="pass --columns with three names from its first line, or three numbers from 1",
     )
 
 
