@@ -1,0 +1,138 @@
+"""What the machine could do at most: matrix products per precision, and memory reads.
+
+A figure's share of its limit is only as honest as the limit, so each one is the best of every
+library and shape tried here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+__all__ = ["measure"]
+
+SHAPES = ((512, 768, 3072), (1024, 1024, 4096), (2048, 2048, 2048))
+SECONDS = 0.4
+READ_BYTES = 1 << 30
+
+
+def measure(threads: int) -> dict[str, Any]:
+    """Peak operations per second by precision, and bytes read per second.
+
+    Returns:
+        `{"matrix": {precision: {"flops": f, "by": library, "shape": [m, k, n]}},
+        "memory": {"bytes_per_second": b}}`; a precision that nothing here can run is left out.
+    """
+    best: dict[str, dict[str, Any]] = {}
+    for library in (_torch_products, _onnxruntime_products, _numpy_products):
+        try:
+            products = library(threads)
+        except ImportError:
+            continue
+        for precision, by, make in products:
+            for m, k, n in SHAPES:
+                try:
+                    seconds = _best_seconds(make(m, k, n))
+                except (RuntimeError, NotImplementedError):
+                    continue
+                flops = 2.0 * m * k * n / seconds
+                if flops > best.get(precision, {"flops": 0.0})["flops"]:
+                    best[precision] = {"flops": flops, "by": by, "shape": [m, k, n]}
+    return {"matrix": best, "memory": {"bytes_per_second": _read_speed(threads)}}
+
+
+Product = tuple[str, str, Callable[[int, int, int], Callable[[], object]]]
+
+
+def _best_seconds(run: Callable[[], object]) -> float:
+    """The fastest of the calls that fit into `SECONDS`, after two to warm up."""
+    run()
+    run()
+    best, end = float("inf"), time.perf_counter() + SECONDS
+    while True:
+        start = time.perf_counter()
+        run()
+        stop = time.perf_counter()
+        best = min(best, stop - start)
+        if stop > end:
+            return best
+
+
+def _torch_products(threads: int) -> list[Product]:
+    import torch
+
+    torch.set_num_threads(threads)
+
+    def dense(dtype: Any) -> Callable[[int, int, int], Callable[[], object]]:
+        def make(m: int, k: int, n: int) -> Callable[[], object]:
+            a = torch.rand(m, k).to(dtype)
+            linear = torch.nn.Linear(k, n, bias=False).to(dtype).requires_grad_(False)
+            return lambda: linear(a)
+
+        return make
+
+    def int8(m: int, k: int, n: int) -> Callable[[], object]:
+        a = torch.randint(-100, 100, (m, k), dtype=torch.int8)
+        b = torch.randint(-100, 100, (n, k), dtype=torch.int8).t()
+        return lambda: torch._int_mm(a, b)
+
+    return [
+        ("float32", "PyTorch", dense(torch.float32)),
+        ("bfloat16", "PyTorch", dense(torch.bfloat16)),
+        ("int8", "PyTorch", int8),
+    ]
+
+
+def _onnxruntime_products(threads: int) -> list[Product]:
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    def int8(m: int, k: int, n: int) -> Callable[[], object]:
+        rng = np.random.default_rng(0)
+        weights = numpy_helper.from_array(rng.integers(-100, 100, (k, n), np.int8), "b")
+        graph = helper.make_graph(
+            [helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
+            "product",
+            [helper.make_tensor_value_info("a", TensorProto.UINT8, [m, k])],
+            [helper.make_tensor_value_info("c", TensorProto.INT32, [m, n])],
+            [weights],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+        model.ir_version = 8
+        onnx.checker.check_model(model)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        feed = {"a": rng.integers(0, 200, (m, k)).astype(np.uint8)}
+        return lambda: session.run(None, feed)
+
+    return [("int8", "ONNX Runtime", int8)]
+
+
+def _numpy_products(_: int) -> list[Product]:
+    def float32(m: int, k: int, n: int) -> Callable[[], object]:
+        rng = np.random.default_rng(0)
+        a = rng.random((m, k), np.float32)
+        b = rng.random((k, n), np.float32)
+        out = np.empty((m, n), np.float32)
+        return lambda: np.matmul(a, b, out=out)
+
+    return [("float32", "NumPy", float32)]
+
+
+def _read_speed(threads: int) -> float:
+    """Bytes read per second from a block far larger than any cache, all threads together."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    block = np.ones(READ_BYTES // 8, np.float64)
+    parts = np.array_split(block, threads)
+    with ThreadPoolExecutor(threads) as pool:
+        # A maximum reads every byte once, keeps nothing, and releases the GIL.
+        seconds = _best_seconds(lambda: list(pool.map(np.max, parts)))
+    return READ_BYTES / seconds

@@ -1,0 +1,109 @@
+"""kosine itself, as one more contestant: the defaults that a user gets, nothing tuned."""
+
+# ruff: noqa: ARG002  an interface's arguments are not all of use to every class
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from kosine_bench.contestant import Absent, Checkpoint, Contestant, Float32, Rows, Setting
+
+__all__ = ["OURS"]
+
+
+class Kosine(Contestant):
+    """A bundle on one backend at one dtype."""
+
+    environment = "own"
+    converts = ("kosine",)
+    packages: ClassVar[tuple[str, ...]] = ("kosine", "numpy", "tokenizers")
+    imports = "import kosine"
+    backend: ClassVar[str]
+
+    def load(self, checkpoint: Checkpoint, threads: int) -> None:
+        import kosine
+        from kosine.errors import BackendUnavailable, MissingExtra, MissingTarget, UnknownOption
+
+        try:
+            self.encoder = kosine.load(
+                checkpoint.converted / "kosine" / "encoder.kosine",
+                backend=self.backend,
+                dtype=self.precision,
+                threads=threads,
+            )
+        except (BackendUnavailable, MissingExtra, MissingTarget, UnknownOption) as error:
+            raise Absent(str(error)) from error
+
+    def settings(self, mode: str) -> list[Setting]:
+        """One: the encoder cuts and packs a call's texts itself (`batch_size` 0: not set)."""
+        return [Setting(0)]
+
+    def encode(self, texts: Sequence[str], setting: Setting) -> Float32:
+        vectors: Float32 = self.encoder.encode(list(texts), show_progress_bar=False)
+        return vectors
+
+    def encode_ids(self, rows: Rows, setting: Setting) -> Float32:
+        from kosine.packed import Packed
+
+        return self.encoder.run(Packed.of(rows)).vectors
+
+    def computed_tokens(self, lengths: Sequence[int], setting: Setting) -> int:
+        return sum(lengths)
+
+
+class KosineOnnx(Kosine):
+    """Packed rows on ONNX Runtime."""
+
+    name = "kosine-onnx-float32"
+    label = "kosine onnx fp32"
+    precision = "float32"
+    backend = "onnx"
+    packages = (*Kosine.packages, "onnxruntime")
+
+    def computed_tokens(self, lengths: Sequence[int], setting: Setting) -> int:
+        from kosine.batching import plan_rows, split_batches
+
+        sizes = np.array(lengths, np.int32)
+        return sum(
+            plan.num_tokens
+            for indices in split_batches(sizes, self.encoder.max_batch_tokens)
+            for plan in plan_rows(sizes[indices])
+        )
+
+
+class KosineNativeFloat32(Kosine):
+    """The native engine."""
+
+    name = "kosine-native-float32"
+    label = "kosine native fp32"
+    precision = "float32"
+    backend = "native"
+
+
+class KosineNativeBfloat16(Kosine):
+    """The native engine in bfloat16."""
+
+    name = "kosine-native-bfloat16"
+    label = "kosine native bf16"
+    precision = "bfloat16"
+    backend = "native"
+
+
+class KosineNativeInt8(Kosine):
+    """The native engine in int8."""
+
+    name = "kosine-native-int8"
+    label = "kosine native int8"
+    precision = "int8"
+    backend = "native"
+
+
+OURS: tuple[type[Contestant], ...] = (
+    KosineOnnx,
+    KosineNativeFloat32,
+    KosineNativeBfloat16,
+    KosineNativeInt8,
+)

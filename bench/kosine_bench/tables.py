@@ -1,0 +1,209 @@
+"""Tables out of a result: what was measured, side by side, with the ratio to the best rival."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kosine_bench.summary import ratio
+
+__all__ = ["best_ratio", "figure_of", "headline", "markdown", "ratio_rows", "text_table"]
+
+WRONG_COSINE = 0.9
+MODES = ("single", "burst", "bulk")
+
+
+def figure_of(
+    result: dict[str, Any], contestant: str, workload: str, mode: str, scope: str
+) -> dict[str, Any] | None:
+    """That figure, or None where it was not measured."""
+    wanted = (contestant, workload, mode, scope)
+    for figure in result["figures"]:
+        if (figure["contestant"], figure["workload"], figure["mode"], figure["scope"]) == wanted:
+            return dict(figure)
+    return None
+
+
+def min_cosine(result: dict[str, Any], contestant: str, workload: str) -> float | None:
+    """The lowest cosine to PyTorch's vectors over both ways in, or None where unchecked."""
+    found = [
+        float(entry["min_cosine"])
+        for entry in result["parity"]
+        if (entry["contestant"], entry["workload"]) == (contestant, workload)
+    ]
+    return min(found, default=None)
+
+
+def best_ratio(
+    result: dict[str, Any], workload: str, mode: str, scope: str, precision: str | None = None
+) -> dict[str, Any] | None:
+    """kosine's fastest against the fastest rival that computes the right thing.
+
+    Args:
+        precision: Compare within that precision only.
+
+    Returns:
+        `ours` and `rival` (names), `ratio` and `spread` (times faster, over interleaved
+        rounds); None where either side is missing. A rival whose lowest cosine to the
+        reference is under 0.9 does not count.
+    """
+    sides: dict[bool, tuple[float, dict[str, Any]]] = {}
+    for contestant in result["contestants"]:
+        if precision and contestant["precision"] != precision:
+            continue
+        figure = figure_of(result, contestant["name"], workload, mode, scope)
+        cosine = min_cosine(result, contestant["name"], workload)
+        if figure is None or (cosine is not None and cosine < WRONG_COSINE):
+            continue
+        speed = figure["summary"]["tokens_per_second"]
+        if contestant["ours"] not in sides or speed > sides[contestant["ours"]][0]:
+            sides[contestant["ours"]] = (speed, figure)
+    if len(sides) < 2:
+        return None
+    ours, rival = sides[True][1], sides[False][1]
+    return {
+        "ours": ours["contestant"],
+        "rival": rival["contestant"],
+        **ratio(ours["rounds"], rival["rounds"]),
+    }
+
+
+def ratio_rows(result: dict[str, Any], scope: str = "end-to-end") -> list[list[str]]:
+    """One row per workload and mode: who is best on either side, and how many times faster."""
+    labels = {entry["name"]: entry["label"] for entry in result["contestants"]}
+    rows = []
+    for workload in result["workloads"]:
+        for mode in MODES:
+            best = best_ratio(result, workload, mode, scope)
+            if best:
+                low, high = best["spread"]
+                rows.append(
+                    [
+                        *(workload, mode, labels[best["ours"]], labels[best["rival"]]),
+                        f"{best['ratio']:.2f}x",
+                        f"{low:.2f}-{high:.2f}",
+                    ]
+                )
+    return rows
+
+
+HEADLINE = (
+    *("runtime", "single p50, ms", "single p99, ms", "burst, sentences/s", "bulk, sentences/s"),
+    *("padding in a burst", "CPU s per 1000", "peak memory, MiB", "load, s", "lowest cosine"),
+)
+
+
+def headline(result: dict[str, Any], workload: str, scope: str) -> list[list[str]]:
+    """Cells of `HEADLINE`, one row a contestant, fastest burst first; absent ones last."""
+    size = workload.split("@")[1]
+    rows: list[tuple[float, list[str]]] = []
+    absent = []
+    for contestant in result["contestants"]:
+        name, label = contestant["name"], contestant["label"]
+        figures = {mode: figure_of(result, name, workload, mode, scope) for mode in MODES}
+        if not any(figures.values()):
+            if contestant["absent"]:
+                absent.append([label, f"absent: {_short(contestant['absent'])}"])
+            continue
+        run = next(
+            (r for r in result["runs"] if (r["contestant"], r["model"]) == (name, size)), None
+        )
+        cosine = min_cosine(result, name, workload)
+        rows.append(
+            (
+                -_value(figures["burst"], "sentences_per_second"),
+                [
+                    label,
+                    _number(figures["single"], "p50_ms", "{:.1f}"),
+                    _number(figures["single"], "p99_ms", "{:.1f}"),
+                    _number(figures["burst"], "sentences_per_second", "{:,.0f}"),
+                    _number(figures["bulk"], "sentences_per_second", "{:,.0f}"),
+                    _number(figures["burst"], "padding_share", "{:.0%}"),
+                    _number(figures["bulk"], "cpu_seconds_per_1000", "{:.2f}"),
+                    f"{max(run['peak_rss_bytes']) / 2**20:,.0f}" if run else "",
+                    f"{_median(run['load_seconds']):.2f}" if run else "",
+                    "" if cosine is None else f"{cosine:.6f}",
+                ],
+            )
+        )
+    rows.sort(key=lambda row: row[0])
+    return [row for _, row in rows] + absent
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], *, bold: str = "") -> str:
+    """A GitHub table; rows whose first cell starts with `bold` are set in bold."""
+    lines = ["| " + " | ".join(heads) + " |"]
+    lines.append("|---|" + "---:|" * (len(heads) - 1))
+    for row in rows:
+        cells = [*row, *[""] * (len(heads) - len(row))]
+        if bold and row[0].startswith(bold):
+            cells = [f"**{cell}**" if cell else "" for cell in cells]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def text_table(result: dict[str, Any]) -> str:
+    """Everything measured, for a terminal."""
+    parts = []
+    labels = {entry["name"]: entry["label"] for entry in result["contestants"]}
+    for workload in result["workloads"]:
+        for scope in ("engine", "end-to-end"):
+            rows = [row for row in headline(result, workload, scope) if len(row) > 2]
+            if rows:
+                parts.append(f"{workload}, {scope}\n{_aligned([list(HEADLINE), *rows])}")
+        loads = [entry for entry in result["load"] if entry["workload"] == workload]
+        if loads:
+            rows = [
+                [
+                    labels[entry["contestant"]],
+                    f"{entry['capacity']:,.0f}",
+                    *(f"{row['p50_ms']:.1f} / {row['p95_ms']:.1f}" for row in entry["rows"]),
+                ]
+                for entry in loads
+            ]
+            heads = ["runtime", "capacity, sentences/s"]
+            heads += [f"at {row['share']:.0%}, p50 / p95 ms" for row in loads[0]["rows"]]
+            parts.append(f"{workload}, Poisson arrivals\n{_aligned([heads, *rows])}")
+    rows = ratio_rows(result)
+    if rows:
+        heads = ["workload", "mode", "kosine", "best rival", "times faster", "rounds"]
+        parts.append(f"kosine against the best rival, end to end\n{_aligned([heads, *rows])}")
+    absent = [
+        [entry["label"], entry["absent"]] for entry in result["contestants"] if entry["absent"]
+    ]
+    if absent:
+        parts.append(f"absent\n{_aligned(absent)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  "
+        + "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _value(figure: dict[str, Any] | None, key: str) -> float:
+    return float(figure["summary"][key]) if figure else 0.0
+
+
+def _number(figure: dict[str, Any] | None, key: str, form: str) -> str:
+    return form.format(figure["summary"][key]) if figure else ""
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    if len(ordered) % 2:
+        return float(ordered[middle])
+    return float(ordered[middle - 1] + ordered[middle]) / 2
+
+
+def _short(reason: str) -> str:
+    first = reason.splitlines()[0]
+    return first if len(first) <= 80 else first[:77] + "..."

@@ -1,0 +1,172 @@
+"""Whole runs: what takes part, what is left out, and what the result holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kosine.errors import InputError, UnknownOption
+from kosine_bench import command, measure, models, results, tables
+from kosine_bench.contestant import Checkpoint
+from kosine_bench.convert import STAMP, made_by
+from kosine_bench.environments import ENVIRONMENTS, TORCH
+from kosine_bench.ours import KosineOnnx
+from kosine_bench.rivals import RIVALS, TextEmbeddingsInference
+from kosine_bench.suite import QUICK
+from kosine_bench.workload import WORKLOADS
+
+BENCH = Path(__file__).parent.parent / "bench"
+TINY = replace(QUICK, single_texts=4, bursts=2, bulk_texts=32, load_seconds=0.1)
+
+
+def parse(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_the_default_is_the_whole_comparison() -> None:
+    plan = command.plan(parse())
+    assert [(w.name, s.name) for w, s in plan.pairs] == [
+        *(("korsts", "base"), ("matching", "base"), ("faq", "base"), ("legal", "base")),
+        ("long", "large"),
+    ]
+    assert plan.modes == ("single", "burst", "bulk", "load")
+    assert {kind.name for kind in RIVALS} < {kind.name for kind in plan.contestants}
+    assert plan.effort.rounds == 3
+
+
+def test_quick_is_the_sample_on_korsts() -> None:
+    plan = command.plan(parse("--quick", "--rounds", "5", "--mode", "burst"))
+    assert [(w.name, s.name) for w, s in plan.pairs] == [("korsts", "sample")]
+    assert (plan.effort.rounds, plan.modes) == (5, ("burst",))
+    assert "torch-compiled" not in {kind.name for kind in plan.contestants}
+    named = command.plan(parse("--quick", "--rivals", "all,torch-compiled"))
+    assert "torch-compiled" in {kind.name for kind in named.contestants}
+
+
+@pytest.mark.parametrize(
+    ("rivals", "expected"),
+    [
+        ("none", 0),
+        ("openvino", 3),
+        ("openvino-int8,fastembed", 2),
+    ],
+)
+def test_rivals_go_by_name_or_prefix_and_kosine_is_always_there(rivals: str, expected: int) -> None:
+    chosen = command.plan(parse("--rivals", rivals)).contestants
+    assert sum(kind in RIVALS for kind in chosen) == expected
+    assert KosineOnnx in chosen
+
+
+def test_one_of_kosines_own_may_be_named_alone() -> None:
+    chosen = command.plan(parse("--rivals", "kosine-onnx,onnxruntime-plain")).contestants
+    assert [kind.name for kind in chosen] == ["kosine-onnx-float32", "onnxruntime-plain"]
+
+
+def test_bad_arguments_are_typed_errors() -> None:
+    with pytest.raises(UnknownOption, match="unknown rival 'tensorflow'"):
+        command.plan(parse("--rivals", "tensorflow"))
+    with pytest.raises(UnknownOption, match="--threads is 0"):
+        command.plan(parse("--threads", "0"))
+    with pytest.raises(InputError, match="up to 512 tokens"):
+        command.plan(parse("--workload", "long", "--model", "sample"))
+
+
+def test_every_package_of_an_environment_is_pinned() -> None:
+    for environment in ENVIRONMENTS.values():
+        lines = (BENCH / environment.constraints).read_text("utf-8").splitlines()
+        pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
+        names = {package.split("[")[0] for package in environment.packages}
+        assert names <= pinned
+        assert TORCH in lines
+
+
+@pytest.fixture
+def ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = {"matrix": {"float32": {"flops": 1e12}}, "memory": {"bytes_per_second": 1e11}}
+    monkeypatch.setattr(measure._Run, "_ceilings", lambda _: fixed)
+
+
+@pytest.mark.usefixtures("ceilings")
+def test_a_run_holds_figures_for_each_and_reasons_for_the_rest(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    sample_bundle: Path,
+) -> None:
+    monkeypatch.setenv("KOSINE_BENCH_CACHE", str(tmp_path / "cache"))
+    converted = tmp_path / "cache" / "sample-sample" / "kosine"
+    converted.mkdir(parents=True)
+    (converted / "encoder.kosine").symlink_to(sample_bundle)
+    (converted / STAMP).write_text(json.dumps(made_by("kosine")), "utf-8")
+    monkeypatch.setattr(measure.places, "environments_dir", lambda: tmp_path / "venvs")
+    plan = measure.Plan(
+        ((WORKLOADS["korsts"], models.SIZES["sample"]),),
+        ("single", "burst", "bulk", "load"),
+        (KosineOnnx, TextEmbeddingsInference),
+        TINY,
+        threads=1,
+        quick=True,
+        install=False,
+    )
+    monkeypatch.setattr(command, "plan", lambda _: plan)
+    output = tmp_path / "result.json"
+    assert command.run(parse("--json", "--output", str(output))) == 0
+    out = capsys.readouterr()
+    result: dict[str, Any] = json.loads(out.out)
+    assert result == {k: v for k, v in results.read(output).items() if k != "schema"}
+    assert "round 2/2 sample" in out.err
+
+    keys = {(f["contestant"], f["mode"], f["scope"]) for f in result["figures"]}
+    assert keys == {
+        ("kosine-onnx-float32", mode, scope)
+        for mode in ("single", "burst", "bulk")
+        for scope in ("engine", "end-to-end")
+    }
+    for figure in result["figures"]:
+        assert len(figure["rounds"]) == 2
+        assert figure["summary"]["tokens_per_second"] > 0
+        assert 0 < figure["summary"]["limit_share"] < 1
+    (load,) = result["load"]
+    assert [row["share"] for row in load["rows"]] == [0.3, 0.5, 0.7, 0.9]
+    (run,) = result["runs"]
+    assert len(run["load_seconds"]) == len(run["peak_rss_bytes"]) == 2
+    absent = {entry["name"]: entry["absent"] for entry in result["contestants"]}
+    assert absent["kosine-onnx-float32"] is None
+    assert "not installed" in absent["tei-float32"]
+    assert "absent" in tables.text_table(result)
+
+    text = output.read_text("utf-8")
+    for private in (str(tmp_path), str(Path.home()), str(BENCH.parent), platform.node()):
+        assert private not in text or len(private) < 4
+
+
+def test_agreement_divides_norms_out_and_reports_them() -> None:
+    expected = np.array([[1.0, 0.0], [0.0, 1.0]])
+    found = measure.agreement(np.array([[2.0, 0.0], [1.0, 1.0]], np.float32), expected)
+    assert found["min_cosine"] == pytest.approx(2**-0.5)
+    assert found["mean_cosine"] == pytest.approx((1 + 2**-0.5) / 2)
+    assert found["max_norm_error"] == pytest.approx(1.0)
+
+
+def test_random_checkpoints_are_the_same_everywhere_and_readable(tmp_path: Path) -> None:
+    from kosine_export.checkpoint import read_checkpoint
+
+    size = models.ModelSize("tiny", 32_000, 32, 2, 2, 64, 66)
+    first = models.build(size, tmp_path / "a")
+    again = models.build(size, tmp_path / "b")
+    assert (first / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    assert models.build(size, tmp_path / "a") == first
+    spec = read_checkpoint(first).spec
+    assert (spec.hidden_size, spec.num_layers, spec.num_heads) == (32, 2, 2)
+    assert (spec.family, spec.pooling, spec.max_tokens) == ("roberta", "mean", 64)
+    checkpoint = Checkpoint(first, tmp_path)
+    assert (checkpoint.dim, checkpoint.pad_id, checkpoint.max_tokens) == (32, 1, 64)

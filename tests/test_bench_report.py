@@ -1,0 +1,143 @@
+"""Tables, pictures and the README's block, from a result's content alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench_result import WORKLOAD, make_result
+from kosine.errors import InputError
+from kosine_bench import machine, report, results, tables
+
+
+@pytest.fixture
+def result() -> dict[str, Any]:
+    return make_result()
+
+
+@pytest.fixture
+def path(result: dict[str, Any], tmp_path: Path) -> Path:
+    file = results.path_for(result, tmp_path / "results")
+    results.write(result, file)
+    return file
+
+
+def test_the_file_reads_back_as_it_was(result: dict[str, Any], path: Path) -> None:
+    assert path.name == "2030-01-02-example-9000-2cpu.json"
+    assert results.read(path) == {"schema": results.SCHEMA, **result}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "cannot read"), ("{}", "schema None"), ('{"schema": 99}', "schema 99")],
+)
+def test_other_files_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(content)
+    with pytest.raises(InputError, match=message):
+        results.read(file)
+
+
+def test_the_latest_is_the_newest_full_run(result: dict[str, Any], path: Path) -> None:
+    later = {**result, "made": {**result["made"], "date": "2031-01-01T00:00:00Z", "quick": True}}
+    results.write(later, path.with_name("later.json"))
+    assert results.latest(path.parent) == path
+    with pytest.raises(InputError, match="no full result"):
+        results.latest(path.parent.parent)
+
+
+def test_the_ratio_is_against_the_fastest_rival_that_is_right(result: dict[str, Any]) -> None:
+    best = tables.best_ratio(result, WORKLOAD, "burst", "end-to-end")
+    assert best is not None
+    assert (best["ours"], best["rival"]) == ("kosine-onnx-float32", "right-int8")
+    assert best["ratio"] == pytest.approx(0.5)
+    within = tables.best_ratio(result, WORKLOAD, "burst", "end-to-end", "float32")
+    assert within is not None
+    assert (within["rival"], within["ratio"]) == ("right-float32", pytest.approx(2.0))
+    assert within["spread"] == pytest.approx([2.0, 2.0])
+
+
+def test_no_ratio_without_two_sides(result: dict[str, Any]) -> None:
+    assert tables.best_ratio(result, WORKLOAD, "burst", "end-to-end", "bfloat16") is None
+    assert tables.best_ratio(result, "faq@base", "burst", "end-to-end") is None
+
+
+def test_the_headline_has_a_row_for_each_and_says_who_is_absent(result: dict[str, Any]) -> None:
+    rows = tables.headline(result, WORKLOAD, "end-to-end")
+    assert [row[0] for row in rows] == [
+        *("Wrong fp32", "Right int8", "kosine onnx fp32", "Right fp32", "Gone fp32"),
+    ]
+    ours = dict(zip(tables.HEADLINE, rows[2], strict=True))
+    assert ours["burst, sentences/s"] == "100"
+    assert ours["padding in a burst"] == "0%"
+    assert ours["CPU s per 1000"] == "20.00"
+    assert ours["peak memory, MiB"] == "512"
+    assert ours["load, s"] == "0.60"
+    assert ours["lowest cosine"] == "1.000000"
+    assert dict(zip(tables.HEADLINE, rows[3], strict=True))["padding in a burst"] == "50%"
+    assert rows[4][1] == "absent: no such package"
+
+
+def test_the_terminal_table_names_everyone(result: dict[str, Any]) -> None:
+    text = tables.text_table(result)
+    for entry in result["contestants"]:
+        assert entry["label"] in text
+    assert "0.50x" in text
+    assert "at 90%" in text
+
+
+def test_the_readme_keeps_all_but_what_is_between_the_markers(
+    result: dict[str, Any], path: Path, tmp_path: Path
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold figures\n{report.END}\nafter\n", "utf-8")
+    assert report.update_readme(result, path, readme) == readme
+    text = readme.read_text("utf-8")
+    assert text.startswith(f"before\n{report.BEGIN}\nExample CPU")
+    assert text.endswith(f"{report.END}\nafter\n")
+    assert "old figures" not in text
+    assert "| **kosine onnx fp32** |" in text
+    assert "results/2030-01-02-example-9000-2cpu.json" in text
+    assert "![" not in text
+    report.update_readme(result, path, readme)
+    assert readme.read_text("utf-8") == text
+
+
+def test_a_readme_without_markers_is_refused(
+    result: dict[str, Any], path: Path, tmp_path: Path
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("no markers\n", "utf-8")
+    with pytest.raises(InputError, match="no markers"):
+        report.update_readme(result, path, readme)
+
+
+def test_pictures_are_drawn_and_shown(result: dict[str, Any], path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need the bench extra")
+    drawn = report.draw(result, path)
+    assert [file.name.removeprefix(f"{path.stem}-") for file in drawn] == [
+        *("throughput.svg", "load.svg", "limits.svg"),
+    ]
+    first = [file.read_bytes() for file in drawn]
+    assert all(content.startswith(b"<?xml") for content in first)
+    assert [file.read_bytes() for file in report.draw(result, path)] == first
+    block = report.readme_block(result, path, path.parent.parent)
+    for file in drawn:
+        assert f"(results/{file.name})" in block
+
+
+def test_what_was_not_measured_is_not_drawn(result: dict[str, Any], path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need the bench extra")
+    assert report.draw({**result, "figures": [], "load": []}, path) == []
+
+
+def test_the_machine_is_described_without_its_name() -> None:
+    described = machine.describe(2)
+    assert described["cpu"]
+    assert described["threads"] == 2
+    text = str(described)
+    assert machine.platform.node() not in text or len(machine.platform.node()) < 4
+    assert "/" not in described["system"]
+    assert machine.slug(described)[0].isalnum()
