@@ -22,6 +22,7 @@ HEAVY = ("torch", "transformers", "sentence_transformers", "onnx", "onnxruntime"
 
 def test_the_names():
     assert kosine.__all__ == [
+        "Batcher",
         "Encoder",
         "KosineError",
         "Packed",

@@ -10,6 +10,7 @@ encoder.similarity(vectors, vectors)                 # (2, 2) cosine
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from kosine import errors
 from kosine.encoder import Encoder, load
@@ -17,7 +18,11 @@ from kosine.errors import KosineError
 from kosine.packed import Packed, Pooled
 from kosine.scoring import TopK, cosine, top_k
 
+if TYPE_CHECKING:
+    from kosine.batcher import Batcher
+
 __all__ = [
+    "Batcher",
     "Encoder",
     "KosineError",
     "Packed",
@@ -33,3 +38,12 @@ try:
     __version__ = version("kosine")
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    # The batcher brings asyncio along: only those who use it pay for its import.
+    if name == "Batcher":
+        from kosine.batcher import Batcher
+
+        return Batcher
+    raise AttributeError(f"module 'kosine' has no attribute {name!r}")

@@ -19,7 +19,7 @@ from kosine.backends import make_backend
 from kosine.batching import split_batches
 from kosine.bundle import Bundle
 from kosine.canary import Canary, calibrated_ranges
-from kosine.errors import InputError, NonFiniteVector, TextError, UnknownPrompt
+from kosine.errors import BackendError, InputError, NonFiniteVector, TextError, UnknownPrompt
 from kosine.packed import Float32, Packed, Pooled
 from kosine.progress import progress_bar
 from kosine.tokenizer import MAX_TEXT_BYTES, Prepared, Tokenizer
@@ -208,6 +208,12 @@ class Encoder:
             whole = len(indices) == len(batch) and max_texts is None
             # A batch that fits goes as it is: backends need no particular order.
             pooled = self.backend.run(batch if whole else batch.take(indices))
+            if pooled.vectors.shape != (len(indices), self.dim):
+                raise BackendError(
+                    f"backend {self.backend.name!r} returned vectors {pooled.vectors.shape}",
+                    limit=f"expected {(len(indices), self.dim)}",
+                    remedy="report this backend",
+                )
             target = slice(None) if whole else indices
             vectors[target], norms[target] = pooled.vectors, pooled.norms
             if bar is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
-import logging
+import os
+import threading
+import weakref
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -27,8 +30,6 @@ __all__ = ["OnnxBackend"]
 
 GRAPHS = {"float32": ("packed.onnx", "onnx"), "float16": ("fp16/packed.onnx", "onnx-fp16")}
 QUIET = 3  # ONNX Runtime's severity "error": its warnings concern its own optimiser
-
-logger = logging.getLogger("kosine")
 
 
 class OnnxBackend:
@@ -60,7 +61,6 @@ class OnnxBackend:
         threads: int | None = None,
         spin: bool = False,
     ) -> None:
-        ort = import_onnxruntime()
         if device not in ("auto", "cpu"):
             raise BackendUnavailable(
                 f"backend 'onnx' cannot run on device {device!r}",
@@ -81,25 +81,50 @@ class OnnxBackend:
         self._pad_id = bundle.manifest.special_ids["pad"]
         self._position_rule = bundle.manifest.architecture.position_rule
         self.threads = threads or usable_cpus()
+        self._graph = bundle.graph(graph)
+        self._spin = spin
+        self._lock = threading.Lock()
+        self._session: Any = self._open()
+        self._inputs = [node.name for node in self._session.get_inputs()]
+        _live.add(self)
+
+    def _open(self) -> Any:
+        ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = QUIET
         # Shapes change from call to call: a memory pattern per shape would only pile up.
         options.enable_mem_pattern = False
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        spinning = "1" if self._spin else "0"
+        options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
         try:
-            self._session = ort.InferenceSession(
-                str(bundle.graph(graph)), options, providers=["CPUExecutionProvider"]
+            return ort.InferenceSession(
+                str(self._graph), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its exception classes share no base of their own
-            if type(error).__module__.startswith("kosine"):
-                raise
             raise BackendError(
-                f"ONNX Runtime {ort.__version__} cannot load {graph}: {_first_line(error)}",
+                f"ONNX Runtime {ort.__version__} cannot load {self._graph.name}: "
+                f"{_first_line(error)}",
                 remedy="export the bundle again, or install another onnxruntime",
             ) from error
-        self._inputs = [node.name for node in self._session.get_inputs()]
+
+    def _session_here(self) -> Any:
+        """This process's session: a forked child opens one of its own on first use."""
+        if self._session is None:
+            with self._lock:
+                if self._session is None:
+                    self._session = self._open()
+        return self._session
+
+    def _forked(self) -> None:
+        """In a child: the session's threads did not come along, and destroying it would wait for
+        them for ever. So it is never destroyed, and never used again."""
+        self._lock = threading.Lock()
+        session, self._session = self._session, None
+        for part in (session, getattr(session, "_sess", None)):
+            if part is not None:
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(part))
 
     def run(self, batch: Packed) -> Pooled:
         """See `Backend.run`; rows are laid out by `plan_rows`, one session call a rectangle."""
@@ -114,7 +139,7 @@ class OnnxBackend:
     def _run_rows(self, rows: Rows) -> Any:
         feed = {name: getattr(rows, name) for name in self._inputs}
         try:
-            return self._session.run(None, feed)
+            return self._session_here().run(None, feed)
         except Exception as error:
             raise BackendError(
                 f"ONNX Runtime failed on rows {rows.input_ids.shape}: {_first_line(error)}",
@@ -136,6 +161,8 @@ def import_onnxruntime() -> Any:
             limit="exactly one of them",
             remedy="pip uninstall both, then pip install 'kosine[onnx]' or 'kosine[gpu]'",
         )
+    # Its telemetry thread, started on import, would be lost in a fork, and asks nobody first.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     return onnxruntime
@@ -150,3 +177,15 @@ def _version(distribution: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).split("\n", 1)[0][:200]
+
+
+_live: weakref.WeakSet[OnnxBackend] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for backend in list(_live):
+        backend._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

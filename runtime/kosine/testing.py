@@ -1,0 +1,143 @@
+"""Stand-ins for services' own tests: an encoder without a bundle, and a clock to move by hand.
+
+clock = FakeClock()
+encoder = FakeEncoder(FakeBackend(dim=8, clock=clock))
+with Batcher(encoder, clock=clock) as batcher:
+    batcher.submit("a text").result()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from kosine.backends.fake import FakeBackend, FakeCrash, Fault, linear_cost, rectangle_cost
+from kosine.clock import FakeClock
+from kosine.errors import NonFiniteVector, TextTooLong, UnknownPrompt
+from kosine.packed import Float32, Packed, Pooled
+
+__all__ = [
+    "FAULT_MARKS",
+    "FakeBackend",
+    "FakeClock",
+    "FakeCrash",
+    "FakeEncoder",
+    "FakePrepared",
+    "Fault",
+    "linear_cost",
+    "rectangle_cost",
+]
+
+CLS: Final = 2
+# A text that holds one of these characters strikes, with `FakeBackend(faults=FAULT_MARKS)`.
+FAULT_MARKS: Final = {
+    0x11: Fault.RAISE,
+    0x12: Fault.NAN,
+    0x13: Fault.SHAPE,
+    0x14: Fault.CRASH,
+    0x15: Fault.DELAY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FakePrepared:
+    """See `kosine.pipeline.Prepared`."""
+
+    batch: Packed
+    truncated: int
+    unknown: int
+
+
+class FakeEncoder:
+    """A byte-level encoder: a text's tokens are a start token and its UTF-8 bytes.
+
+    Args:
+        backend: What runs; a `FakeBackend` by default.
+        max_tokens: Where texts are cut.
+        prompts: Prompt texts by name.
+    """
+
+    def __init__(
+        self,
+        backend: FakeBackend | None = None,
+        *,
+        max_tokens: int = 512,
+        prompts: dict[str, str] | None = None,
+    ) -> None:
+        self.backend = backend or FakeBackend()
+        self.dim = self.backend.dim
+        self.max_tokens = max_tokens
+        self.prompts = prompts or {}
+
+    def prepare(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = True,
+    ) -> FakePrepared:
+        """Tokenise. Raises UnknownPrompt, and TextTooLong with `truncate=False`."""
+        if prompt is None and prompt_name is not None:
+            if prompt_name not in self.prompts:
+                raise UnknownPrompt(
+                    f"unknown prompt {prompt_name!r}", limit=f"known: {sorted(self.prompts)}"
+                )
+            prompt = self.prompts[prompt_name]
+        head = chr(CLS) + (prompt or "")
+        joined = head + head.join(texts) if texts else ""
+        ids = np.frombuffer(joined.encode(), np.uint8).astype(np.int32)
+        starts = np.zeros(len(texts) + 1, np.int32)
+        lengths = (
+            [len(text) for text in texts]
+            if joined.isascii()
+            else [len(text.encode()) for text in texts]
+        )
+        np.cumsum(np.asarray(lengths, np.int64) + len(head.encode()), out=starts[1:])
+        batch = Packed(ids, starts)
+        longest = int(batch.lengths.max()) if len(batch) else 0
+        if longest <= self.max_tokens:
+            return FakePrepared(batch, 0, 0)
+        if not truncate:
+            raise TextTooLong(f"a text has {longest} tokens", limit=f"{self.max_tokens} tokens")
+        cut = [ids[a:b][: self.max_tokens] for a, b in pairwise(starts)]
+        truncated = int((batch.lengths > self.max_tokens).sum())
+        return FakePrepared(Packed.of(cut), truncated, 0)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, as `prepare` makes them."""
+        lengths: list[int] = self.prepare(texts).batch.lengths.tolist()
+        return lengths
+
+    def run(self, batch: Packed) -> Pooled:
+        """Run the backend. Raises NonFiniteVector, with the other rows in its `pooled`."""
+        pooled = self.backend.run(batch)
+        finite = np.isfinite(pooled.vectors).all(axis=1)
+        if not finite.all():
+            rows = tuple(int(row) for row in np.flatnonzero(~finite))
+            raise NonFiniteVector(f"{len(rows)} rows are not finite", indices=rows, pooled=pooled)
+        return pooled
+
+    def finish(
+        self,
+        pooled: Pooled,
+        *,
+        truncate_dim: int | None = None,
+        normalize_embeddings: bool = True,
+    ) -> Float32:
+        """Truncate, then normalise (or give the norms back)."""
+        vectors = pooled.vectors
+        if truncate_dim is not None:
+            vectors = vectors[:, :truncate_dim]
+            vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors if normalize_embeddings else vectors * pooled.norms[:, None]
+
+    def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> Float32:
+        """(n, dim) float32: what a batcher must answer, computed without one, cost or faults."""
+        if not texts:
+            return np.empty((0, self.dim), np.float32)
+        return self.backend.vectors(self.prepare(texts, prompt_name=prompt_name).batch)
