@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -369,3 +370,14 @@ def test_every_field_is_a_fact_or_is_not():
     }
     assert covered == {f.name for f in dataclasses.fields(Manifest)}
     assert {f.name for f in dataclasses.fields(Architecture)} >= {"num_heads", "layer_norm_eps"}
+
+
+def test_schema_1_as_it_was_first_written_stays_readable():
+    """A manifest written by kosine 0.1.0, kept as it was: later versions must go on reading it."""
+    path = Path(__file__).parent / "fixtures" / "manifest-schema-1.json"
+    manifest = Manifest.from_json(path.read_bytes())
+    assert manifest.schema == 1
+    assert manifest.architecture.family == "roberta"
+    assert manifest.pooling.mode == "mean"
+    assert manifest.parity["passed"]
+    assert {"model.onnx", "packed.onnx", "weights.safetensors"} <= set(manifest.files())

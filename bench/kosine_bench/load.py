@@ -2,10 +2,10 @@
 
     python -m kosine_bench.load BUNDLE [--quick] [--out FILE.json] [--plot FILE.svg]
 
-Texts of 5 to 63 tokens arrive open-loop (Poisson). Capacity is measured first, for each way of
-batching, with a queue that never runs dry; then the offered load climbs in steps, the two ways
-taking turns at each step, so that a drifting machine hurts both alike. Both use the same backend,
-policy and token budget; "padded" lengthens every sentence of a batch to the longest one, which
+Texts of 5 to 63 tokens (mean 17, the korsts workload) arrive open-loop (Poisson). Capacity is
+measured first, for each way of batching, with a queue that never runs dry; then the offered load
+climbs in steps, the two ways taking turns at each step, so that a drifting machine hurts both
+alike. Both use the same backend, policy and token budget; "padded" lengthens every sentence of a batch to the longest one, which
 is what a rectangle computes. Figures are comparable within one run only.
 
 Printed at the end: p99 at 70 % of capacity against 4 x the unloaded p50 + one full batch; the
@@ -36,11 +36,12 @@ from kosine.packed import Float32, Packed, Pooled
 from kosine.pipeline import Prepared, StagedEncoder
 from kosine_bench import machine
 from kosine_bench.arrivals import poisson_times
-from kosine_bench.workload import WORDS
+from kosine_bench.workload import WORDS, WORKLOADS, draw_lengths
 
 __all__ = ["PaddedEncoder", "curve", "load_at_p99", "main", "mixed_texts", "offer", "plot"]
 
-SHORTEST, LONGEST = 5, 63
+LENGTHS = WORKLOADS["korsts"].columns[0]
+SHORTEST, LONGEST = LENGTHS.minimum, LENGTHS.maximum
 LOADS = (0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 QUICK_LOADS = (0.05, 0.4, 0.7, 0.9)
 PERCENTS = (50, 90, 99)
@@ -84,9 +85,10 @@ class PaddedEncoder:
 
 
 def mixed_texts(encoder: CountingEncoder, count: int, seed: int) -> list[str]:
-    """Texts whose tokens are spread evenly over 5 to 63, special tokens included."""
+    """Texts with the lengths of the korsts workload: 5 to 63 tokens, mean 17, special ones
+    included."""
     generator = np.random.default_rng(seed)
-    wanted = generator.integers(SHORTEST, LONGEST + 1, count)
+    wanted = draw_lengths(LENGTHS, count, generator)
     pool = [" ".join(generator.choice(WORDS, size)) for size in range(1, 64) for _ in range(24)]
     tokens = np.asarray(encoder.count_tokens(pool))
     by_length = {n: np.flatnonzero(tokens == n) for n in set(tokens.tolist())}
@@ -122,7 +124,7 @@ def offer(
     deadline: float | None = None,
 ) -> dict[str, Any]:
     """Open-loop arrivals for `seconds`; latencies count from the scheduled arrival."""
-    count = max(30, int(rate_rps * seconds))
+    count = max(100, int(rate_rps * seconds))
     times = poisson_times(rate_rps, count, seed)
     latencies: list[float] = []
     rejected = late = 0
