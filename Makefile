@@ -2,14 +2,17 @@
 
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
+CMAKE = PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/cmake
 SAMPLE = out/sample.kosine
 
-.PHONY: help setup demo test lint format bench bench-report soak clean
+.PHONY: help setup demo native sanitize test lint format bench bench-report soak clean
 
 help:
 	@echo "make setup   .venv with kosine, ONNX Runtime and the exporter (no PyTorch)"
 	@echo "make demo    export the sample encoder, replay its canary, score Korean sentences"
 	@echo "make test    the whole test suite (installs PyTorch, the referee)"
+	@echo "make native  the native CPU engine, built into this checkout (Linux x86-64)"
+	@echo "make sanitize  its tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make format  let ruff rewrite the sources"
 	@echo "make bench   kosine and its rivals side by side: hours (says how many first)"
@@ -26,7 +29,22 @@ demo: setup
 	  "한 남자가 기타를 치고 있다." "남자가 악기를 연주하고 있다." "비행기가 이륙하고 있다." \
 	  "비행기가 하늘로 날아오른다." "한 여자가 양파를 썰고 있다." "주가가 사흘 연속 하락했다."
 
-test: .venv/.test .venvs/optimum/.done
+native: .venv/.test
+	$(CMAKE) -S . -B build/native -G Ninja -DPython_EXECUTABLE="$(CURDIR)/.venv/bin/python"
+	$(CMAKE) --build build/native
+	$(CMAKE) --install build/native --prefix kernels
+
+# libstdc++ is preloaded too: Python brings none, and ASan must find it before the module does.
+sanitize: .venv/.test
+	$(CMAKE) -S . -B build/sanitize -G Ninja -DPython_EXECUTABLE="$(CURDIR)/.venv/bin/python" \
+	  -DKOSINE_SANITIZE=address,undefined
+	$(CMAKE) --build build/sanitize
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	  PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 .venv/bin/python -c 'import sys, \
+	  kosine_kernels as k; k.__path__.insert(0, "build/sanitize"); import pytest; \
+	  sys.exit(pytest.main(sys.argv[1:]))' -m "not slow" tests/test_kernels_*.py tests/test_native.py
+
+test: .venv/.test native .venvs/optimum/.done
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: .venv/.test

@@ -5,8 +5,9 @@
 Texts of 5 to 63 tokens (mean 17, the korsts workload) arrive open-loop (Poisson). Capacity is
 measured first, for each way of batching, with a queue that never runs dry; then the offered load
 climbs in steps, the two ways taking turns at each step, so that a drifting machine hurts both
-alike. Both use the same backend, policy and token budget; "padded" lengthens every sentence of a batch to the longest one, which
-is what a rectangle computes. Figures are comparable within one run only.
+alike. Both use the same backend, policy and token budget; "padded" lengthens every sentence of a
+batch to the longest one, which is what a rectangle computes. Figures are comparable within one
+run only.
 
 Printed at the end: p99 at 70 % of capacity against 4 x the unloaded p50 + one full batch; the
 requests that kept their deadline at 200 %; and how many times the load of padded batching packed

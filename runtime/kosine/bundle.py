@@ -88,9 +88,11 @@ class Bundle:
         return name in self._files
 
     def verify_all(self) -> None:
-        """Check every file's sha256 now."""
+        """Check every file's sha256 now, and judge every graph, whatever backend will run."""
         for name in self._files:
             self.file(name)
+            if name.endswith(".onnx"):
+                self.graph(name)
 
     def tensors(self, name: str = WEIGHTS) -> TensorFile:
         """A safetensors file of the bundle, memory-mapped."""

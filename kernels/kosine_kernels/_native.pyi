@@ -1,0 +1,81 @@
+"""The extension module, built from `kernels/src`; `kosine_kernels.engine` documents it."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Unavailable(RuntimeError): ...
+
+def isa_levels() -> list[str]: ...
+def select_isa(dtype: str, isa: str) -> str: ...
+
+class Engine:
+    dim: int
+    dtype: str
+    isa: str
+    threads: int
+    packed_bytes: int
+
+    def __init__(
+        self,
+        tensors: dict[str, NDArray[np.float32]],
+        *,
+        num_layers: int,
+        num_heads: int,
+        layer_norm_eps: float,
+        pooling: str,
+        dense: list[tuple[str, bool]],
+        dtype: str,
+        isa: str,
+        threads: int,
+        spin: bool,
+        guard: str,
+    ) -> None: ...
+    def run(
+        self,
+        ids: NDArray[np.int32],
+        starts: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        skip: NDArray[np.int32] | None,
+        vectors: NDArray[np.float32],
+        norms: NDArray[np.float32],
+    ) -> None: ...
+
+class kernels:  # noqa: N801  (a submodule)
+    """One kernel at a time, in guarded buffers: for tests and measurements."""
+
+    @staticmethod
+    def gemm(
+        dtype: str,
+        isa: str,
+        a: NDArray[np.float32],
+        weight: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        out: NDArray[np.float32],
+        epilogue: str,
+        guard: str,
+    ) -> NDArray[np.float32]: ...
+    @staticmethod
+    def layer_norm(
+        dtype: str,
+        isa: str,
+        x: NDArray[np.float32],
+        gain: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        eps: float,
+        guard: str,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+    @staticmethod
+    def round(dtype: str, isa: str, x: NDArray[np.float32], guard: str) -> NDArray[np.float32]: ...
+    @staticmethod
+    def attention(
+        dtype: str,
+        isa: str,
+        q: NDArray[np.float32],
+        k: NDArray[np.float32],
+        v: NDArray[np.float32],
+        guard: str,
+    ) -> NDArray[np.float32]: ...
+    @staticmethod
+    def stray_read(guard: str) -> int: ...
+    @staticmethod
+    def plan(starts: NDArray[np.int32], threads: int) -> tuple[bool, list[list[int]]]: ...

@@ -1,0 +1,177 @@
+"""The native CPU engine: packed token ids in, unit vectors out, no Python in between.
+
+It needs Linux on x86-64 with AVX2 and a build with the native module; elsewhere `Engine` raises
+`Unavailable`. See `kernels/README.md` for what happens inside.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+try:
+    from kosine_kernels import _native
+except ImportError as error:
+    _native_missing: ImportError | None = error
+else:
+    _native_missing = None
+
+__all__ = ["ISA_VARIABLE", "Engine", "Unavailable", "isa_levels", "select_isa"]
+
+ISA_VARIABLE = "KOSINE_ISA"
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+
+class Unavailable(RuntimeError):
+    """The native module is not in this build, or this machine lacks what was asked for."""
+
+
+class Engine:
+    """An encoder's weights, packed for this processor, and the threads to run them.
+
+    Calls may come from several threads, and from a child of `fork()`: the packed weights stay
+    shared with the parent, the threads are made anew. The same sentence gives the same bits
+    alone, anywhere in any batch, and with any number of threads.
+
+    Args:
+        tensors: Canonical names to C-contiguous float32 arrays (memory-mapped ones too), linear
+            weights of shape (in, out), as `kosine_kernels.reference.encode` takes them. They are
+            copied: nothing holds on to them afterwards.
+        num_layers: How many `layers.N`.
+        num_heads: Attention heads; the head size must be a multiple of 16 and at most 128.
+        layer_norm_eps: Added to variances.
+        pooling: "mean", "cls" or "max".
+        dense: (activation, use_residual) of each Dense module after pooling.
+        dtype: "float32", or "bfloat16": products of bfloat16 operands summed in float32, with
+            everything between products in float32.
+        threads: Most threads in one call.
+        spin: Let the threads watch 10 ms for the next call before they sleep, not 50 us. Saves
+            a wake-up in each call, and burns those processors between calls.
+        isa: "avx2", "avx512" or "avx512_bf16": nothing above that level is used. Default: the
+            environment variable `KOSINE_ISA`, or the best that the machine has.
+        guard: "after" or "before" puts an unmapped page against that side of every buffer: a
+            stray access ends the process. For tests; slow.
+
+    Raises:
+        Unavailable: No native module, or no such ISA level or dtype on this machine.
+        ValueError: Shapes, names or numbers that do not fit.
+        TypeError: A tensor that is not C-contiguous float32.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, NDArray[Any]],
+        *,
+        num_layers: int,
+        num_heads: int,
+        layer_norm_eps: float,
+        pooling: str = "mean",
+        dense: Sequence[tuple[str, bool]] = (),
+        dtype: str = "float32",
+        threads: int = 1,
+        spin: bool = False,
+        isa: str | None = None,
+        guard: str = "none",
+    ) -> None:
+        native = native_module()
+        for name, tensor in tensors.items():
+            # The extension sees neither the dtype's byte order nor the alignment of a view.
+            flags = tensor.flags
+            if tensor.dtype != np.float32 or not (flags.c_contiguous and flags.aligned):
+                raise TypeError(
+                    f"tensor {name} is not an aligned, C-contiguous float32 array; convert it"
+                )
+        try:
+            self._engine = native.Engine(
+                dict(tensors),
+                num_layers=num_layers,
+                num_heads=num_heads,
+                layer_norm_eps=layer_norm_eps,
+                pooling=pooling,
+                dense=list(dense),
+                dtype=dtype,
+                isa=_level(isa),
+                threads=threads,
+                spin=spin,
+                guard=guard,
+            )
+        except native.Unavailable as error:
+            raise Unavailable(str(error)) from None
+        self.dim: int = self._engine.dim
+        self.dtype: str = self._engine.dtype
+        self.isa: str = self._engine.isa
+        self.threads: int = self._engine.threads
+        self.packed_bytes: int = self._engine.packed_bytes
+
+    def run(
+        self, ids: Int32, starts: Int32, positions: Int32, skip: Int32 | None = None
+    ) -> tuple[Float32, Float32]:
+        """Encode packed sentences; the GIL is released meanwhile.
+
+        Args:
+            ids: (T,) int32 token ids.
+            starts: (B + 1,) int32 offsets into `ids`, from 0 to T, each sentence of at least 1.
+            positions: (T,) int32 rows of the position table.
+            skip: (B,) int32 leading tokens that pooling leaves out, or None. Where nothing is
+                left, mean and max give zeros and cls falls back to the first token.
+
+        Returns:
+            vectors (B, dim) float32 of unit length and norms (B,) float32 before normalising.
+
+        Raises:
+            ValueError: A number out of range, or arrays that do not fit; nothing was computed.
+            TypeError: An array that is not C-contiguous int32.
+        """
+        count = max(len(starts) - 1, 0)
+        vectors = np.empty((count, self.dim), np.float32)
+        norms = np.empty(count, np.float32)
+        self._engine.run(ids, starts, positions, skip, vectors, norms)
+        return vectors, norms
+
+    def __repr__(self) -> str:
+        return (
+            f"<kosine_kernels.Engine dim={self.dim} {self.dtype} {self.isa} threads={self.threads}>"
+        )
+
+
+def isa_levels() -> tuple[str, ...]:
+    """The levels that this machine has, lowest first; empty where the engine cannot run."""
+    return tuple(_native.isa_levels()) if _native_missing is None else ()
+
+
+def select_isa(dtype: str, isa: str | None = None) -> str:
+    """The level that an `Engine` of that dtype would use.
+
+    Raises:
+        Unavailable, ValueError: as `Engine` does.
+    """
+    native = native_module()
+    try:
+        level: str = native.select_isa(dtype, _level(isa))
+    except native.Unavailable as error:
+        raise Unavailable(str(error)) from None
+    return level
+
+
+def native_module() -> ModuleType:
+    """The extension module.
+
+    Raises:
+        Unavailable: It is not in this build.
+    """
+    if _native_missing is not None:
+        raise Unavailable(
+            f"the native module cannot be imported ({_native_missing}); it is built on Linux "
+            "x86-64; install kosine there with a C++ compiler, or use another backend"
+        )
+    return _native
+
+
+def _level(isa: str | None) -> str:
+    return os.environ.get(ISA_VARIABLE, "") if isa is None else isa

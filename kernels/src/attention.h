@@ -1,0 +1,146 @@
+// Attention of one head of one sentence, over its own keys only: no mask and no padding tokens.
+//
+//   1. The keys are transposed into panels of two vectors of keys, the layout of a packed
+//      weight, zeros after the last key.
+//   2. For each tile of query rows: scores = q kT over all keys, softmax in place, then the
+//      context = scores v, divided by the row's sum on the way out.
+//
+// Whole score rows are kept: kTileRows x 512 keys are 28 KiB and stay in the L1 cache, so there
+// is nothing for an online softmax to save.
+#pragma once
+
+#include "kernels.h"
+#include "rows.h"
+#include "tile.h"
+
+namespace {
+
+inline std::size_t padded_keys(std::size_t length) {
+  return (length + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
+}
+
+std::size_t attention_scratch(std::size_t length, std::size_t head_size) {
+  return (head_size + kTileRows) * padded_keys(length);
+}
+
+// keys (length, head_size) -> for each pair of key vectors a panel (head_size, 2 vectors); the
+// last panel is one vector wide where the number of key vectors is odd.
+inline void transpose_keys(const float* k, std::size_t ld, std::size_t length,
+                           std::size_t head_size, float* to) {
+  constexpr std::size_t kLanes = Vec::kLanes;
+  const std::size_t padded = padded_keys(length);
+  for (std::size_t first = 0; first < padded; first += kLanes) {
+    const std::size_t panel = first / (2 * kLanes) * (2 * kLanes);
+    const std::size_t width = padded - panel < 2 * kLanes ? kLanes : 2 * kLanes;
+    float* column = to + panel * head_size + (first - panel);
+    for (std::size_t d = 0; d < head_size; d += kLanes) {
+      Vec block[kLanes];
+      for (std::size_t i = 0; i < kLanes; ++i) {
+        block[i] = first + i < length ? Vec::load(k + (first + i) * ld + d) : Vec::zero();
+      }
+      transpose(block);
+      for (std::size_t i = 0; i < kLanes; ++i) block[i].store(column + (d + i) * width);
+    }
+  }
+}
+
+// Scores become weights exp((score - max) * scale); zero after the last key. Gives 1 / their sum.
+inline float softmax_row(float* scores, std::size_t length, float scale) {
+  constexpr std::size_t kLanes = Vec::kLanes;
+  Vec top = Vec::all(-__builtin_inff());
+  for (std::size_t i = 0; i < length; i += kLanes) {
+    top = max(top, keep(Vec::load(scores + i), length - i, top));
+  }
+  const Vec highest = Vec::all(largest(top));
+  const Vec factor = Vec::all(scale);
+  Vec total = Vec::zero();
+  for (std::size_t i = 0; i < length; i += kLanes) {
+    const Vec weight = exp_negative((Vec::load(scores + i) - highest) * factor);
+    const Vec kept = keep(weight, length - i, Vec::zero());
+    kept.store(scores + i);
+    total = total + kept;
+  }
+  return 1.0f / sum(total);
+}
+
+template <int R>
+void attention_rows(const kosine::AttentionArgs& args, const float* keys, float* scores,
+                    std::size_t row, float scale) {
+  constexpr std::size_t kLanes = Vec::kLanes;
+  const std::size_t padded = padded_keys(args.length);
+  const char* q = reinterpret_cast<const char*>(args.q + row * args.ld);
+  std::size_t key = 0;
+  for (; key + 2 * kLanes <= padded; key += 2 * kLanes) {
+    Vec acc[R][2];
+    const auto* panel = reinterpret_cast<const char*>(keys + key * args.head_size);
+    multiply<FloatDot, R, 2, false>(acc, q, args.ld * sizeof(float), {panel, 2 * sizeof(Vec)},
+                                  args.head_size, {});
+    for (int r = 0; r < R; ++r) {
+      acc[r][0].store(scores + r * padded + key);
+      acc[r][1].store(scores + r * padded + key + kLanes);
+    }
+  }
+  if (key < padded) {
+    Vec acc[R][1];
+    const auto* panel = reinterpret_cast<const char*>(keys + key * args.head_size);
+    multiply<FloatDot, R, 1, false>(acc, q, args.ld * sizeof(float), {panel, sizeof(Vec)},
+                                  args.head_size, {});
+    for (int r = 0; r < R; ++r) acc[r][0].store(scores + r * padded + key);
+  }
+
+  Vec inverse[R];
+  for (int r = 0; r < R; ++r) {
+    inverse[r] = Vec::all(softmax_row(scores + r * padded, args.length, scale));
+  }
+
+  const char* weights = reinterpret_cast<const char*>(scores);
+  auto* out = static_cast<Dot::Activation*>(args.out) + row * args.ldo;
+  std::size_t d = 0;
+  for (; d + 2 * kLanes <= args.head_size; d += 2 * kLanes) {
+    Vec acc[R][2];
+    multiply<FloatDot, R, 2, false>(acc, weights, padded * sizeof(float),
+                                  {reinterpret_cast<const char*>(args.v + d),
+                                   args.ld * sizeof(float)},
+                                  args.length, {});
+    for (int r = 0; r < R; ++r) {
+      Dot::store(acc[r][0] * inverse[r], out + r * args.ldo + d);
+      Dot::store(acc[r][1] * inverse[r], out + r * args.ldo + d + kLanes);
+    }
+  }
+  if (d < args.head_size) {
+    Vec acc[R][1];
+    multiply<FloatDot, R, 1, false>(acc, weights, padded * sizeof(float),
+                                  {reinterpret_cast<const char*>(args.v + d),
+                                   args.ld * sizeof(float)},
+                                  args.length, {});
+    for (int r = 0; r < R; ++r) Dot::store(acc[r][0] * inverse[r], out + r * args.ldo + d);
+  }
+}
+
+using AttentionTile = void (*)(const kosine::AttentionArgs&, const float*, float*, std::size_t,
+                               float);
+
+constexpr AttentionTile kAttentionTiles[] = {
+    attention_rows<1>,  attention_rows<2>,  attention_rows<3>,  attention_rows<4>,
+    attention_rows<5>,  attention_rows<6>,
+#if defined(__AVX512F__)
+    attention_rows<7>,  attention_rows<8>,  attention_rows<9>,  attention_rows<10>,
+    attention_rows<11>, attention_rows<12>, attention_rows<13>, attention_rows<14>,
+#endif
+};
+
+void attention(const kosine::AttentionArgs& args) {
+  static_assert(sizeof kAttentionTiles == kTileRows * sizeof(AttentionTile));
+  float* const keys = args.scratch;
+  float* const scores = keys + args.head_size * padded_keys(args.length);
+  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(args.head_size));
+  transpose_keys(args.k, args.ld, args.length, args.head_size, keys);
+  const std::size_t count = (args.length + kTileRows - 1) / kTileRows;
+  for (std::size_t t = 0; t < count; ++t) {
+    const std::size_t begin = args.length * t / count;
+    const std::size_t end = args.length * (t + 1) / count;
+    kAttentionTiles[end - begin - 1](args, keys, scores, begin, scale);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,12 @@
+// AVX2 and FMA: float32.
+#include "vec_avx2.h"
+
+#include "dot_float32.h"
+
+namespace {
+using Dot = FloatDot;
+}
+
+#include "table.h"
+
+constinit const kosine::Kernels kosine::kAvx2Float32 = table(kosine::Isa::kAvx2);

@@ -1,0 +1,104 @@
+#include "cpu.h"
+
+#include <iterator>
+#include <stdexcept>
+
+namespace kosine {
+namespace {
+
+struct Level {
+  Isa isa;
+  const char* name;
+};
+constexpr Level kLevels[] = {
+    {Isa::kAvx2, "avx2"},
+    {Isa::kAvx512, "avx512"},
+    {Isa::kAvx512Bf16, "avx512_bf16"},
+};
+
+// Best last.
+constexpr const Kernels* kTables[] = {&kAvx2Float32, &kAvx512Float32, &kAvx512Bfloat16};
+
+// The builtins ask the operating system too: a register file that it does not save is not there.
+bool present(Isa isa) {
+  __builtin_cpu_init();
+  switch (isa) {
+    case Isa::kAvx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case Isa::kAvx512:
+      return present(Isa::kAvx2) && __builtin_cpu_supports("avx512f") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl");
+    case Isa::kAvx512Bf16: return present(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
+  }
+  return false;
+}
+
+std::string known_names() {
+  std::string names;
+  for (const Level& level : kLevels) names += (names.empty() ? "" : ", ") + std::string(level.name);
+  return names;
+}
+
+std::string present_names() {
+  std::string names;
+  for (Isa isa : isa_levels()) names += (names.empty() ? "" : ", ") + std::string(name_of(isa));
+  return names.empty() ? "none" : names;
+}
+
+Isa forced_level(const std::string& name) {
+  for (const Level& level : kLevels) {
+    if (name != level.name) continue;
+    if (!present(level.isa)) {
+      throw Unavailable{"ISA level '" + name + "' is not on this machine; it has: " +
+                        present_names() + "; choose one of these or unset it"};
+    }
+    return level.isa;
+  }
+  throw std::invalid_argument("unknown ISA level '" + name + "'; known: " + known_names() +
+                              "; choose one of these or unset it");
+}
+
+}  // namespace
+
+const char* name_of(Isa isa) {
+  for (const Level& level : kLevels) {
+    if (level.isa == isa) return level.name;
+  }
+  return "?";
+}
+
+const char* name_of(Dtype dtype) {
+  return dtype == Dtype::kFloat32 ? "float32" : "bfloat16";
+}
+
+Dtype dtype_named(const std::string& name) {
+  for (Dtype dtype : {Dtype::kFloat32, Dtype::kBfloat16}) {
+    if (name == name_of(dtype)) return dtype;
+  }
+  throw std::invalid_argument("unknown dtype '" + name +
+                              "'; known: float32, bfloat16; choose one of these");
+}
+
+std::vector<Isa> isa_levels() {
+  std::vector<Isa> levels;
+  for (const Level& level : kLevels) {
+    if (present(level.isa)) levels.push_back(level.isa);
+  }
+  return levels;
+}
+
+const Kernels& select_kernels(Dtype dtype, const std::string& level) {
+  const std::vector<Isa> levels = isa_levels();
+  if (level.empty() && levels.empty()) {
+    throw Unavailable{"this processor has no AVX2; native kernels need one of: " +
+                      known_names() + "; use another backend"};
+  }
+  const Isa highest = level.empty() ? levels.back() : forced_level(level);
+  for (auto table = std::rbegin(kTables); table != std::rend(kTables); ++table) {
+    if ((*table)->dtype == dtype && (*table)->isa <= highest) return **table;
+  }
+  throw Unavailable{"dtype " + std::string(name_of(dtype)) + " does not run at ISA level '" +
+                    name_of(highest) + "'; it needs avx512_bf16; use float32"};
+}
+
+}  // namespace kosine

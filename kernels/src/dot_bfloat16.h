@@ -1,0 +1,37 @@
+// Products of bfloat16 pairs, summed in float32: a word is two neighbours of the depth axis.
+//
+// vdpbf16ps treats subnormal operands and results as zero and rounds to nearest even whatever
+// MXCSR says; its two products are added one after the other. Rounding here is to nearest even.
+#pragma once
+
+#include "kernels.h"
+
+namespace {
+
+struct Dot {
+  using Activation = std::uint16_t;
+  using Words = __m512bh;
+  static constexpr kosine::Dtype kDtype = kosine::Dtype::kBfloat16;
+  static constexpr std::size_t kStep = 2;
+
+  static Words load(const char* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static Words broadcast(const char* p) {
+    std::int32_t word;
+    __builtin_memcpy(&word, p, sizeof word);
+    return (__m512bh)_mm512_set1_epi32(word);
+  }
+  static Vec add_product(Vec acc, Words a, Words b) {
+    return {_mm512_dpbf16_ps(acc.v, a, b)};
+  }
+  static void store(Vec x, Activation* p) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x.v));
+  }
+  static Activation round(float x) {
+    Activation lanes[8];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(lanes),
+                     (__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)));
+    return lanes[0];
+  }
+};
+
+}  // namespace

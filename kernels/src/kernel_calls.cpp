@@ -1,0 +1,246 @@
+#include "kernel_calls.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <utility>
+
+#include "arena.h"
+#include "cpu.h"
+#include "plan.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace kosine {
+namespace {
+
+using Rows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Result = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+constexpr std::size_t kArenaBytes = std::size_t{1} << 30;  // a limit: guarded buffers map alone
+
+// One table and the guarded buffers of one call.
+class Bench {
+ public:
+  Bench(const std::string& dtype, const std::string& isa, const std::string& guard)
+      : kernels(select_kernels(dtype_named(dtype), isa)), arena_(kArenaBytes, guard_named(guard)) {
+    if (guard_named(guard) == Guard::kNone) throw std::invalid_argument("guard is 'none'");
+  }
+
+  const Kernels& kernels;
+
+  // (rows, width) floats as activations, rows `stride` elements apart.
+  char* activations(const float* from, std::size_t rows, std::size_t width, std::size_t stride) {
+    char* to = arena_.take<char>(rows * stride * kernels.activation);
+    for (std::size_t i = 0; i < rows; ++i) {
+      for (std::size_t j = 0; j < width; ++j) {
+        put(to + (i * stride + j) * kernels.activation, from[i * width + j]);
+      }
+    }
+    return to;
+  }
+
+  float* floats(const float* from, std::size_t rows, std::size_t width, std::size_t stride) {
+    auto* to = arena_.take<float>(rows * stride);
+    for (std::size_t i = 0; i < rows && from != nullptr; ++i) {
+      std::memcpy(to + i * stride, from + i * width, width * sizeof(float));
+    }
+    return to;
+  }
+
+  char* room(std::size_t bytes) { return arena_.take<char>(bytes); }
+
+  float get(const char* at) const {
+    if (kernels.dtype == Dtype::kFloat32) return read<float>(at);
+    const std::uint32_t bits = static_cast<std::uint32_t>(read<std::uint16_t>(at)) << 16;
+    return read<float>(reinterpret_cast<const char*>(&bits));
+  }
+
+ private:
+  template <class T>
+  static T read(const char* at) {
+    T value;
+    std::memcpy(&value, at, sizeof value);
+    return value;
+  }
+
+  void put(char* at, float value) const {
+    if (kernels.dtype == Dtype::kFloat32) {
+      std::memcpy(at, &value, sizeof value);
+      return;
+    }
+    auto bits = read<std::uint32_t>(reinterpret_cast<const char*>(&value));
+    bits += 0x7fff + (bits >> 16 & 1);  // to nearest even; tests hold no NaN against this
+    const auto upper = static_cast<std::uint16_t>(bits >> 16);
+    std::memcpy(at, &upper, sizeof upper);
+  }
+
+  Arena arena_;
+};
+
+// (rows, width) to Python; `get(i, j)` gives the elements.
+template <class Get>
+Result result(std::size_t rows, std::size_t width, Get get) {
+  auto values = std::make_unique<float[]>(rows * width);
+  for (std::size_t i = 0; i < rows; ++i) {
+    for (std::size_t j = 0; j < width; ++j) values[i * width + j] = get(i, j);
+  }
+  float* data = values.get();
+  nb::capsule owner(values.release(), [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  return Result(data, {rows, width}, owner);
+}
+
+void need(bool fits, const char* what) {
+  if (!fits) throw std::invalid_argument(what);
+}
+
+Epilogue epilogue_named(const std::string& name) {
+  if (name == "store") return Epilogue::kStore;
+  if (name == "add") return Epilogue::kAdd;
+  if (name == "gelu") return Epilogue::kGelu;
+  throw std::invalid_argument("unknown epilogue '" + name + "'; known: store, add, gelu");
+}
+
+Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a,
+                 const Rows& weight, const Row& bias, const Rows& out, const std::string& epilogue,
+                 const std::string& guard) {
+  Bench bench(dtype, isa, guard);
+  const Kernels& kernels = bench.kernels;
+  const std::size_t rows = a.shape(0), depth = a.shape(1), columns = weight.shape(1);
+  need(weight.shape(0) == depth && bias.shape(0) == columns, "a, weight and bias do not fit");
+  need(out.shape(0) == rows && out.shape(1) == columns, "out does not fit");
+  const std::size_t padded = round_up(depth, kernels.k_step);
+  const std::size_t panels = round_up(columns, kernels.panel) / kernels.panel;
+  const std::size_t width = panels * kernels.panel;
+  const Epilogue chosen = epilogue_named(epilogue);
+  const bool gelu = chosen == Epilogue::kGelu;
+
+  char* packed = bench.room(width * padded * kernels.activation);
+  kernels.pack(weight.data(), columns, depth, padded, columns, packed);
+  char* to = gelu ? bench.room(rows * width * kernels.activation)
+                  : reinterpret_cast<char*>(bench.floats(out.data(), rows, columns, width));
+  kernels.gemm({
+      .a = bench.activations(a.data(), rows, depth, padded),
+      .lda = padded,
+      .rows = rows,
+      .weight = packed,
+      .bias = bench.floats(bias.data(), 1, columns, width),
+      .depth = padded,
+      .panels = panels,
+      .out = to,
+      .ldo = width,
+      .epilogue = chosen,
+  });
+  return result(rows, columns, [&](std::size_t i, std::size_t j) {
+    if (gelu) return bench.get(to + (i * width + j) * kernels.activation);
+    return reinterpret_cast<const float*>(to)[i * width + j];
+  });
+}
+
+std::pair<Result, Result> call_layer_norm(const std::string& dtype, const std::string& isa,
+                                          const Rows& x, const Row& gain, const Row& bias,
+                                          float eps, const std::string& guard) {
+  Bench bench(dtype, isa, guard);
+  const std::size_t rows = x.shape(0), width = x.shape(1);
+  need(width % 16 == 0 && gain.shape(0) == width && bias.shape(0) == width,
+       "x, gain and bias do not fit, or their width is not a multiple of 16");
+  float* to = bench.floats(x.data(), rows, width, width);
+  char* rounded = bench.room(rows * width * bench.kernels.activation);
+  bench.kernels.layer_norm({
+      .x = to,
+      .ldx = width,
+      .rows = rows,
+      .width = width,
+      .gain = bench.floats(gain.data(), 1, width, width),
+      .bias = bench.floats(bias.data(), 1, width, width),
+      .eps = eps,
+      .rounded = rounded,
+      .ldr = width,
+  });
+  return {result(rows, width, [&](std::size_t i, std::size_t j) { return to[i * width + j]; }),
+          result(rows, width, [&](std::size_t i, std::size_t j) {
+            return bench.get(rounded + (i * width + j) * bench.kernels.activation);
+          })};
+}
+
+Result call_round(const std::string& dtype, const std::string& isa, const Rows& x,
+                  const std::string& guard) {
+  Bench bench(dtype, isa, guard);
+  const std::size_t rows = x.shape(0), width = x.shape(1);
+  need(width % 16 == 0, "the width of x is not a multiple of 16");
+  char* to = bench.room(rows * width * bench.kernels.activation);
+  bench.kernels.round(bench.floats(x.data(), rows, width, width), width, rows, width, to, width);
+  return result(rows, width, [&](std::size_t i, std::size_t j) {
+    return bench.get(to + (i * width + j) * bench.kernels.activation);
+  });
+}
+
+// q, k and v each in a buffer of their own, so that a read past any one of them is caught.
+Result call_attention(const std::string& dtype, const std::string& isa, const Rows& q,
+                      const Rows& k, const Rows& v, const std::string& guard) {
+  Bench bench(dtype, isa, guard);
+  const std::size_t length = q.shape(0), head_size = q.shape(1);
+  need(head_size % 16 == 0 && head_size <= 128, "the head size is not a multiple of 16 to 128");
+  need(length != 0, "there are no rows");
+  for (const Rows* rows : {&k, &v}) {
+    need(rows->shape(0) == length && rows->shape(1) == head_size, "q, k and v do not fit");
+  }
+  char* to = bench.room(length * head_size * bench.kernels.activation);
+  bench.kernels.attention({
+      .q = bench.floats(q.data(), length, head_size, head_size),
+      .k = bench.floats(k.data(), length, head_size, head_size),
+      .v = bench.floats(v.data(), length, head_size, head_size),
+      .ld = head_size,
+      .length = length,
+      .head_size = head_size,
+      .out = to,
+      .ldo = head_size,
+      .scratch = bench.floats(nullptr, 1, 0, bench.kernels.attention_scratch(length, head_size)),
+  });
+  return result(length, head_size, [&](std::size_t i, std::size_t j) {
+    return bench.get(to + (i * head_size + j) * bench.kernels.activation);
+  });
+}
+
+// What a stray access does: the byte behind (or before) a guarded buffer, where nothing is mapped.
+int call_stray_read(const std::string& guard) {
+  Arena arena(kAlignment, guard_named(guard));
+  const volatile char* buffer = arena.take<char>(kAlignment);
+  return guard_named(guard) == Guard::kBefore ? *(buffer - 1) : buffer[kAlignment];
+}
+
+std::pair<bool, std::vector<std::vector<std::size_t>>> call_plan(const Ints& starts,
+                                                                 std::size_t threads) {
+  need(starts.size() >= 2 && threads >= 1, "starts or threads out of range");
+  const Plan plan = plan_batch(starts.data(), starts.size() - 1, threads);
+  std::vector<std::vector<std::size_t>> chunks;
+  for (const Chunk& chunk : plan.chunks) {
+    auto& indices = chunks.emplace_back();
+    for (const Sentence& sentence : chunk.sentences) indices.push_back(sentence.index);
+  }
+  return {plan.together, chunks};
+}
+
+}  // namespace
+
+void bind_kernel_calls(nb::module_& module) {
+  nb::module_ m = module.def_submodule("kernels", "One kernel at a time, in guarded buffers.");
+  m.def("gemm", call_gemm, "dtype"_a, "isa"_a, "a"_a, "weight"_a, "bias"_a, "out"_a, "epilogue"_a,
+        "guard"_a);
+  m.def("layer_norm", call_layer_norm, "dtype"_a, "isa"_a, "x"_a, "gain"_a, "bias"_a, "eps"_a,
+        "guard"_a);
+  m.def("round", call_round, "dtype"_a, "isa"_a, "x"_a, "guard"_a);
+  m.def("attention", call_attention, "dtype"_a, "isa"_a, "q"_a, "k"_a, "v"_a, "guard"_a);
+  m.def("stray_read", call_stray_read, "guard"_a);
+  m.def("plan", call_plan, "starts"_a, "threads"_a);
+}
+
+}  // namespace kosine

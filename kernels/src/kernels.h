@@ -1,0 +1,93 @@
+// The interface of an ISA level: one table of functions per translation unit.
+//
+// A table computes in one dtype. "Activation" below is the type that a matrix product reads:
+// float in a float32 table, bfloat16 bits in a bfloat16 table. Everything between products (the
+// residual stream, LayerNorm, softmax, pooling) is float in every table.
+//
+// A table must keep two promises, which tests hold it to:
+//   * the arithmetic of an output row depends on that row's inputs and on the shapes of the
+//     weights only: not on `rows`, nor on the place of the row among them;
+//   * nothing outside the stated extents is read or written.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kosine {
+
+enum class Isa { kAvx2, kAvx512, kAvx512Bf16 };
+enum class Dtype { kFloat32, kBfloat16 };
+
+// What becomes of the product (rows, depth) x (depth, columns):
+enum class Epilogue {
+  kStore,  // float       out  = product + bias
+  kAdd,    // float       out += product + bias
+  kGelu,   // activation  out  = gelu(product + bias), the erf form
+};
+
+// A product over whole panels of a packed weight. `out` must have room for panels * panel
+// columns in each row: the columns that pad the last panel are written too (gelu(0) = 0 there,
+// which the next product relies on).
+struct GemmArgs {
+  const void* a;       // (rows, depth) activations
+  std::size_t lda;     // elements between rows of a
+  std::size_t rows;
+  const void* weight;  // `panels` packed panels
+  const float* bias;   // (panels * panel,)
+  std::size_t depth;   // as packed: a multiple of k_step
+  std::size_t panels;
+  void* out;
+  std::size_t ldo;     // elements between rows of out
+  Epilogue epilogue;
+};
+
+// x = (x - mean) / sqrt(variance + eps) * gain + bias, row by row and in place, and the result as
+// activations. `width` is a multiple of 16.
+struct NormArgs {
+  float* x;
+  std::size_t ldx;
+  std::size_t rows;
+  std::size_t width;
+  const float* gain;
+  const float* bias;
+  float eps;
+  void* rounded;     // (rows, width) activations
+  std::size_t ldr;
+};
+
+// One head of one sentence: out = softmax(q kT / sqrt(head_size)) v.
+struct AttentionArgs {
+  const float* q;         // (length, head_size), rows ld apart; k and v alike
+  const float* k;
+  const float* v;
+  std::size_t ld;
+  std::size_t length;
+  std::size_t head_size;  // a multiple of 16, at most 128
+  void* out;              // (length, head_size) activations
+  std::size_t ldo;
+  float* scratch;         // attention_scratch(length, head_size) floats
+};
+
+struct Kernels {
+  Isa isa;
+  Dtype dtype;
+  std::size_t activation;  // bytes of one
+  std::size_t panel;       // columns in a packed panel
+  std::size_t k_step;      // depth is padded with zeros to a multiple of this
+  // (depth, columns) float, rows ldw apart -> ceil(columns / panel) panels of
+  // padded_depth * panel elements each, padding zero; padded_depth is a multiple of k_step.
+  void (*pack)(const float* weight, std::size_t ldw, std::size_t depth, std::size_t padded_depth,
+               std::size_t columns, void* packed);
+  void (*gemm)(const GemmArgs&);
+  void (*layer_norm)(const NormArgs&);
+  void (*round)(const float* x, std::size_t ldx, std::size_t rows, std::size_t width, void* out,
+                std::size_t ldo);
+  std::size_t (*attention_scratch)(std::size_t length, std::size_t head_size);
+  void (*attention)(const AttentionArgs&);
+};
+
+extern const Kernels kAvx2Float32;
+extern const Kernels kAvx512Float32;
+extern const Kernels kAvx512Bfloat16;
+
+}  // namespace kosine

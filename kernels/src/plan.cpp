@@ -1,0 +1,59 @@
+#include "plan.h"
+
+#include <algorithm>
+
+namespace kosine {
+namespace {
+
+// Rows of a chunk: enough that fetching the weights hides behind the arithmetic, few enough that
+// the activations stay in the cache of a core.
+constexpr std::size_t kChunkRows = 256;
+// Below this many rows for each thread, reading the weights is what takes the time, and threads
+// that each read all of them would only get in one another's way.
+constexpr std::size_t kAloneRows = 64;
+
+std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
+
+// Longest first, each into the chunk with the fewest rows.
+std::vector<Chunk> spread(const std::vector<Sentence>& longest_first, std::size_t count) {
+  std::vector<Chunk> chunks(std::min(count, longest_first.size()));
+  for (const Sentence& sentence : longest_first) {
+    Chunk& chunk = *std::min_element(
+        chunks.begin(), chunks.end(),
+        [](const Chunk& a, const Chunk& b) { return a.rows < b.rows; });
+    chunk.sentences.push_back(sentence);
+    chunk.rows += sentence.length;
+    chunk.longest = std::max(chunk.longest, sentence.length);
+  }
+  return chunks;
+}
+
+}  // namespace
+
+Plan plan_batch(const std::int32_t* starts, std::size_t count, std::size_t threads) {
+  std::vector<Sentence> sentences(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto begin = static_cast<std::size_t>(starts[i]);
+    sentences[i] = {i, begin, static_cast<std::size_t>(starts[i + 1]) - begin};
+  }
+  std::stable_sort(sentences.begin(), sentences.end(), [](const Sentence& a, const Sentence& b) {
+    return a.length > b.length;
+  });
+  const auto rows = static_cast<std::size_t>(starts[count]);
+
+  Plan plan;
+  const std::size_t rounds = std::max<std::size_t>(1, ceil_div(rows, threads * kChunkRows));
+  plan.chunks = spread(sentences, threads * rounds);
+  if (threads == 1) return plan;
+
+  std::size_t most = 0;
+  for (const Chunk& chunk : plan.chunks) most = std::max(most, chunk.rows);
+  const bool uneven = 8 * most * threads * rounds > 9 * rows;
+  if (rows < threads * kAloneRows || uneven) {
+    plan.together = true;
+    plan.chunks = spread(sentences, ceil_div(rows, kChunkRows * 2));
+  }
+  return plan;
+}
+
+}  // namespace kosine

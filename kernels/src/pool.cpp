@@ -1,0 +1,122 @@
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+
+#include <chrono>
+
+namespace kosine {
+namespace {
+
+constexpr int kSpinsPerLook = 32;  // at the clock
+constexpr int kRankBits = 11;      // kMaxThreads fits
+constexpr std::uint32_t kRankMask = (1u << kRankBits) - 1;
+constexpr std::uint32_t kStop = kRankMask;  // more ranks than there can be
+static_assert(Pool::kMaxThreads < static_cast<int>(kStop));
+
+// Signals belong to the threads of the program, not to ours.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_;
+};
+
+}  // namespace
+
+Patience patience_for(int threads, Patience patience) {
+  cpu_set_t usable;
+  if (sched_getaffinity(0, sizeof usable, &usable) != 0) return patience;
+  return threads <= CPU_COUNT(&usable) ? patience : kNever;
+}
+
+std::uint32_t wait_while(const std::atomic<std::uint32_t>& word, std::uint32_t old,
+                         Patience patience) {
+  std::uint32_t seen = word.load(std::memory_order_acquire);
+  if (seen == old && patience != kNever) {
+    const auto end = std::chrono::steady_clock::now() + patience;
+    do {
+      for (int i = 0; i < kSpinsPerLook && seen == old; ++i) {
+        __builtin_ia32_pause();
+        seen = word.load(std::memory_order_acquire);
+      }
+    } while (seen == old && std::chrono::steady_clock::now() < end);
+  }
+  while (seen == old) {
+    word.wait(old, std::memory_order_acquire);
+    seen = word.load(std::memory_order_acquire);
+  }
+  return seen;
+}
+
+void Barrier::wait() {
+  if (count_ == 1) return;
+  const std::uint32_t round = round_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    round_.notify_all();
+  } else {
+    wait_while(round_, round, patience_);
+  }
+}
+
+Pool::~Pool() {
+  call_.fetch_or(kStop, std::memory_order_acq_rel);
+  call_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void Pool::run(int threads, const std::function<void(int)>& task, Patience idle) {
+  if (threads <= 1) return task(0);
+  const std::lock_guard lock(running_);
+  grow(threads);
+  task_ = &task;
+  idle_ = patience_for(threads, idle);
+  unfinished_.store(static_cast<std::uint32_t>(threads - 1), std::memory_order_relaxed);
+  const std::uint32_t before = call_.load(std::memory_order_relaxed);
+  const std::uint32_t count = (before >> kRankBits) + 1;
+  call_.store(count << kRankBits | static_cast<std::uint32_t>(threads),
+              std::memory_order_release);
+  call_.notify_all();
+  task(0);
+  const Patience patience = patience_for(threads, kGap);
+  for (std::uint32_t left; (left = unfinished_.load(std::memory_order_acquire)) != 0;) {
+    wait_while(unfinished_, left, patience);
+  }
+}
+
+void Pool::grow(int threads) {
+  const SignalsBlocked blocked;
+  while (static_cast<int>(threads_.size()) < threads - 1) {
+    const int rank = static_cast<int>(threads_.size()) + 1;
+    threads_.emplace_back([this, rank] { serve(rank); });
+    pthread_setname_np(threads_.back().native_handle(), "kosine");
+  }
+}
+
+void Pool::serve(int rank) {
+  std::uint32_t seen = 0;
+  Patience idle = kNever;
+  for (;;) {
+    seen = wait_while(call_, seen, idle);
+    const std::uint32_t ranks = seen & kRankMask;
+    if (ranks == kStop) return;
+    if (rank >= static_cast<int>(ranks)) {
+      idle = kNever;  // not wanted by calls of this size: no reason to watch for the next
+      continue;
+    }
+    idle = idle_;
+    (*task_)(rank);
+    if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_all();
+  }
+}
+
+}  // namespace kosine

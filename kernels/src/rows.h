@@ -1,0 +1,96 @@
+// What happens to rows between products: GELU, exp, LayerNorm, rounding.
+#pragma once
+
+#include "kernels.h"
+
+namespace {
+
+// e^x for x <= 0, relative error under 2e-7: x = n ln 2 + r, |r| <= ln 2 / 2, and a polynomial
+// of degree 5 in r. Below -87 the result stays at e^-87 (1.6e-38, the smallest normal numbers).
+inline Vec exp_negative(Vec x) {
+  x = max(Vec::all(-87.0f), x);
+  const Vec n = nearest(x * Vec::all(1.44269504f));
+  Vec r = fma(n, Vec::all(-0.693359375f), x);  // ln 2 in two parts, the first exact in 10 bits
+  r = fma(n, Vec::all(2.12194440e-4f), r);
+  Vec p = Vec::all(0.008312477730214596f);
+  p = fma(p, r, Vec::all(0.041890550404787064f));
+  p = fma(p, r, Vec::all(0.16667115688323975f));
+  p = fma(p, r, Vec::all(0.4999922811985016f));
+  p = fma(p * r, r, r);
+  return scale_by_power(p + Vec::all(1.0f), n);
+}
+
+// x Phi(x), Phi the normal distribution function: the erf form of GELU. Absolute error under
+// 1e-6 for |x| <= 8: Phi(x) = 1/2 + x P(x^2) with P a minimax polynomial of degree 13 on
+// |x| <= 5.25 (beyond which Phi is 0 or 1 to within 8e-8), written in s = 2 (x / 5.25)^2 - 1 to
+// keep its coefficients small.
+inline Vec gelu(Vec x) {
+  constexpr float kEdge = 5.25f;
+  constexpr float kCoefficients[] = {
+      0.13465934991836548f,    -0.06712659448385239f,  0.04964519292116165f,
+      -0.03977121785283089f,   0.032045260071754456f,  -0.024965422227978706f,
+      0.018425434827804565f,   -0.013090514577925205f, 0.008839712478220463f,
+      -0.004827069118618965f,  0.0021121108438819647f, -0.0016196838114410639f,
+      0.0013621646212413907f,  -0.000450650550192222f,
+  };
+  constexpr int kLast = sizeof kCoefficients / sizeof kCoefficients[0] - 1;
+  const Vec t = max(Vec::all(-kEdge), min(Vec::all(kEdge), x));
+  const Vec s = fma(t * t, Vec::all(2.0f / (kEdge * kEdge)), Vec::all(-1.0f));
+  Vec p = Vec::all(kCoefficients[kLast]);
+#pragma GCC unroll 16
+  for (int i = kLast - 1; i >= 0; --i) p = fma(p, s, Vec::all(kCoefficients[i]));
+  const Vec phi = fma(p, t, Vec::all(0.5f));
+  return x * max(Vec::zero(), min(Vec::all(1.0f), phi));
+}
+
+// The sum of f(0), f(lanes), f(2 lanes), ... below `width`, in four interleaved chains.
+template <class F>
+[[gnu::always_inline]] inline float sum_over(std::size_t width, F f) {
+  constexpr std::size_t kLanes = Vec::kLanes;
+  Vec chains[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+  std::size_t i = 0;
+  for (; i + 4 * kLanes <= width; i += 4 * kLanes) {
+#pragma GCC unroll 4
+    for (std::size_t j = 0; j < 4; ++j) chains[j] = chains[j] + f(i + j * kLanes);
+  }
+  for (; i < width; i += kLanes) chains[0] = chains[0] + f(i);
+  return sum((chains[0] + chains[1]) + (chains[2] + chains[3]));
+}
+
+// Two passes for the statistics: the variance of the centred row loses nothing to cancellation.
+void layer_norm(const kosine::NormArgs& args) {
+  const float inverse_width = 1.0f / static_cast<float>(args.width);
+  for (std::size_t row = 0; row < args.rows; ++row) {
+    float* x = args.x + row * args.ldx;
+    const Vec mean =
+        Vec::all(sum_over(args.width, [&](std::size_t i) { return Vec::load(x + i); }) *
+                 inverse_width);
+    const float variance = sum_over(args.width,
+                                    [&](std::size_t i) {
+                                      const Vec centred = Vec::load(x + i) - mean;
+                                      return centred * centred;
+                                    }) *
+                           inverse_width;
+    const Vec scale = Vec::all(1.0f / __builtin_sqrtf(variance + args.eps));
+    auto* rounded = static_cast<Dot::Activation*>(args.rounded);
+    for (std::size_t i = 0; i < args.width; i += Vec::kLanes) {
+      const Vec y = fma((Vec::load(x + i) - mean) * scale, Vec::load(args.gain + i),
+                        Vec::load(args.bias + i));
+      y.store(x + i);
+      Dot::store(y, rounded + row * args.ldr + i);
+    }
+  }
+}
+
+// Floats to activations; `width` is a multiple of 16.
+void round_rows(const float* x, std::size_t ldx, std::size_t rows, std::size_t width, void* out,
+                std::size_t ldo) {
+  auto* to = static_cast<Dot::Activation*>(out);
+  for (std::size_t row = 0; row < rows; ++row) {
+    for (std::size_t i = 0; i < width; i += Vec::kLanes) {
+      Dot::store(Vec::load(x + row * ldx + i), to + row * ldo + i);
+    }
+  }
+}
+
+}  // namespace

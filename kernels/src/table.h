@@ -1,0 +1,31 @@
+// The table of a translation unit that has chosen its `Vec` and its `Dot`.
+//
+// These units are compiled for processors that the machine may not be. So they hold nothing but
+// internal linkage and the table: no standard library template, whose copy compiled for AVX512
+// the linker could pick for everyone.
+#pragma once
+
+#include "attention.h"
+#include "gemm.h"
+#include "kernels.h"
+#include "rows.h"
+
+namespace {
+
+constexpr kosine::Kernels table(kosine::Isa isa) {
+  return {
+      .isa = isa,
+      .dtype = Dot::kDtype,
+      .activation = sizeof(Dot::Activation),
+      .panel = kPanel,
+      .k_step = Dot::kStep,
+      .pack = pack,
+      .gemm = gemm,
+      .layer_norm = layer_norm,
+      .round = round_rows,
+      .attention_scratch = attention_scratch,
+      .attention = attention,
+  };
+}
+
+}  // namespace

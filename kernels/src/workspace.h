@@ -1,0 +1,70 @@
+// The buffers that one chunk of a batch lives in while it goes through the layers.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "arena.h"
+#include "model.h"
+#include "plan.h"
+
+namespace kosine {
+
+// Rows `stride` elements apart.
+template <class T>
+struct Matrix {
+  T* data = nullptr;
+  std::size_t stride = 0;
+
+  T* row(std::size_t i) const { return data + i * stride; }
+};
+
+// Activations: floats or bfloat16, as the model's table has it.
+struct ActivationMatrix {
+  char* data = nullptr;
+  std::size_t stride = 0;   // elements
+  std::size_t element = 0;  // bytes
+
+  char* at(std::size_t row, std::size_t column) const {
+    return data + (row * stride + column) * element;
+  }
+};
+
+class Workspace {
+ public:
+  // Makes room for a chunk that `threads` threads work on. Throws std::bad_alloc.
+  void prepare(const Model& model, const Chunk& chunk, std::size_t threads);
+
+  Matrix<float> embedded;     // (rows, embedding_size), only before a projection
+  Matrix<float> x;            // (rows, hidden): the residual stream
+  ActivationMatrix input;     // x, or `embedded`, as the next product reads it: while the
+                              // feed-forward adds to x, slice by slice, this stays what it was
+  Matrix<float> qkv;          // (rows, 3 * hidden)
+  ActivationMatrix context;   // (rows, hidden)
+  ActivationMatrix inner;     // (rows, a slice or all of the feed-forward)
+  Matrix<float> pooled;       // (sentences, the widest of hidden and dense layers)
+  Matrix<float> pooled_next;
+  float* scratch(std::size_t thread) const { return scratch_ + thread * scratch_size_; }
+
+ private:
+  float* scratch_ = nullptr;
+  std::size_t scratch_size_ = 0;
+  Arena arena_;
+};
+
+// Workspaces at rest. Kept for the next call, so that their memory is mapped once; there are
+// never more than were in use at one time.
+class WorkspaceShelf {
+ public:
+  std::unique_ptr<Workspace> take();
+  void put(std::unique_ptr<Workspace> workspace) noexcept;
+
+ private:
+  std::mutex mutex_;
+  std::size_t lent_ = 0;
+  std::vector<std::unique_ptr<Workspace>> at_rest_;
+};
+
+}  // namespace kosine

@@ -1,0 +1,118 @@
+"""The native CPU engine on packed tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kosine.bundle import Bundle
+from kosine.errors import BackendError, BackendUnavailable, UnknownOption
+from kosine.packed import Packed, Pooled
+from kosine.positions import position_ids
+from kosine.threads import usable_cpus
+from kosine_kernels.engine import ISA_VARIABLE, Engine, Unavailable, select_isa
+
+__all__ = ["NativeBackend"]
+
+
+class NativeBackend:
+    """Runs `weights.safetensors` in `kosine_kernels.engine.Engine`.
+
+    The same text gives the same bits alone, anywhere in any batch, and with any number of
+    threads, as long as dtype and ISA level stay the same. The environment variable `KOSINE_ISA`
+    (avx2, avx512, avx512_bf16) forbids everything above a level.
+
+    Args:
+        bundle: The opened bundle. Its weights are packed into memory of the engine's own.
+        dtype: "float32" (AVX2, AVX512) or "bfloat16" (AVX512-BF16).
+        device: "auto" or "cpu".
+        threads: Most threads in one call; None takes the CPUs that the process may really use.
+        spin: Let idle threads watch for the next call 10 ms long, not 50 us.
+
+    Attributes:
+        isa: The ISA level in use.
+        threads: Most threads in one call.
+
+    Raises:
+        BackendUnavailable: No native module in this build, no such ISA level or dtype on this
+            machine, or another device.
+        UnknownOption: `threads` out of range, or a `KOSINE_ISA` that no level has.
+        BackendError: The engine cannot run a model of this shape.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        dtype: str = "float32",
+        device: str = "auto",
+        threads: int | None = None,
+        spin: bool = False,
+    ) -> None:
+        if device not in ("auto", "cpu"):
+            raise BackendUnavailable(
+                f"backend 'native' cannot run on device {device!r}",
+                limit="cpu",
+                remedy="leave device out",
+            )
+        if threads is not None and threads < 1:
+            raise UnknownOption(f"threads is {threads}", limit="at least 1", remedy="leave it out")
+        self.isa = _isa_for(dtype)
+        manifest = bundle.manifest
+        weights = bundle.tensors()
+        try:
+            self._engine = Engine(
+                {
+                    name: weights[name]
+                    for name, entry in weights.entries.items()
+                    if entry.dtype == np.float32
+                },
+                num_layers=manifest.architecture.num_layers,
+                num_heads=manifest.architecture.num_heads,
+                layer_norm_eps=manifest.architecture.layer_norm_eps,
+                pooling=manifest.pooling.mode,
+                dense=[(layer.activation, layer.use_residual) for layer in manifest.dense],
+                dtype=dtype,
+                threads=threads or usable_cpus(),
+                spin=spin,
+                isa=self.isa,
+            )
+        except (ValueError, TypeError) as error:
+            raise BackendError(
+                f"the native engine cannot run {bundle.path.name}: {error}",
+                remedy="use backend='onnx'",
+            ) from error
+        self.dim = self._engine.dim
+        self.dtype = dtype
+        self.threads = self._engine.threads
+        self._pad_id = manifest.special_ids["pad"]
+        self._position_rule = manifest.architecture.position_rule
+
+    def run(self, batch: Packed) -> Pooled:
+        """See `Backend.run`; the GIL is released meanwhile."""
+        ids, starts = (np.ascontiguousarray(part, np.int32) for part in (batch.ids, batch.starts))
+        skip = None if batch.skip is None else np.ascontiguousarray(batch.skip, np.int32)
+        positions = position_ids(ids, starts, self._position_rule, self._pad_id)
+        try:
+            return Pooled(*self._engine.run(ids, starts, positions, skip))
+        except ValueError as error:
+            raise BackendError(
+                f"the native engine refused a batch of {len(batch)} texts: {error}",
+                remedy="pass ids and lengths within the manifest's limits",
+            ) from error
+
+
+def _isa_for(dtype: str) -> str:
+    try:
+        return select_isa(dtype)
+    except Unavailable as error:
+        raise BackendUnavailable(
+            f"backend 'native' cannot run in {dtype} here: {error}",
+            remedy="use another dtype or backend='onnx'",
+        ) from error
+    except ValueError as error:
+        raise UnknownOption(
+            f"the environment variable {ISA_VARIABLE} cannot be followed: {error}",
+            remedy=f"unset {ISA_VARIABLE}",
+        ) from error

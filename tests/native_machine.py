@@ -1,0 +1,147 @@
+"""What tests of the native engine share: the tables of kernels, random encoders, batches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kosine_kernels
+from kosine_kernels import engine, reference
+
+ALL_TABLES = (("float32", "avx2"), ("float32", "avx512"), ("bfloat16", "avx512_bf16"))
+MISSING = "" if engine.isa_levels() else "the native module is not in this build"
+
+needs_native = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+
+def each_table(*dtypes: str) -> Any:
+    """Parametrise `dtype, isa` over every table; those that cannot run here skip visibly."""
+    return pytest.mark.parametrize(
+        ("dtype", "isa"),
+        [
+            pytest.param(
+                dtype,
+                isa,
+                marks=pytest.mark.skipif(
+                    isa not in engine.isa_levels(),
+                    reason=MISSING or f"this processor has no {isa}",
+                ),
+            )
+            for dtype, isa in ALL_TABLES
+            if not dtypes or dtype in dtypes
+        ],
+        ids=[isa for dtype, isa in ALL_TABLES if not dtypes or dtype in dtypes],
+    )
+
+
+def kernels() -> Any:
+    return engine.native_module().kernels
+
+
+def script(code: str) -> list[str]:
+    """The command that runs `code` in a process of its own, with this process's native module."""
+    where = (
+        f"import kosine_kernels\nkosine_kernels.__path__[:] = {list(kosine_kernels.__path__)!r}\n"
+    )
+    return [sys.executable, "-c", where + code]
+
+
+def to_bfloat16(x: np.ndarray) -> np.ndarray:
+    """Float32 values rounded to the nearest bfloat16, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    bits = bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def as_operand(x: np.ndarray, dtype: str) -> np.ndarray:
+    """What a product of that dtype sees of `x`."""
+    return to_bfloat16(x) if dtype == "bfloat16" else x
+
+
+class Encoder:
+    """A random encoder: tensors, and how to run them in numpy and natively."""
+
+    def __init__(
+        self,
+        *,
+        hidden: int = 64,
+        heads: int = 4,
+        inner: int = 96,
+        layers: int = 2,
+        vocab: int = 50,
+        positions: int = 64,
+        embedding: int | None = None,
+        types: int = 2,
+        pooling: str = "mean",
+        dense: Sequence[tuple[int, str, bool, bool]] = (),
+        seed: int = 0,
+    ) -> None:
+        """`dense` is (columns, activation, use_residual, has a bias) of each Dense module."""
+        self.rng = rng = np.random.default_rng(seed)
+        self.vocab, self.positions = vocab, positions
+        width = embedding or hidden
+        tensors: dict[str, np.ndarray] = {}
+
+        def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
+            return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+        def linear(name: str, rows: int, columns: int, bias: bool = True) -> None:
+            tensors[f"{name}.weight"] = normal(rows, columns, scale=rows**-0.5)
+            if bias:
+                tensors[f"{name}.bias"] = normal(columns, scale=0.1)
+
+        def norm(name: str, size: int) -> None:
+            tensors[f"{name}.weight"] = 1 + normal(size, scale=0.1)
+            tensors[f"{name}.bias"] = normal(size, scale=0.1)
+
+        tensors["embeddings.word.weight"] = normal(vocab, width)
+        tensors["embeddings.position.weight"] = normal(positions, width)
+        if types:
+            tensors["embeddings.token_type.weight"] = normal(types, width)
+        norm("embeddings.norm", width)
+        if width != hidden:
+            linear("embeddings.project", width, hidden)
+        for i in range(layers):
+            linear(f"layers.{i}.attention.qkv", hidden, 3 * hidden)
+            linear(f"layers.{i}.attention.output", hidden, hidden)
+            norm(f"layers.{i}.attention.norm", hidden)
+            linear(f"layers.{i}.ffn.up", hidden, inner)
+            linear(f"layers.{i}.ffn.down", inner, hidden)
+            norm(f"layers.{i}.ffn.norm", hidden)
+        columns = hidden
+        for i, (out, _, _, bias) in enumerate(dense):
+            linear(f"dense.{i}", columns, out, bias)
+            columns = out
+        self.tensors = tensors
+        self.options: dict[str, Any] = {
+            "num_layers": layers,
+            "num_heads": heads,
+            "layer_norm_eps": 1e-5,
+            "pooling": pooling,
+            "dense": [(activation, residual) for _, activation, residual, _ in dense],
+        }
+
+    def batch(self, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Random ids, starts, positions."""
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        ids = self.rng.integers(0, self.vocab, starts[-1]).astype(np.int32)
+        positions = (np.arange(len(ids)) - np.repeat(starts[:-1], lengths)).astype(np.int32)
+        return ids, starts, positions
+
+    def engine(self, dtype: str = "float32", isa: str | None = None, **options: Any) -> Any:
+        return engine.Engine(self.tensors, dtype=dtype, isa=isa, **self.options, **options)
+
+    def reference(
+        self,
+        ids: np.ndarray,
+        starts: np.ndarray,
+        positions: np.ndarray,
+        skip: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return reference.encode(
+            self.tensors, ids, starts, skip, positions, **self.options, dtype=np.float64
+        )

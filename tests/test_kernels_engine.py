@@ -1,0 +1,380 @@
+"""The native engine as a whole: against numpy, and one batch against another."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kosine_kernels import engine
+from native_machine import Encoder, each_table, kernels, needs_native
+
+LENGTHS = [5, 1, 17, 33, 64, 2, 16, 15, 48, 31]
+
+
+def check(encoder: Encoder, lengths, dtype: str, isa: str, skip=None, **options) -> None:
+    batch = encoder.batch(lengths)
+    found, norms = encoder.engine(dtype, isa, **options).run(*batch, skip)
+    expected, expected_norms = encoder.reference(*batch, skip)
+    assert found.shape == expected.shape
+    empty = expected_norms == 0
+    assert (norms[empty] == 0).all()
+    assert (found[empty] == 0).all()
+    a, b = found[~empty].astype(np.float64), expected[~empty].astype(np.float64)
+    assert np.abs(np.linalg.norm(a, axis=1) - 1).max(initial=0) <= 1e-6
+    cosines = np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    if dtype == "float32":
+        assert np.abs(found - expected).max() <= 2e-6
+        assert cosines.min(initial=1) >= 1 - 1e-9
+        np.testing.assert_allclose(norms, expected_norms, rtol=2e-6)
+    else:
+        assert cosines.min(initial=1) >= 0.9998
+        np.testing.assert_allclose(norms, expected_norms, rtol=0.02)
+
+
+@each_table()
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("guard", ["none", "after", "before"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+def test_against_numpy(dtype, isa, threads, guard, pooling):
+    encoder = Encoder(pooling=pooling)
+    skip = np.array([0, 0, 3, 33, 70, 1, 15, 16, 2, 0], np.int32)
+    check(encoder, LENGTHS, dtype, isa, threads=threads, guard=guard)
+    check(encoder, LENGTHS, dtype, isa, skip, threads=threads, guard=guard)
+
+
+@each_table()
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"hidden": 16, "heads": 1},
+        {"hidden": 48, "heads": 1, "inner": 37},
+        {"hidden": 96, "heads": 2, "inner": 1},
+        {"hidden": 112, "heads": 1, "inner": 31},
+        {"hidden": 128, "heads": 1, "inner": 65},
+        {"hidden": 240, "heads": 3, "inner": 1100},  # more than one slice, the last one ragged
+        {"hidden": 64, "heads": 4, "inner": 2050, "types": 0},
+        {"hidden": 64, "embedding": 32, "types": 1},
+        {"hidden": 48, "heads": 3, "embedding": 80},
+    ],
+    ids=lambda shape: "-".join(f"{key}{value}" for key, value in shape.items()),
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_shapes(dtype, isa, shape, threads):
+    check(Encoder(**shape), LENGTHS, dtype, isa, threads=threads, guard="after")
+
+
+@each_table()
+@pytest.mark.parametrize("activation", ["identity", "tanh", "relu", "gelu", "sigmoid"])
+def test_dense_layers(dtype, isa, activation):
+    dense = (
+        (40, activation, False, True),
+        (40, "tanh", True, False),
+        (7, activation, False, False),
+    )
+    encoder = Encoder(dense=dense)
+    check(encoder, LENGTHS, dtype, isa, threads=2, guard="after")
+    assert encoder.engine(dtype, isa).dim == 7
+
+
+@each_table()
+def test_lengths_from_1_to_512(dtype, isa):
+    encoder = Encoder(positions=512, layers=1)
+    check(encoder, [511, 1, 512, 257, 130, 256], dtype, isa, threads=2)
+
+
+@each_table()
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_a_sentence_has_the_same_bits_in_any_company(dtype, isa, data):
+    encoder = COMPANY
+    lengths = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=24))
+    place = data.draw(st.integers(0, len(lengths) - 1))
+    threads = data.draw(st.integers(1, 4))
+    ids, starts, positions = encoder.batch(lengths)
+    skip = np.asarray(data.draw(st.lists(st.integers(0, 5), min_size=24, max_size=24)), np.int32)
+    skip = skip[: len(lengths)]
+    whole, norms = shared_engine(dtype, isa, threads).run(ids, starts, positions, skip)
+    part = slice(starts[place], starts[place + 1])
+    alone, norm = shared_engine(dtype, isa, 1).run(
+        ids[part],
+        np.array([0, lengths[place]], np.int32),
+        positions[part],
+        skip[place : place + 1],
+    )
+    assert alone[0].tobytes() == whole[place].tobytes()
+    assert norm[0].tobytes() == norms[place].tobytes()
+
+
+# Wide enough for several slices of the feed-forward and more panels than threads.
+COMPANY = Encoder(hidden=96, heads=2, inner=1300)
+_ENGINES: dict[tuple[str, str, int], engine.Engine] = {}
+
+
+def shared_engine(dtype: str, isa: str, threads: int) -> engine.Engine:
+    key = (dtype, isa, threads)
+    if key not in _ENGINES:
+        _ENGINES[key] = COMPANY.engine(dtype, isa, threads=threads)
+    return _ENGINES[key]
+
+
+@each_table()
+def test_a_thousand_needles(dtype, isa):
+    # Big batches go another way than small ones: chunks of many sentences, a chunk a thread.
+    rng = np.random.default_rng(5)
+    lengths = rng.integers(1, 40, 1000)
+    ids, starts, positions = COMPANY.batch(lengths)
+    whole, _ = shared_engine(dtype, isa, 1).run(ids, starts, positions)
+    for threads in (2, 3):
+        again, _ = shared_engine(dtype, isa, threads).run(ids, starts, positions)
+        assert np.array_equal(again.view(np.int32), whole.view(np.int32))
+    order = rng.permutation(1000)
+    for indices in np.split(order, np.cumsum(rng.integers(1, 65, 40))):
+        if not len(indices):
+            continue
+        rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
+        offsets = np.concatenate([[0], np.cumsum(lengths[indices])]).astype(np.int32)
+        found, _ = shared_engine(dtype, isa, 2).run(ids[rows], offsets, positions[rows])
+        assert np.array_equal(found.view(np.int32), whole[indices].view(np.int32))
+
+
+@needs_native
+def test_other_arithmetic_has_other_bits():
+    # The negative control of the two tests above: a comparison of bits does tell them apart.
+    batch = COMPANY.batch([9, 30])
+    found = [shared_engine("float32", "avx2", 1).run(*batch)[0]]
+    if "avx512" in engine.isa_levels():
+        found.append(shared_engine("float32", "avx512", 1).run(*batch)[0])
+        assert found[0].tobytes() != found[1].tobytes()
+    ids = batch[0].copy()
+    ids[3] = (ids[3] + 1) % COMPANY.vocab
+    other, _ = shared_engine("float32", "avx2", 1).run(ids, *batch[1:])
+    assert other[0].tobytes() != found[0][0].tobytes()
+    assert other[1].tobytes() == found[0][1].tobytes()
+
+
+@each_table()
+def test_one_bad_row_stays_alone(dtype, isa):
+    encoder = Encoder()
+    encoder.tensors["embeddings.word.weight"][7] = np.nan
+    ids, starts, positions = encoder.batch(LENGTHS)
+    ids[ids == 7] = 8
+    ids[starts[3] + 4] = 7
+    vectors, norms = encoder.engine(dtype, isa, threads=2).run(ids, starts, positions)
+    assert np.isnan(vectors[3]).all()
+    assert np.isnan(norms[3])
+    assert np.isfinite(np.delete(vectors, 3, axis=0)).all()
+
+
+@needs_native
+class TestRefusals:
+    encoder = Encoder()
+
+    def run(self, ids=(1, 2, 3), starts=(0, 1, 3), positions=(0, 0, 1), skip=None):
+        arrays = [np.array(part, np.int32) for part in (ids, starts, positions)]
+        return self.encoder.engine().run(
+            *arrays, None if skip is None else np.array(skip, np.int32)
+        )
+
+    def test_none_where_all_is_right(self):
+        assert self.run(skip=(0, 1))[0].shape == (2, 64)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"ids": (1, 50, 3)}, r"ids\[1\] is 50; 0 to 49"),
+            ({"ids": (-1, 2, 3)}, r"ids\[0\] is -1"),
+            ({"positions": (0, 0, 64)}, r"positions\[2\] is 64; 0 to 63"),
+            ({"positions": (0, -5, 1)}, r"positions\[1\] is -5"),
+            ({"positions": (0, 0)}, "positions has 2 elements; 3"),
+            ({"starts": (0, 1, 4)}, "starts goes from 0 to 4"),
+            ({"starts": (0, 1, 2)}, "starts goes from 0 to 2"),
+            ({"starts": (1, 2, 3)}, "starts goes from 1 to 3"),
+            ({"starts": (0, 3, 3)}, r"starts\[2\] is 3 after 3"),
+            ({"starts": (0, 5, 1, 3)}, r"starts\[2\] is 1 after 5"),
+            ({"starts": (0, -2, 3)}, r"starts\[1\] is -2 after 0"),
+            ({"starts": (0, 2**31 - 1, -(2**31), 3)}, "after"),
+            ({"starts": (0,)}, "starts has 1 entries"),
+            ({"starts": ()}, "starts has 0 entries"),
+            ({"ids": (), "starts": (0, 0), "positions": ()}, r"starts\[1\] is 0 after 0"),
+            ({"skip": (0,)}, "skip has 1 elements; 2"),
+            ({"skip": ()}, "skip has 0 elements; 2"),
+            ({"skip": (0, -1)}, r"skip\[1\] is -1"),
+        ],
+    )
+    def test_of_batches(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            self.run(**change)
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            np.zeros(6, np.int32)[::2],
+            np.zeros(3, np.int64),
+            np.zeros(3, np.float32),
+            np.zeros((3, 1), np.int32),
+            [1, 2, 3],
+        ],
+        ids=["strided", "int64", "float32", "2-D", "list"],
+    )
+    def test_of_arrays(self, bad):
+        good = [np.array(part, np.int32) for part in ((1, 2, 3), (0, 1, 3), (0, 0, 1))]
+        for place in range(3):
+            with pytest.raises(TypeError):
+                self.encoder.engine().run(*good[:place], bad, *good[place + 1 :])
+
+    @pytest.mark.parametrize(
+        ("name", "change", "error"),
+        [
+            ("layers.1.ffn.down.weight", None, ValueError),
+            ("layers.1.ffn.down.weight", lambda x: x[:-1].copy(), ValueError),
+            ("layers.1.ffn.down.weight", lambda x: x[0].copy(), ValueError),
+            ("layers.0.attention.qkv.bias", lambda x: x[:-1].copy(), ValueError),
+            ("layers.0.ffn.up.weight", lambda x: x[:, :0].copy(), ValueError),
+            ("embeddings.token_type.weight", lambda x: x[:, :-1].copy(), ValueError),
+            ("embeddings.position.weight", lambda x: x[:, :-1].copy(), ValueError),
+            ("embeddings.norm.weight", lambda x: x.astype(np.float64), TypeError),
+            ("embeddings.word.weight", lambda x: x[:, ::-1], TypeError),
+            ("embeddings.word.weight", lambda x: x.astype(">f4"), TypeError),
+            (
+                "embeddings.word.weight",
+                lambda x: np.frombuffer(b"0" + x.tobytes(), np.float32, x.size, 1).reshape(x.shape),
+                TypeError,
+            ),
+        ],
+    )
+    def test_of_tensors(self, name, change, error):
+        encoder = Encoder()
+        if change is None:
+            del encoder.tensors[name]
+        else:
+            encoder.tensors[name] = change(encoder.tensors[name])
+        with pytest.raises(error, match=name.rsplit(".", 1)[0]):
+            encoder.engine()
+
+    @pytest.mark.parametrize(
+        ("option", "value", "message"),
+        [
+            ("num_heads", 0, "num_heads is 0"),
+            ("num_heads", 5, "num_heads is 5"),
+            ("num_heads", 8, "head size is 8"),
+            ("num_layers", 0, "num_layers is 0"),
+            ("num_layers", 3, r"layers\.2\.\S+ is missing"),
+            ("layer_norm_eps", 0.0, "layer_norm_eps is 0"),
+            ("layer_norm_eps", float("nan"), "layer_norm_eps is"),
+            ("pooling", "sum", "unknown pooling 'sum'"),
+            ("dense", [("tanh", False)], r"dense\.0\.weight is missing"),
+            ("dense", [("swish", False)], "unknown activation 'swish'"),
+            ("dtype", "int4", "unknown dtype 'int4'"),
+            ("isa", "sse2", "unknown ISA level 'sse2'; known: avx2"),
+            ("threads", 0, "threads is 0"),
+            ("threads", 100_000, "threads is 100000"),
+            ("guard", "both", "unknown guard"),
+        ],
+    )
+    def test_of_options(self, option, value, message):
+        options = {**self.encoder.options, option: value}
+        with pytest.raises(ValueError, match=message):
+            engine.Engine(self.encoder.tensors, **options)
+
+    def test_of_wide_heads_and_residuals_that_do_not_fit(self):
+        with pytest.raises(ValueError, match="head size is 144"):
+            Encoder(hidden=144, heads=1).engine()
+        with pytest.raises(ValueError, match=r"residual around 64 -> 32"):
+            Encoder(dense=((32, "tanh", True, True),)).engine()
+        with pytest.raises(ValueError, match="embedding_size is 24"):
+            Encoder(embedding=24).engine()
+
+
+@needs_native
+class TestLevels:
+    def test_the_best_is_chosen(self):
+        levels = engine.isa_levels()
+        assert levels[0] == "avx2"
+        assert Encoder().engine().isa in levels
+        if "avx512" in levels:
+            assert engine.select_isa("float32") == "avx512"
+        assert engine.select_isa("float32", "avx2") == "avx2"
+
+    def test_the_environment_forces_one(self, monkeypatch):
+        monkeypatch.setenv(engine.ISA_VARIABLE, "avx2")
+        assert Encoder().engine().isa == "avx2"
+        with pytest.raises(engine.Unavailable, match="bfloat16 does not run at ISA level 'avx2'"):
+            Encoder().engine("bfloat16")
+        monkeypatch.setenv(engine.ISA_VARIABLE, "avx3")
+        with pytest.raises(ValueError, match="unknown ISA level 'avx3'"):
+            engine.select_isa("float32")
+
+    def test_a_level_that_is_not_there_is_refused(self):
+        absent = sorted({"avx512", "avx512_bf16"} - set(engine.isa_levels()))
+        if not absent:
+            pytest.skip("this processor has every level")
+        with pytest.raises(engine.Unavailable, match="is not on this machine"):
+            engine.select_isa("float32", absent[0])
+
+
+@needs_native
+class TestPlan:
+    def plan(self, lengths, threads):
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        return kernels().plan(starts, threads)
+
+    @pytest.mark.parametrize(
+        ("lengths", "threads", "expected"),
+        [
+            ([16], 1, (False, [[0]])),
+            ([16], 2, (True, [[0]])),
+            ([40, 40], 2, (True, [[0, 1]])),  # few rows: share the weights
+            ([70, 70], 2, (False, [[0], [1]])),
+            ([60, 80, 70, 70], 2, (False, [[1, 0], [2, 3]])),  # longest first
+            ([200, 20, 20], 2, (True, [[0, 1, 2]])),  # no even cut
+            ([512, 512], 1, (False, [[0], [1], [], []])),
+        ],
+    )
+    def test_table(self, lengths, threads, expected):
+        together, chunks = self.plan(lengths, threads)
+        assert (together, chunks) == (expected[0], [chunk for chunk in expected[1] if chunk])
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(st.integers(1, 512), min_size=1, max_size=200), st.integers(1, 16))
+    def test_each_sentence_is_in_one_chunk_and_chunks_are_bounded(self, lengths, threads):
+        together, chunks = self.plan(lengths, threads)
+        assert sorted(i for chunk in chunks for i in chunk) == list(range(len(lengths)))
+        assert all(chunks)
+        assert threads > 1 or not together
+        limit = (512 if together else 256) + 512
+        assert all(sum(lengths[i] for i in chunk) <= limit for chunk in chunks)
+
+
+def test_a_module_that_was_built_can_be_imported():
+    # Else every test of it would skip, and a broken build would look like none.
+    import kosine_kernels
+
+    built = [file for place in kosine_kernels.__path__ for file in Path(place).glob("_native*.so")]
+    if not built:
+        pytest.skip("the native module is not in this build")
+    assert engine.native_module().isa_levels() == list(engine.isa_levels())
+
+
+def test_without_the_native_module_the_error_says_so():
+    code = (
+        "import sys\n"
+        "sys.modules['kosine_kernels._native'] = None\n"
+        "from kosine_kernels import engine\n"
+        "assert engine.isa_levels() == ()\n"
+        "try:\n"
+        "    engine.select_isa('float32')\n"
+        "except engine.Unavailable as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert "native module cannot be imported" in done.stdout
+    assert "use another backend" in done.stdout

@@ -1,0 +1,209 @@
+"""Every kernel of every ISA level against numpy, in buffers with unmapped pages around them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kosine_kernels import reference
+from native_machine import as_operand, each_table, kernels, needs_native, script
+
+EXAMPLES = 120  # for each table and kernel; the slow test below runs 20 000
+EPS = 2.0**-24
+
+guards = st.sampled_from(["after", "before"])
+seeds = st.integers(0, 2**32 - 1)
+# Sizes on both sides of every width in use: 8 and 16 lanes, panels of 16 and 32 columns, tiles
+# of 6 and 14 rows.
+edges = st.sampled_from([1, 2, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 27, 28, 29, 31, 32, 33, 47, 48])
+small = st.one_of(edges, st.integers(1, 70))
+
+
+def random(seed: int, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def check_gemm(
+    dtype: str, isa: str, rows: int, depth: int, columns: int, epilogue: str, guard: str, seed: int
+) -> None:
+    a, weight, bias, out = random(
+        seed, (rows, depth), (depth, columns), (columns,), (rows, columns)
+    )
+    found = kernels().gemm(dtype, isa, a, weight, bias, out, epilogue, guard)
+    a, weight = (as_operand(x, dtype).astype(np.float64) for x in (a, weight))
+    expected = a @ weight + bias
+    # A sum of n rounded terms is off by at most n roundings of the sum of magnitudes.
+    bound = (depth + 3) * EPS * (np.abs(a) @ np.abs(weight) + np.abs(bias) + np.abs(out) + 1)
+    if epilogue == "add":
+        expected = expected + out
+    if epilogue == "gelu":
+        expected = reference.gelu(expected)
+        bound = 1.2 * bound + 1e-6 + EPS * np.abs(expected)  # gelu's slope stays under 1.13
+        if dtype == "bfloat16":
+            bound = bound + 2.0**-8 * np.abs(expected)
+    assert found.shape == (rows, columns)
+    assert (np.abs(found - expected) <= bound).all()
+
+
+def check_attention(
+    dtype: str,
+    isa: str,
+    length: int,
+    head_size: int,
+    guard: str,
+    seed: int,
+    spread: float = 1.0,
+    away: float = 0.0,
+) -> None:
+    q, k, v = random(seed, *[(length, head_size)] * 3)
+    q, k = q * np.float32(spread) - np.float32(away), k + np.float32(away)
+    found = kernels().attention(dtype, isa, q, k, v, guard)
+    scores = q.astype(np.float64) @ k.astype(np.float64).T / np.sqrt(head_size)
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    expected = weights / weights.sum(axis=1, keepdims=True) @ v.astype(np.float64)
+    # A score's error is an error of its weight, relative; the context is a mean of v.
+    score_error = (head_size + 4) * EPS * (np.abs(q) @ np.abs(k).T).max() / np.sqrt(head_size)
+    bound = (2 * score_error + (length + 10) * EPS + 4e-7) * np.abs(v).max()
+    if dtype == "bfloat16":
+        bound = bound + 2.0**-8 * np.abs(expected)
+    assert (np.abs(found - expected) <= bound).all()
+
+
+@each_table()
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(small, small, small, st.sampled_from(["store", "add", "gelu"]), guards, seeds)
+def test_gemm(dtype, isa, rows, depth, columns, epilogue, guard, seed):
+    check_gemm(dtype, isa, rows, depth, columns, epilogue, guard, seed)
+
+
+@each_table()
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.one_of(edges, st.integers(1, 130)), st.sampled_from(range(16, 129, 16)), guards, seeds)
+def test_attention(dtype, isa, length, head_size, guard, seed):
+    check_attention(dtype, isa, length, head_size, guard, seed)
+
+
+@each_table()
+@pytest.mark.parametrize("length", [255, 256, 257, 511, 512])
+def test_attention_over_long_sentences(dtype, isa, length):
+    check_attention(dtype, isa, length, 64, "after", length)
+
+
+@each_table()
+def test_attention_with_scores_far_apart(dtype, isa):
+    check_attention(dtype, isa, 40, 64, "after", 1, spread=300.0)
+
+
+@each_table()
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 33])
+def test_attention_with_scores_far_below_zero(dtype, isa, length):
+    # What fills the last vector of keys has a score of 0: it may not pass for the largest.
+    check_attention(dtype, isa, length, 16, "after", 2, away=10.0)
+
+
+@each_table("float32")
+def test_exp_in_softmax(dtype, isa):
+    # Two keys with scores 0 and -x, exactly: the context is (1, e^-x) over their sum.
+    x = np.linspace(0, 80, 4000, dtype=np.float32)
+    q = np.zeros((2, 16), np.float32)
+    k, v = np.zeros((2, 16), np.float32), np.eye(2, 16, dtype=np.float32)
+    k[1, 0] = -1
+    for value in x:
+        q[:, 0] = 4 * value  # over the square root of the head size
+        context = kernels().attention(dtype, isa, q, k, v, "after")[0].astype(np.float64)
+        assert abs(context[1] / context[0] / np.exp(-np.float64(value)) - 1) <= 4e-7
+
+
+@each_table()
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 80), st.floats(0.01, 100), guards, seeds)
+def test_layer_norm(dtype, isa, rows, sixteens, scale, guard, seed):
+    width = 16 * sixteens
+    x, gain, bias = random(seed, (rows, width), (width,), (width,))
+    x = x * np.float32(scale) + np.float32(3 * scale)
+    found, rounded = kernels().layer_norm(dtype, isa, x, gain, bias, 1e-5, guard)
+    expected = reference.layer_norm(x.astype(np.float64), gain, bias, 1e-5)
+    assert np.abs(found - expected).max() <= 1e-5
+    assert np.array_equal(rounded, as_operand(found, dtype))
+
+
+@each_table()
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 40), st.integers(-30, 30), guards, seeds)
+def test_round(dtype, isa, rows, sixteens, exponent, guard, seed):
+    (x,) = random(seed, (rows, 16 * sixteens))
+    x = x * np.float32(2.0**exponent)
+    assert np.array_equal(kernels().round(dtype, isa, x, guard), as_operand(x, dtype))
+
+
+@each_table("float32")
+def test_gelu_is_the_erf_form(dtype, isa):
+    # Through a product with the identity, so that each x comes out of the epilogue alone.
+    x = np.linspace(-12, 12, 64 * 400, dtype=np.float32).reshape(-1, 64)
+    eye, zero = np.eye(64, dtype=np.float32), np.zeros(64, np.float32)
+    found = kernels().gemm(dtype, isa, x, eye, zero, x, "gelu", "after")
+    error = np.abs(found - reference.gelu(x.astype(np.float64)))
+    assert error[np.abs(x) <= 8].max() <= 1e-6
+    assert (error <= 1e-6 + 1.5e-7 * np.abs(x)).all()
+    tanh_form = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    assert np.abs(found - tanh_form).max() > 1e-4
+
+
+@each_table()
+@pytest.mark.parametrize("epilogue", ["store", "add", "gelu"])
+def test_a_row_of_a_product_has_the_same_bits_among_any_others(dtype, isa, epilogue):
+    a, weight, bias, out = random(7, (61, 77), (77, 53), (53,), (61, 53))
+    whole = kernels().gemm(dtype, isa, a, weight, bias, out, epilogue, "after")
+    for count in (1, 2, 5, 6, 7, 13, 14, 15, 29):
+        for first in (0, 61 - count):
+            part = slice(first, first + count)
+            alone = kernels().gemm(dtype, isa, a[part], weight, bias, out[part], epilogue, "after")
+            assert np.array_equal(alone.view(np.int32), whole[part].view(np.int32))
+
+
+@each_table()
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_visible(dtype, isa, bad):
+    a, weight, bias, out = random(3, (9, 40), (40, 24), (24,), (9, 24))
+    a[4, 7] = bad
+    for epilogue in ("store", "add", "gelu"):
+        found = kernels().gemm(dtype, isa, a, weight, bias, out, epilogue, "after")
+        # gelu(-inf) would be 0 in the limit; a row of them would hide behind a bias.
+        assert not np.isfinite(found[4]).all()
+        assert np.isfinite(np.delete(found, 4, axis=0)).all()
+    q, k, v = random(4, *[(9, 32)] * 3)
+    q[2, 5] = bad
+    found = kernels().attention(dtype, isa, q, k, v, "after")
+    assert np.isnan(found[2]).all()
+    assert np.isfinite(np.delete(found, 2, axis=0)).all()
+
+
+@needs_native
+@pytest.mark.parametrize("guard", ["after", "before"])
+def test_a_stray_read_ends_the_process(guard):
+    # The negative control of every test above: were the guards not there, this would return.
+    code = (
+        f"from kosine_kernels import engine\nengine.native_module().kernels.stray_read({guard!r})"
+    )
+    done = subprocess.run(script(code), capture_output=True, check=False)
+    sanitized = b"AddressSanitizer: SEGV" in done.stderr
+    assert sanitized or done.returncode in (-signal.SIGSEGV, -signal.SIGBUS)
+
+
+@each_table()
+@pytest.mark.slow
+def test_twenty_thousand_shapes(dtype, isa):
+    rng = np.random.default_rng(20_000)
+    for seed in range(10_000):
+        guard = ("after", "before")[seed % 2]
+        rows, depth, columns = (int(n) for n in rng.integers(1, 100, 3))
+        epilogue = ("store", "add", "gelu")[seed % 3]
+        check_gemm(dtype, isa, rows, depth, columns, epilogue, guard, seed)
+        length, head_size = int(rng.integers(1, 100)), 16 * int(rng.integers(1, 9))
+        check_attention(dtype, isa, length, head_size, guard, seed)

@@ -1,0 +1,114 @@
+"""The native backend on a real bundle: the sample, against its canary and against ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kosine.backend import Backend
+from kosine.backends.native import NativeBackend
+from kosine.backends.onnx import OnnxBackend
+from kosine.bundle import Bundle
+from kosine.canary import GATES, Canary, replay
+from kosine.errors import BackendError, BackendUnavailable, UnknownOption
+from kosine.packed import Packed
+from kosine_kernels import engine
+from native_machine import each_table, needs_native
+
+
+@pytest.fixture(scope="module")
+def bundle(sample_bundle: Path) -> Bundle:
+    return Bundle(sample_bundle)
+
+
+@pytest.fixture(scope="module")
+def canary(bundle: Bundle) -> Canary:
+    return Canary.read(bundle)
+
+
+@each_table()
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_canary_passes(bundle, canary, dtype, isa, threads, monkeypatch):
+    monkeypatch.setenv(engine.ISA_VARIABLE, isa)
+    backend = NativeBackend(bundle, dtype=dtype, threads=threads)
+    assert isinstance(backend, Backend)
+    assert (backend.name, backend.dtype, backend.isa) == ("native", dtype, isa)
+    assert (backend.dim, backend.threads) == (bundle.manifest.dim, threads)
+    found = replay(canary, backend)
+    assert found.passes(GATES[dtype]), found
+    # The sample is a trained model, where bfloat16 is held to more than its general gate.
+    assert found.min_cosine >= 0.9999
+    assert found.mean_cosine >= 0.99995
+
+
+@needs_native
+def test_vectors_and_norms_are_those_of_onnx_runtime(bundle, canary):
+    a, b = (backend(bundle).run(canary.batch) for backend in (NativeBackend, OnnxBackend))
+    assert np.abs(a.vectors - b.vectors).max() <= 2e-6
+    np.testing.assert_allclose(a.norms, b.norms, rtol=1e-5)
+    assert a.vectors.dtype == a.norms.dtype == np.float32
+
+
+@each_table()
+def test_a_text_has_the_same_bits_alone_and_anywhere(bundle, canary, dtype, isa, monkeypatch):
+    monkeypatch.setenv(engine.ISA_VARIABLE, isa)
+    backends = [NativeBackend(bundle, dtype=dtype, threads=threads) for threads in (1, 2)]
+    whole = backends[0].run(canary.batch)
+    order = np.random.default_rng(0).permutation(len(canary.batch))
+    for backend in backends:
+        mixed = backend.run(canary.batch.take(order))
+        assert mixed.vectors.tobytes() == whole.vectors[order].tobytes()
+        assert mixed.norms.tobytes() == whole.norms[order].tobytes()
+        for i in order[:10]:
+            assert backend.run(canary.batch.take([i])).vectors.tobytes() == (
+                whole.vectors[i].tobytes()
+            )
+
+
+@needs_native
+def test_ids_that_the_encoder_should_have_refused_are_a_typed_error(bundle):
+    backend = NativeBackend(bundle)
+    beyond = bundle.manifest.architecture.vocab_size
+    with pytest.raises(BackendError, match=rf"ids\[1\] is {beyond}"):
+        backend.run(Packed.of([[0, beyond, 2]]))
+    with pytest.raises(BackendError, match="positions"):
+        backend.run(Packed.of([[5] * 4000]))
+
+
+class TestRefusals:
+    def test_another_device(self, bundle):
+        with pytest.raises(BackendUnavailable, match="cuda:0"):
+            NativeBackend(bundle, device="cuda:0")
+
+    def test_no_threads(self, bundle):
+        with pytest.raises(UnknownOption, match="threads is 0"):
+            NativeBackend(bundle, threads=0)
+
+    def test_no_native_module(self, bundle, monkeypatch):
+        monkeypatch.setattr(engine, "_native_missing", ImportError("not built"))
+        with pytest.raises(BackendUnavailable, match="not built") as caught:
+            NativeBackend(bundle)
+        assert "onnx" in caught.value.remedy
+
+    @needs_native
+    def test_a_dtype_above_the_forced_level(self, bundle, monkeypatch):
+        monkeypatch.setenv(engine.ISA_VARIABLE, "avx2")
+        with pytest.raises(BackendUnavailable, match="bfloat16"):
+            NativeBackend(bundle, dtype="bfloat16")
+
+    @needs_native
+    def test_a_level_that_does_not_exist(self, bundle, monkeypatch):
+        monkeypatch.setenv(engine.ISA_VARIABLE, "avx1024")
+        with pytest.raises(UnknownOption, match="avx1024"):
+            NativeBackend(bundle)
+
+    @needs_native
+    def test_a_model_whose_shape_the_engine_cannot_run(self, bundle, monkeypatch):
+        monkeypatch.setattr(
+            "kosine.backends.native.Engine",
+            lambda tensors, **options: engine.Engine(tensors, **{**options, "num_heads": 32}),
+        )
+        with pytest.raises(BackendError, match="head size is 8"):
+            NativeBackend(bundle)
