@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -534,23 +535,14 @@ def test_a_refused_bundle_never_reaches_an_engine(tmp_path, sample_bundle):
         if source.is_dir():
             target.mkdir()
         else:
-            os.link(source, target)
-    assert kosine.load(path).dim
+            shutil.copyfile(source, target)
+    assert kosine.load(path, backend="onnx").dim
     data = (
         (path / "packed.onnx").read_bytes().replace(b"weights.safetensors", b"weights.safetensorz")
     )
-    (path / "packed.onnx").unlink()
-    rewrite_linked(path, "packed.onnx", data)
+    rewrite(path, "packed.onnx", data)
     with pytest.raises(UnsafeBundle, match=r"weights\.safetensorz"):
-        kosine.load(path)
-
-
-def rewrite_linked(path: Path, name: str, data: bytes) -> None:
-    """`rewrite` where the manifest is a hard link to a file that others use."""
-    text = (path / "manifest.json").read_bytes()
-    (path / "manifest.json").unlink()
-    (path / "manifest.json").write_bytes(text)
-    rewrite(path, name, data)
+        kosine.load(path, backend="onnx")
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def load_module(name):
 
 def test_web_app(sample_bundle, sample):
     pytest.importorskip("starlette", reason="starlette is not installed")
-    pytest.importorskip("httpx", reason="httpx is not installed")
+    pytest.importorskip("httpx2", reason="httpx2, which starlette's test client takes, is not here")
     from starlette.testclient import TestClient
 
     with TestClient(load_module("web_app").make_app(str(sample_bundle))) as client:
