@@ -73,13 +73,3 @@ def test_packed_carries_twice_the_load_of_rectangles():
     ratio = carried(packed, 0.1) / carried(padded, 0.1)
     print(f"at p99 <= 100 ms packed carries {ratio:.2f} x the load of padded")
     assert ratio >= 2.0
-
-
-def test_a_noisy_light_load_does_not_count_against_a_heavier_one():
-    points = [
-        {"way": "packed", "offered_rps": 10.0, "p99_s": 9.0},
-        {"way": "packed", "offered_rps": 20.0, "p99_s": 1.0},
-        {"way": "packed", "offered_rps": 30.0, "p99_s": 3.0},
-    ]
-    assert load.load_at_p99(points, "packed", 2.0) == 25.0
-    assert load.load_at_p99(points, "packed", 0.5) == 0.0

@@ -252,16 +252,8 @@ def _seconds(encoder: StagedEncoder, batch: Packed) -> float:
 
 def load_at_p99(points: Sequence[dict[str, Any]], way: str, p99_s: float) -> float:
     """Requests per second that a way of batching carries before its p99 exceeds `p99_s`,
-    interpolated between measured loads; 0 if it never stays below.
-
-    A p99 of a few hundred requests is noisy, and a lighter load is never truly slower than a
-    heavier one: each load counts with the lowest p99 of its own and all heavier loads, for both
-    ways alike."""
+    interpolated between measured loads; 0 if it never stays below."""
     mine = sorted((p for p in points if p["way"] == way), key=lambda p: float(p["offered_rps"]))
-    lowest = float("inf")
-    for i in reversed(range(len(mine))):
-        lowest = min(lowest, float(mine[i]["p99_s"]))
-        mine[i] = {**mine[i], "p99_s": lowest}
     carried = 0.0
     for before, after in zip([None, *mine], [*mine, None], strict=True):
         if before is None:
