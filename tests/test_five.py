@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +131,24 @@ def test_unnormalised_vectors_are_the_referees(
     theirs = Referee(path).encode(texts, normalize=False)
     np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
     assert np.abs(np.linalg.norm(theirs, axis=1) - 1).max() > 0.1
+
+
+@pytest.mark.parametrize(("card", "name"), list(enumerate(NAMES)))
+def test_the_cards_own_sentences(
+    card: int,
+    name: str,
+    exported: dict[str, Exported],
+    checkpoints: dict[str, tuple[Path, Path | None]],
+    shared,
+) -> None:
+    """What each model card shows: its usage sentences and its widget's."""
+    found = json.loads(shared("seeds/cards.json").read_text(encoding="utf-8"))[str(card)]
+    texts = [text for text in found["usage_sentences"] if isinstance(text, str)]
+    for entry in found["widget"]:
+        texts += [entry["source_sentence"], *entry["sentences"]]
+    texts = list(dict.fromkeys(texts))
+    assert len(texts) >= 6
+    path, base = checkpoints[name]
+    encoder = kosine.load(exported[name].path, backend="onnx")
+    parity = against(encoder, path, base=base, texts=texts)
+    assert parity.passed, parity.table()

@@ -94,3 +94,19 @@ def test_full_size(size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     print(parity.table())
     assert parity.passed
     assert encoder.max_tokens == SIZES[size][4]
+
+
+def test_the_real_legal_adapter_on_a_base_of_its_size(tmp_path: Path, shared) -> None:
+    """Its weights, tokenizer and configs are real; the base's weights are random."""
+    adapter = shared("checkpoints/legal-adapter")
+    base = write_checkpoint(tmp_path / "base", "base")
+    prompts = {"query": "Represent this sentence for searching relevant passages: "}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "torch_is_there", lambda: False)
+        done = export(adapter, tmp_path / "legal.kosine", base=base, prompts=prompts)
+    assert done.manifest.max_tokens == 128
+    encoder = kosine.load(done.path)
+    texts = ["상법 제651조의 내용은 무엇인가요?", "보증금을 돌려받지 못했습니다.", ""]
+    parity = against(encoder, adapter, base=base, texts=texts)
+    assert parity.passed, parity.table()
+    assert "prompt:query" in {group.name for group in parity.groups}
