@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default: 3, quick 2)")
     parser.add_argument("--threads", type=int, help="threads of everyone (default: usable CPUs)")
-    parser.add_argument("--quick", action="store_true", help="a rough comparison in 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="a rough comparison, in minutes")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="result file (quick runs write none without)"
     )

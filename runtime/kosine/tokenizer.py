@@ -15,7 +15,7 @@ from kosine.packed import Packed
 __all__ = ["MAX_TEXT_BYTES", "Prepared", "Tokenizer"]
 
 # Tokenising happens before truncation and takes time in proportion to the text; this is about
-# a hundred times what 512 tokens can hold, and still well under 100 ms.
+# a hundred times what 512 tokens can hold.
 MAX_TEXT_BYTES = 262_144
 MAX_SINGLE_CHARACTERS = 1024
 
