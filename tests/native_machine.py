@@ -12,30 +12,44 @@ import pytest
 import kosine_kernels
 from kosine_kernels import engine, reference
 
-ALL_TABLES = (("float32", "avx2"), ("float32", "avx512"), ("bfloat16", "avx512_bf16"))
+AMX_TABLES = (("bfloat16", "amx_bf16"), ("bfloat16", "amx_bf16_emulated"))
+ALL_TABLES = (
+    ("float32", "avx2"),
+    ("float32", "avx512"),
+    ("bfloat16", "avx512_bf16"),
+    *AMX_TABLES,
+)
 MISSING = "" if engine.isa_levels() else "the native module is not in this build"
 
 needs_native = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
-def each_table(*dtypes: str) -> Any:
-    """Parametrise `dtype, isa` over every table; those that cannot run here skip visibly."""
+def why_not(dtype: str, isa: str) -> str:
+    """Why the table cannot run here; empty where it can."""
+    try:
+        engine.select_isa(dtype, isa)
+    except engine.Unavailable as error:
+        return str(error)
+    return ""
+
+
+def tables(chosen: Sequence[tuple[str, str]]) -> Any:
+    """Parametrise `dtype, isa` over tables; those that cannot run here skip visibly."""
     return pytest.mark.parametrize(
         ("dtype", "isa"),
         [
             pytest.param(
-                dtype,
-                isa,
-                marks=pytest.mark.skipif(
-                    isa not in engine.isa_levels(),
-                    reason=MISSING or f"this processor has no {isa}",
-                ),
+                dtype, isa, marks=pytest.mark.skipif(why != "", reason=why or "it can"), id=isa
             )
-            for dtype, isa in ALL_TABLES
-            if not dtypes or dtype in dtypes
+            for dtype, isa in chosen
+            for why in [why_not(dtype, isa)]
         ],
-        ids=[isa for dtype, isa in ALL_TABLES if not dtypes or dtype in dtypes],
     )
+
+
+def each_table(*dtypes: str) -> Any:
+    """Parametrise `dtype, isa` over every table, or every one of the dtypes."""
+    return tables([table for table in ALL_TABLES if not dtypes or table[0] in dtypes])
 
 
 def kernels() -> Any:

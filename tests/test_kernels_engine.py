@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kosine_kernels import engine
-from native_machine import Encoder, each_table, kernels, needs_native
+from native_machine import AMX_TABLES, Encoder, each_table, kernels, needs_native, tables
 
 LENGTHS = [5, 1, 17, 33, 64, 2, 16, 15, 48, 31]
 
@@ -312,7 +312,7 @@ class TestLevels:
             engine.select_isa("float32")
 
     def test_a_level_that_is_not_there_is_refused(self):
-        absent = sorted({"avx512", "avx512_bf16"} - set(engine.isa_levels()))
+        absent = sorted({"avx512", "avx512_bf16", "amx_bf16"} - set(engine.isa_levels()))
         if not absent:
             pytest.skip("this processor has every level")
         with pytest.raises(engine.Unavailable, match="is not on this machine"):
@@ -321,9 +321,9 @@ class TestLevels:
 
 @needs_native
 class TestPlan:
-    def plan(self, lengths, threads):
+    def plan(self, lengths, threads, dtype="float32", isa="avx2"):
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return kernels().plan(starts, threads)
+        return kernels().plan(dtype, isa, starts, threads)
 
     @pytest.mark.parametrize(
         ("lengths", "threads", "expected"),
@@ -341,14 +341,30 @@ class TestPlan:
         together, chunks = self.plan(lengths, threads)
         assert (together, chunks) == (expected[0], [chunk for chunk in expected[1] if chunk])
 
-    @settings(max_examples=200, deadline=None)
+    @tables(AMX_TABLES)
+    @pytest.mark.parametrize(
+        ("lengths", "threads", "expected"),
+        [
+            ([70, 70], 2, (True, [[0, 1]])),  # faster arithmetic waits longer for the weights
+            ([130, 130], 2, (False, [[0], [1]])),
+            ([512, 512], 1, (False, [[0], [1]])),
+        ],
+    )
+    def test_table_with_tiles(self, lengths, threads, expected, dtype, isa):
+        assert self.plan(lengths, threads, dtype, isa) == expected
+
+    @each_table()
+    @settings(max_examples=100, deadline=None)
     @given(st.lists(st.integers(1, 512), min_size=1, max_size=200), st.integers(1, 16))
-    def test_each_sentence_is_in_one_chunk_and_chunks_are_bounded(self, lengths, threads):
-        together, chunks = self.plan(lengths, threads)
+    def test_each_sentence_is_in_one_chunk_and_chunks_are_bounded(
+        self, dtype, isa, lengths, threads
+    ):
+        together, chunks = self.plan(lengths, threads, dtype, isa)
         assert sorted(i for chunk in chunks for i in chunk) == list(range(len(lengths)))
         assert all(chunks)
         assert threads > 1 or not together
-        limit = (512 if together else 256) + 512
+        rows = 512 if isa.startswith("amx") else 256
+        limit = (2 * rows if together else rows) + 512
         assert all(sum(lengths[i] for i in chunk) <= limit for chunk in chunks)
 
 

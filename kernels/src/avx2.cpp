@@ -7,6 +7,7 @@ namespace {
 using Dot = FloatDot;
 }
 
+#include "gemm.h"
 #include "table.h"
 
 constinit const kosine::Kernels kosine::kAvx2Float32 = table(kosine::Isa::kAvx2);

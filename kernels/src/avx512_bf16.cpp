@@ -4,6 +4,7 @@
 #include "dot_bfloat16.h"
 #include "dot_float32.h"
 
+#include "gemm.h"
 #include "table.h"
 
 constinit const kosine::Kernels kosine::kAvx512Bfloat16 = table(kosine::Isa::kAvx512Bf16);

@@ -1,5 +1,9 @@
 #include "cpu.h"
 
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <iterator>
 #include <stdexcept>
 
@@ -14,10 +18,35 @@ constexpr Level kLevels[] = {
     {Isa::kAvx2, "avx2"},
     {Isa::kAvx512, "avx512"},
     {Isa::kAvx512Bf16, "avx512_bf16"},
+    {Isa::kAmxBf16, "amx_bf16"},
+    {Isa::kAmxBf16Emulated, "amx_bf16_emulated"},
 };
 
+// No level of any machine: there for those who ask for it by name, and not in any list.
+bool emulated(Isa isa) { return isa == Isa::kAmxBf16Emulated; }
+
 // Best last.
-constexpr const Kernels* kTables[] = {&kAvx2Float32, &kAvx512Float32, &kAvx512Bfloat16};
+constexpr const Kernels* kTables[] = {&kAvx2Float32, &kAvx512Float32, &kAvx512Bfloat16,
+                                      &kAmxBfloat16, &kAmxBfloat16Emulated};
+
+// Tiles are large: the system keeps them for a process only after it has asked, once, and may
+// refuse. Children of fork() inherit the answer.
+bool may_use_tiles() {
+  static const bool allowed = [] {
+    constexpr unsigned kOsxsave = 1u << 27, kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+    constexpr unsigned kTileState = 3u << 17;  // in XCR0: configuration and data
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & kOsxsave) == 0) return false;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+    if ((edx & kAmxBf16) == 0 || (edx & kAmxTile) == 0) return false;
+    unsigned low = 0, high = 0;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & kTileState) != kTileState) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return allowed;
+}
 
 // The builtins ask the operating system too: a register file that it does not save is not there.
 bool present(Isa isa) {
@@ -29,13 +58,17 @@ bool present(Isa isa) {
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
     case Isa::kAvx512Bf16: return present(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
+    case Isa::kAmxBf16: return present(Isa::kAvx512Bf16) && may_use_tiles();
+    case Isa::kAmxBf16Emulated: return present(Isa::kAvx512Bf16);
   }
   return false;
 }
 
 std::string known_names() {
   std::string names;
-  for (const Level& level : kLevels) names += (names.empty() ? "" : ", ") + std::string(level.name);
+  for (const Level& level : kLevels) {
+    if (!emulated(level.isa)) names += (names.empty() ? "" : ", ") + std::string(level.name);
+  }
   return names;
 }
 
@@ -82,7 +115,7 @@ Dtype dtype_named(const std::string& name) {
 std::vector<Isa> isa_levels() {
   std::vector<Isa> levels;
   for (const Level& level : kLevels) {
-    if (present(level.isa)) levels.push_back(level.isa);
+    if (!emulated(level.isa) && present(level.isa)) levels.push_back(level.isa);
   }
   return levels;
 }
@@ -98,7 +131,7 @@ const Kernels& select_kernels(Dtype dtype, const std::string& level) {
     if ((*table)->dtype == dtype && (*table)->isa <= highest) return **table;
   }
   throw Unavailable{"dtype " + std::string(name_of(dtype)) + " does not run at ISA level '" +
-                    name_of(highest) + "'; it needs avx512_bf16; use float32"};
+                    name_of(highest) + "'; it needs avx512_bf16 or above; use float32"};
 }
 
 }  // namespace kosine

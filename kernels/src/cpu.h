@@ -12,7 +12,7 @@ const char* name_of(Isa isa);
 const char* name_of(Dtype dtype);
 Dtype dtype_named(const std::string& name);  // throws std::invalid_argument
 
-// Lowest first; empty on a processor without AVX2.
+// Lowest first; empty on a processor without AVX2. Never the emulation of one.
 std::vector<Isa> isa_levels();
 
 struct Unavailable {

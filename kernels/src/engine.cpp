@@ -161,7 +161,7 @@ void Engine::run(std::span<const std::int32_t> ids, std::span<const std::int32_t
   const Batch batch{own_ids.data(), own_positions.data(),
                     skip.has_value() ? own_skip.data() : nullptr, vectors.data(), norms.data()};
   const Plan plan =
-      plan_batch(own_starts.data(), sentences, static_cast<std::size_t>(threads_));
+      plan_batch(own_starts.data(), sentences, static_cast<std::size_t>(threads_), model_.kernels);
   if (plan.together) {
     run_together(model_, batch, plan, threads_, idle_);
   } else {

@@ -57,7 +57,9 @@ class Forward {
     if (!projected) return;
     product(work_.input, *model_.project, Epilogue::kStore, work_.x);
     member_.meet();
-    model_.kernels.round(work_.x.row(begin), work_.x.stride, end - begin, model_.hidden_size,
+    // Up to a whole step of the depth: beyond hidden_size the product wrote zeros.
+    model_.kernels.round(work_.x.row(begin), work_.x.stride, end - begin,
+                         round_up(model_.hidden_size, model_.kernels.k_step),
                          work_.input.at(begin, 0), work_.input.stride);
     member_.meet();
   }

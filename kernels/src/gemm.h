@@ -14,8 +14,8 @@
 // way there.
 #pragma once
 
+#include "epilogue.h"
 #include "kernels.h"
-#include "rows.h"
 #include "tile.h"
 
 namespace {
@@ -23,6 +23,11 @@ namespace {
 constexpr std::size_t kPanel = 2 * Vec::kLanes;
 constexpr std::size_t kWord = 4;
 constexpr std::size_t kPanelStride = kPanel * kWord;
+constexpr std::size_t kDepthStep = Dot::kStep;
+// Enough rows to hide fetching the weights behind the arithmetic, few enough that activations
+// stay in the L2 cache.
+constexpr std::size_t kChunkRows = 256;
+constexpr std::size_t kAloneRows = 64;
 
 void pack(const float* weight, std::size_t ldw, std::size_t depth, std::size_t padded_depth,
           std::size_t columns, void* packed) {
@@ -41,7 +46,6 @@ void pack(const float* weight, std::size_t ldw, std::size_t depth, std::size_t p
 
 template <kosine::Epilogue kEpilogue, int R>
 void gemm_tile(const kosine::GemmArgs& args, std::size_t row, std::size_t panel, Ahead ahead) {
-  using kosine::Epilogue;
   constexpr std::size_t kElement = sizeof(Dot::Activation);
   const std::size_t steps = args.depth / Dot::kStep;
   const char* a = static_cast<const char*>(args.a) + row * args.lda * kElement;
@@ -55,15 +59,7 @@ void gemm_tile(const kosine::GemmArgs& args, std::size_t row, std::size_t panel,
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const std::size_t at = (row + r) * args.ldo + column;
-      const Vec y = acc[r][c] + bias;
-      if constexpr (kEpilogue == Epilogue::kStore) {
-        y.store(static_cast<float*>(args.out) + at);
-      } else if constexpr (kEpilogue == Epilogue::kAdd) {
-        float* out = static_cast<float*>(args.out) + at;
-        (Vec::load(out) + y).store(out);
-      } else {
-        Dot::store(gelu(y), static_cast<Dot::Activation*>(args.out) + at);
-      }
+      finish<kEpilogue>(acc[r][c] + bias, args.out, at);
     }
   }
 }

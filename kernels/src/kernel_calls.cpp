@@ -124,7 +124,8 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
   const bool gelu = chosen == Epilogue::kGelu;
 
   char* packed = bench.room(width * padded * kernels.activation);
-  kernels.pack(weight.data(), columns, depth, padded, columns, packed);
+  kernels.pack(bench.floats(weight.data(), depth, columns, columns), columns, depth, padded,
+               columns, packed);
   char* to = gelu ? bench.room(rows * width * kernels.activation)
                   : reinterpret_cast<char*>(bench.floats(out.data(), rows, columns, width));
   kernels.gemm({
@@ -217,10 +218,13 @@ int call_stray_read(const std::string& guard) {
   return guard_named(guard) == Guard::kBefore ? *(buffer - 1) : buffer[kAlignment];
 }
 
-std::pair<bool, std::vector<std::vector<std::size_t>>> call_plan(const Ints& starts,
+std::pair<bool, std::vector<std::vector<std::size_t>>> call_plan(const std::string& dtype,
+                                                                 const std::string& isa,
+                                                                 const Ints& starts,
                                                                  std::size_t threads) {
   need(starts.size() >= 2 && threads >= 1, "starts or threads out of range");
-  const Plan plan = plan_batch(starts.data(), starts.size() - 1, threads);
+  const Plan plan = plan_batch(starts.data(), starts.size() - 1, threads,
+                               select_kernels(dtype_named(dtype), isa));
   std::vector<std::vector<std::size_t>> chunks;
   for (const Chunk& chunk : plan.chunks) {
     auto& indices = chunks.emplace_back();
@@ -240,7 +244,7 @@ void bind_kernel_calls(nb::module_& module) {
   m.def("round", call_round, "dtype"_a, "isa"_a, "x"_a, "guard"_a);
   m.def("attention", call_attention, "dtype"_a, "isa"_a, "q"_a, "k"_a, "v"_a, "guard"_a);
   m.def("stray_read", call_stray_read, "guard"_a);
-  m.def("plan", call_plan, "starts"_a, "threads"_a);
+  m.def("plan", call_plan, "dtype"_a, "isa"_a, "starts"_a, "threads"_a);
 }
 
 }  // namespace kosine

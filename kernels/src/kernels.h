@@ -15,7 +15,9 @@
 
 namespace kosine {
 
-enum class Isa { kAvx2, kAvx512, kAvx512Bf16 };
+// In order: a machine that has one has those before it. The emulation is beside the order; it comes
+// last so that asking for it by name finds it.
+enum class Isa { kAvx2, kAvx512, kAvx512Bf16, kAmxBf16, kAmxBf16Emulated };
 enum class Dtype { kFloat32, kBfloat16 };
 
 // What becomes of the product (rows, depth) x (depth, columns):
@@ -29,7 +31,8 @@ enum class Epilogue {
 // columns in each row: the columns that pad the last panel are written too (gelu(0) = 0 there,
 // which the next product relies on).
 struct GemmArgs {
-  const void* a;       // (rows, depth) activations
+  const void* a;       // (rows, depth) activations; zero where the packed depth exceeds the
+                       // weight's own
   std::size_t lda;     // elements between rows of a
   std::size_t rows;
   const void* weight;  // `panels` packed panels
@@ -74,6 +77,8 @@ struct Kernels {
   std::size_t activation;  // bytes of one
   std::size_t panel;       // columns in a packed panel
   std::size_t k_step;      // depth is padded with zeros to a multiple of this
+  std::size_t chunk_rows;  // rows that a thread takes through the layers at one time, about
+  std::size_t alone_rows;  // with fewer for each thread, reading the weights is what takes the time
   // (depth, columns) float, rows ldw apart -> ceil(columns / panel) panels of
   // padded_depth * panel elements each, padding zero; padded_depth is a multiple of k_step.
   void (*pack)(const float* weight, std::size_t ldw, std::size_t depth, std::size_t padded_depth,
@@ -89,5 +94,7 @@ struct Kernels {
 extern const Kernels kAvx2Float32;
 extern const Kernels kAvx512Float32;
 extern const Kernels kAvx512Bfloat16;
+extern const Kernels kAmxBfloat16;
+extern const Kernels kAmxBfloat16Emulated;
 
 }  // namespace kosine

@@ -5,13 +5,6 @@
 namespace kosine {
 namespace {
 
-// Rows of a chunk: enough that fetching the weights hides behind the arithmetic, few enough that
-// the activations stay in the cache of a core.
-constexpr std::size_t kChunkRows = 256;
-// Below this many rows for each thread, reading the weights is what takes the time, and threads
-// that each read all of them would only get in one another's way.
-constexpr std::size_t kAloneRows = 64;
-
 std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
 // Longest first, each into the chunk with the fewest rows.
@@ -30,7 +23,8 @@ std::vector<Chunk> spread(const std::vector<Sentence>& longest_first, std::size_
 
 }  // namespace
 
-Plan plan_batch(const std::int32_t* starts, std::size_t count, std::size_t threads) {
+Plan plan_batch(const std::int32_t* starts, std::size_t count, std::size_t threads,
+                const Kernels& kernels) {
   std::vector<Sentence> sentences(count);
   for (std::size_t i = 0; i < count; ++i) {
     const auto begin = static_cast<std::size_t>(starts[i]);
@@ -42,16 +36,17 @@ Plan plan_batch(const std::int32_t* starts, std::size_t count, std::size_t threa
   const auto rows = static_cast<std::size_t>(starts[count]);
 
   Plan plan;
-  const std::size_t rounds = std::max<std::size_t>(1, ceil_div(rows, threads * kChunkRows));
+  const std::size_t rounds = std::max<std::size_t>(1, ceil_div(rows, threads * kernels.chunk_rows));
   plan.chunks = spread(sentences, threads * rounds);
   if (threads == 1) return plan;
 
   std::size_t most = 0;
   for (const Chunk& chunk : plan.chunks) most = std::max(most, chunk.rows);
   const bool uneven = 8 * most * threads * rounds > 9 * rows;
-  if (rows < threads * kAloneRows || uneven) {
+  // Threads that each read all of the weights for a few rows only get in one another's way.
+  if (rows < threads * kernels.alone_rows || uneven) {
     plan.together = true;
-    plan.chunks = spread(sentences, ceil_div(rows, kChunkRows * 2));
+    plan.chunks = spread(sentences, ceil_div(rows, kernels.chunk_rows * 2));
   }
   return plan;
 }

@@ -1,9 +1,11 @@
-// How a batch is shared among threads: a pure function of lengths.
+// How a batch is shared among threads: a pure function of lengths and of the table in use.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <vector>
+
+#include "kernels.h"
 
 namespace kosine {
 
@@ -28,6 +30,7 @@ struct Plan {
 };
 
 // starts: (count + 1,) offsets, ascending.
-Plan plan_batch(const std::int32_t* starts, std::size_t count, std::size_t threads);
+Plan plan_batch(const std::int32_t* starts, std::size_t count, std::size_t threads,
+                const Kernels& kernels);
 
 }  // namespace kosine

@@ -1,4 +1,4 @@
-// The table of a translation unit that has chosen its `Vec` and its `Dot`.
+// The table of a translation unit that has chosen its `Vec`, its `Dot` and its `gemm`.
 //
 // These units are compiled for processors that the machine may not be. So they hold nothing but
 // internal linkage and the table: no standard library template, whose copy compiled for AVX512
@@ -6,7 +6,6 @@
 #pragma once
 
 #include "attention.h"
-#include "gemm.h"
 #include "kernels.h"
 #include "rows.h"
 
@@ -18,7 +17,9 @@ constexpr kosine::Kernels table(kosine::Isa isa) {
       .dtype = Dot::kDtype,
       .activation = sizeof(Dot::Activation),
       .panel = kPanel,
-      .k_step = Dot::kStep,
+      .k_step = kDepthStep,
+      .chunk_rows = kChunkRows,
+      .alone_rows = kAloneRows,
       .pack = pack,
       .gemm = gemm,
       .layer_norm = layer_norm,

@@ -1,6 +1,7 @@
 #include "workspace.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace kosine {
 namespace {
@@ -10,6 +11,14 @@ namespace {
 std::size_t stride_of(std::size_t columns, std::size_t element) {
   const std::size_t lines = round_up(columns * element, kAlignment) / kAlignment;
   return (lines | 1) * kAlignment / element;
+}
+
+// Products read whole steps of the depth, and nothing else ever writes the columns that pad them.
+void clear_padding(const ActivationMatrix& matrix, std::size_t rows, std::size_t columns,
+                   std::size_t k_step) {
+  const std::size_t bytes = (round_up(columns, k_step) - columns) * matrix.element;
+  if (bytes == 0) return;
+  for (std::size_t i = 0; i < rows; ++i) std::memset(matrix.at(i, columns), 0, bytes);
 }
 
 }  // namespace
@@ -44,7 +53,7 @@ void Workspace::prepare(const Model& model, const Chunk& chunk, std::size_t thre
   };
   const auto activations = [&](ActivationMatrix& matrix, std::size_t count, std::size_t columns) {
     matrix.element = kernels.activation;
-    matrix.stride = stride_of(columns, matrix.element);
+    matrix.stride = stride_of(round_up(columns, kernels.k_step), matrix.element);
     matrix.data = take(count, matrix.stride, matrix.element);
   };
   const auto all = [&] {
@@ -68,6 +77,8 @@ void Workspace::prepare(const Model& model, const Chunk& chunk, std::size_t thre
   arena_.rewind();
   taking = true;
   all();
+  clear_padding(input, rows, model.embedding_size, kernels.k_step);
+  clear_padding(context, rows, model.hidden_size, kernels.k_step);
 }
 
 std::unique_ptr<Workspace> WorkspaceShelf::take() {

@@ -19,11 +19,11 @@ class NativeBackend:
 
     The same text gives the same bits alone, anywhere in any batch, and with any number of
     threads, as long as dtype and ISA level stay the same. The environment variable `KOSINE_ISA`
-    (avx2, avx512, avx512_bf16) forbids everything above a level.
+    (avx2, avx512, avx512_bf16, amx_bf16) forbids everything above a level.
 
     Args:
         bundle: The opened bundle. Its weights are packed into memory of the engine's own.
-        dtype: "float32" (AVX2, AVX512) or "bfloat16" (AVX512-BF16).
+        dtype: "float32" (AVX2, AVX512) or "bfloat16" (AVX512-BF16, AMX).
         device: "auto" or "cpu".
         threads: Most threads in one call; None takes the CPUs that the process may really use.
         spin: Let idle threads watch for the next call 10 ms long, not 50 us.

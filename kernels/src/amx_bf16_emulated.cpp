@@ -1,0 +1,13 @@
+// The code of amx_bf16.cpp on processors without AMX, for tests: slow, and the same bits.
+#define KOSINE_AMX_EMULATED
+
+#include "vec_avx512.h"
+
+#include "dot_bfloat16.h"
+#include "dot_float32.h"
+
+#include "amx_gemm.h"
+#include "table.h"
+
+constinit const kosine::Kernels kosine::kAmxBfloat16Emulated =
+    table(kosine::Isa::kAmxBf16Emulated);

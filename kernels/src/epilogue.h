@@ -1,0 +1,33 @@
+// What becomes of a vector of a product, bias added, on its way out.
+#pragma once
+
+#include "kernels.h"
+#include "rows.h"
+
+namespace {
+
+// What an epilogue writes.
+template <kosine::Epilogue kEpilogue>
+struct OutputOf {
+  using Type = float;
+};
+template <>
+struct OutputOf<kosine::Epilogue::kGelu> {
+  using Type = Dot::Activation;
+};
+
+// `at`: elements from the start of `out`.
+template <kosine::Epilogue kEpilogue>
+[[gnu::always_inline]] inline void finish(Vec y, void* out, std::size_t at) {
+  using kosine::Epilogue;
+  if constexpr (kEpilogue == Epilogue::kStore) {
+    y.store(static_cast<float*>(out) + at);
+  } else if constexpr (kEpilogue == Epilogue::kAdd) {
+    float* sum = static_cast<float*>(out) + at;
+    (Vec::load(sum) + y).store(sum);
+  } else {
+    Dot::store(gelu(y), static_cast<Dot::Activation*>(out) + at);
+  }
+}
+
+}  // namespace
