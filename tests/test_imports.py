@@ -17,7 +17,7 @@ PACKAGES = {
 # The floors of kosine, bottom first. A module imports from floors below its own; within the
 # batcher's floor and within one folder modules may use one another.
 FLOORS = [
-    {"errors", "packed", "threads", "progress", "clock", "latency"},
+    {"errors", "packed", "plans", "threads", "progress", "clock", "latency"},
     {"backend", "batching", "graphscan", "manifest", "positions", "scoring", "tensorfile"},
     {"bundle", "rows"},
     {"canary", "tokenizer"},

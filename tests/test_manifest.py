@@ -22,6 +22,7 @@ from kosine.manifest import (
     Manifest,
     Pooling,
 )
+from kosine.plans import Plan, PlanProfile
 
 FULL = small_manifest(
     dense=(Dense(DIM, 8, True, "tanh", False), Dense(8, DIM, False, "identity", True)),
@@ -30,9 +31,20 @@ FULL = small_manifest(
     artifacts=(
         Artifact("tokenizer", "", (FileEntry("tokenizer.json", 5, "0" * 64),)),
         Artifact("onnx", "float32", (FileEntry("weights.safetensors", 7, "1" * 64),)),
+        Artifact("tensorrt-fp16", "float16", (FileEntry("tensorrt/a.plan", 9, "4" * 64),)),
     ),
     parity={"min_cosine": 1.0},
     certificates={"onnx-fp16": {"largest": 3.5}},
+    plans=(
+        Plan(
+            "tensorrt/a.plan",
+            "tensorrt-rtx",
+            "1.7.1.116",
+            ("8.6", "12.0"),
+            (PlanProfile(32, 1, 1, 1, 1), PlanProfile(32, 1, 64, 512, 16)),
+            {"attention_kernels": 8},
+        ),
+    ),
 )
 
 
@@ -72,7 +84,7 @@ def test_what_the_exporter_writes(sample_bundle):
     assert manifest.schema == SCHEMA
 
 
-@pytest.mark.parametrize("key", ["parity", "certificates"])
+@pytest.mark.parametrize("key", ["parity", "certificates", "plans", "plans.0.evidence"])
 def test_what_was_not_measured_may_be_left_out(key):
     assert read(put(value_of(), key, ...)) is not None
 
@@ -84,7 +96,7 @@ def test_ints_are_read_where_floats_belong():
 def paths(value: object, at: str = "") -> list[str]:
     """Every path in a JSON value, but not into what has no fixed shape."""
     here = [at] if at else []
-    if at.split(".")[0] in ("source", "parity", "certificates"):
+    if at.split(".")[0] in ("source", "parity", "certificates") or at.endswith(".evidence"):
         return here
     if isinstance(value, dict):
         return here + [p for k, v in value.items() for p in paths(v, f"{at}.{k}".lstrip("."))]
@@ -95,7 +107,9 @@ def paths(value: object, at: str = "") -> list[str]:
 
 PATHS = paths(value_of())
 NULLABLE = ("default_prompt_name", "ranges", "parity")
-OPTIONAL = ("parity", "certificates", "prompts.query", "special_ids.mask")
+OPTIONAL = (
+    "parity", "certificates", "plans", "plans.0.evidence", "prompts.query", "special_ids.mask",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -139,6 +153,7 @@ def agrees(path: str) -> bool:
         "dense.0",
         "dense.0.out_features",
         "special_ids.pad",
+        "artifacts",  # must hold the plans' files
     )
 
 
@@ -161,8 +176,12 @@ def test_missing_keys(path):
 
 
 @pytest.mark.parametrize(
-    "path", ["", "architecture", "pooling", "dense.0", "artifacts.0", "artifacts.0.files.0"]
-)
+    "path",
+    [
+        "", "architecture", "pooling", "dense.0", "artifacts.0", "artifacts.0.files.0", "plans.0",
+        "plans.0.profiles.0",
+    ],
+)  # fmt: skip
 def test_unknown_keys(path):
     value = put(value_of(), f"{path}.extra".lstrip("."), 1)
     with pytest.raises(ManifestError, match="'extra'"):
@@ -202,6 +221,27 @@ def test_unknown_keys(path):
         ("ranges.max.0", 10**400),
         ("artifacts.0.files.0.path", "weights.safetensors"),
         ("artifacts.0.files.0.path", "other.json"),
+        ("artifacts.2.files.0.path", "tensorrt/b.plan"),
+        ("plans.0.path", "tensorrt/b.plan"),
+        ("plans.0.path", "../a.plan"),
+        ("plans.0.path", ""),
+        ("plans.0.flavour", "tensorrt_rtx"),
+        ("plans.0.flavour", "os"),
+        ("plans.0.architectures", []),
+        ("plans.0.architectures.0", 8.6),
+        ("plans.0.profiles", []),
+        ("plans.0.profiles.0.min_rows", 0),
+        ("plans.0.profiles.0.min_rows", 2),
+        ("plans.0.profiles.1.opt_rows", 513),
+        ("plans.0.profiles.1.max_rows", 63),
+        ("plans.0.profiles.1.max_rows", 1 << 40),
+        ("plans.0.profiles.0.max_slots", 0),
+        ("plans.0.profiles.0.max_slots", 33),
+        ("plans.0.profiles.0.width", 0),
+        ("plans.0.profiles.0.width", -32),
+        ("plans.0.profiles.0.width", 1 << 40),
+        ("plans.0.profiles", [{**dataclasses.asdict(FULL.plans[0].profiles[0]), "width": 15}]),
+        ("plans.0.evidence", {"a": [[[[[[[[[[[[[[]]]]]]]]]]]]]]}),
         ("schema", 0),
         ("schema", -1),
         ("schema", "1"),
@@ -336,6 +376,7 @@ FACTS = {
 NOT_FACTS = {
     "parity": {"parity": None},
     "certificates": {"certificates": {}},
+    "plans": {"plans": ()},
     "kosine": {"kosine": "9.9"},
     "source": {"source": {"name": "copy"}},
     "targets": {"targets": ("onnx", "onnx-fp16")},

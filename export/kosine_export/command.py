@@ -11,10 +11,13 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from kosine.commands import options
 from kosine.errors import InputError
+from kosine.plans import FLAVOURS, Plan
 from kosine_export.export import TARGETS, Exported, export
+from kosine_export.trt_library import RTX_ARCHITECTURES
 from kosine_export.unicode_form import UNICODE_FORMS
 
 __all__ = ["add_arguments", "run"]
@@ -51,6 +54,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read pytorch_model.bin, with torch.load(weights_only=True)",
     )
+    parser.add_argument(
+        "--trt-flavour",
+        metavar="F",
+        help=f"TensorRT to build with: {', '.join(FLAVOURS)} (default: what is installed)",
+    )
+    parser.add_argument(
+        "--trt-arch",
+        action="append",
+        default=[],
+        metavar="CC",
+        help="compute capability that tensorrt-rtx builds for, such as 8.9; may be repeated "
+        f"(default: {', '.join(RTX_ARCHITECTURES)})",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     options.add_json(parser)
 
@@ -70,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
         unicode=args.unicode,
         allow_pickle=args.allow_pickle,
         force=args.force,
+        trt_flavour=args.trt_flavour,
+        trt_architectures=args.trt_arch,
     )
     seconds = time.perf_counter() - began
     if args.json:
@@ -104,6 +122,7 @@ def _summary(done: Exported, seconds: float) -> dict[str, object]:
         "bytes": sum(entry.bytes for entry in m.files().values()),
         "parity": m.parity,
         "certificates": m.certificates,
+        "plans": [asdict(plan) for plan in m.plans],
         "notes": list(done.notes),
     }
 
@@ -125,9 +144,23 @@ def _text(done: Exported, seconds: float) -> str:
             f"float16 range: |x| <= {c.largest:.1f} of {c.limit:.0f} over {c.texts} texts "
             f"({c.tensor}); one text in real float16: cosine {c.reference_cosine:.6f}"
         )
+    lines += [_plan_line(plan) for plan in m.plans]
     if not done.parity:
         lines.append(
             "parity not measured: PyTorch is not installed, and the canary holds the numpy "
             "reference's vectors (pip install 'kosine[torch]' and export again to measure it)"
         )
     return "\n".join(lines) + "\n"
+
+
+def _plan_line(plan: Plan) -> str:
+    e = plan.evidence
+    widths = sorted({profile.width for profile in plan.profiles})
+    return (
+        f"{plan.path}: {plan.flavour} {plan.version} for compute capability "
+        f"{', '.join(plan.architectures)}; {len(plan.profiles)} profiles, rows of "
+        f"{', '.join(map(str, widths))} tokens; {e['attention_kernels']} fused attention kernels "
+        f"({e['encoder_layers']} layers x {len(plan.profiles)} profiles); "
+        f"{e['engine_bytes'] / 1e6:.1f} MB built in {e['build_seconds']:.1f} s; "
+        "not run, which takes its GPU: kosine verify --backend tensorrt measures it there"
+    )

@@ -20,6 +20,7 @@ from kosine.encoder import Encoder
 from kosine.errors import ParityError, UnknownOption
 from kosine.manifest import Architecture, Artifact, Dense, Manifest, Pooling
 from kosine.packed import Float32, Packed
+from kosine.plans import FLAVOURS, Plan
 from kosine.positions import position_ids
 from kosine.tensorfile import TensorEntry, write_tensors
 from kosine_export.certificate import RangeCertificate, certify, check_weights
@@ -29,19 +30,27 @@ from kosine_export.face import check_model_face
 from kosine_export.graph import model_graph, packed_graph
 from kosine_export.parity import Parity, measure
 from kosine_export.referee import Referee, torch_is_there
+from kosine_export.tensorrt import build_plan
 from kosine_export.texts import canary_texts, parity_texts
+from kosine_export.trt_library import Library, find_library
 from kosine_export.unicode_form import UNICODE_FORMS, with_unicode_form
 from kosine_kernels import reference
 
 __all__ = ["TARGETS", "Exported", "export"]
 
-TARGETS = ("onnx", "onnx-fp16")
+TARGETS = ("onnx", "onnx-fp16", "tensorrt-fp16")
+# What a target is built from, and brings along.
+NEEDS = {"tensorrt-fp16": "onnx-fp16"}
 WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What `export` did: the manifest as written, and parity by dtype where it was measured."""
+    """What `export` did: the manifest as written, and parity by dtype where it was measured.
+
+    `notes` says what a reader should know of the checkpoint, and where a TensorRT plan's evidence
+    falls short.
+    """
 
     path: Path
     manifest: Manifest
@@ -62,6 +71,9 @@ def export(
     unicode: str = "none",
     allow_pickle: bool = False,
     force: bool = False,
+    trt_flavour: str | None = None,
+    trt_architectures: Sequence[str] = (),
+    show_progress: bool | None = None,
 ) -> Exported:
     """Export a checkpoint into a bundle at `bundle`.
 
@@ -72,7 +84,7 @@ def export(
     Args:
         checkpoint: Folder or hub id; see `read_checkpoint` for what is read.
         bundle: Folder to make. Nothing is left there unless the whole export succeeds.
-        targets: Of `TARGETS`; "onnx" is always included.
+        targets: Of `TARGETS`; "onnx" is always included, and "onnx-fp16" with "tensorrt-fp16".
         base: An adapter's base model.
         revision: Of a hub id.
         prompts: Added to the checkpoint's own.
@@ -80,9 +92,13 @@ def export(
         unicode: "NFC" normalises texts before tokenising; "none" does what the checkpoint does.
         allow_pickle: Read `pytorch_model.bin`, with `weights_only=True`.
         force: Replace an existing bundle.
+        trt_flavour: "tensorrt" or "tensorrt-rtx"; None takes what is installed.
+        trt_architectures: Compute capabilities such as "8.6" that one plan is built for. Only
+            tensorrt-rtx has a choice; "tensorrt" builds for the GPU at hand.
+        show_progress: A bar on stderr while the plan is built; None draws it on a terminal.
 
     Raises:
-        CheckpointError, InputError, BundleExists, BundleError, MissingExtra: see
+        CheckpointError, InputError, BundleExists, BundleError, BackendError, MissingExtra: see
             `kosine.errors`.
         ParityError: The graphs do not give what the reference gives.
     """
@@ -99,7 +115,9 @@ def export(
             limit=f"known: {', '.join(UNICODE_FORMS)}",
             remedy="choose one of these for --unicode",
         )
-    asked = tuple(target for target in TARGETS if target == "onnx" or target in targets)
+    wanted = {"onnx", *targets, *(NEEDS[target] for target in targets if target in NEEDS)}
+    asked = tuple(target for target in TARGETS if target in wanted)
+    library, architectures = _library(asked, trt_flavour, trt_architectures)
     with writing_bundle(bundle, force=force) as folder:
         read = read_checkpoint(
             checkpoint,
@@ -120,7 +138,27 @@ def export(
             )
         overrides = {"max_tokens": max_tokens, "prompts": dict(prompts or {})}
         work = _Export(folder, read, asked, unicode, overrides)
-        return work.run(referee, Path(bundle))
+        work.run(referee)
+        if library is not None:
+            # Last: what costs most, and what nothing else waits for.
+            work.add_plan(library, architectures, show_progress)
+        return work.done(Path(bundle))
+
+
+def _library(
+    targets: Sequence[str], flavour: str | None, architectures: Sequence[str]
+) -> tuple[Library | None, tuple[str, ...]]:
+    """The TensorRT to build with, if the targets ask for a plan, and for which GPUs."""
+    if "tensorrt-fp16" in targets:
+        library = find_library(flavour)
+        return library, library.architectures(architectures)
+    if flavour is not None or architectures:
+        raise UnknownOption(
+            "a TensorRT flavour or architecture is given, and no plan is to be built",
+            limit=f"flavours: {', '.join(FLAVOURS)}, for target tensorrt-fp16",
+            remedy="add --target tensorrt-fp16, or leave the option out",
+        )
+    return None, ()
 
 
 class _Export:
@@ -148,8 +186,10 @@ class _Export:
         self.ranges: dict[str, list[float]] | None = None
         self.parity: dict[str, Parity] = {}
         self.files: dict[str, tuple[str, list[str]]] = {}
+        self.plans: tuple[Plan, ...] = ()
 
-    def run(self, referee: Referee | None, final: Path) -> Exported:
+    def run(self, referee: Referee | None) -> None:
+        """Everything that runs here: graphs, canary, certificate, parity."""
         tokenizer = with_unicode_form(self.checkpoint.tokenizer_json, self.unicode)
         (self.folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
         self.files["tokenizer"] = ("", ["tokenizer.json"])
@@ -174,8 +214,27 @@ class _Export:
         self._write_manifest()
         for dtype in ("float32", *(["float16"] if "onnx-fp16" in self.targets else [])):
             self._check(dtype, referee)
+
+    def add_plan(
+        self, library: Library, architectures: Sequence[str], show_progress: bool | None
+    ) -> None:
+        """A TensorRT plan of the float16 packed graph, whose range certificate has passed."""
+        plan = build_plan(
+            self.folder,
+            library,
+            max_tokens=self.spec.max_tokens,
+            num_layers=self.spec.num_layers,
+            architectures=architectures,
+            show_progress=show_progress,
+        )
+        self.plans = (plan,)
+        self.files["tensorrt-fp16"] = ("float16", [plan.path])
+
+    def done(self, final: Path) -> Exported:
         manifest = self._write_manifest()
-        return Exported(final, manifest, self.parity, self.certificate, self.checkpoint.notes)
+        short = (f"TensorRT: {each}" for p in self.plans for each in p.evidence["shortfalls"])
+        notes = (*self.checkpoint.notes, *short)
+        return Exported(final, manifest, self.parity, self.certificate, notes)
 
     def _write_graphs(
         self, folder: Path, entries: Mapping[str, TensorEntry], precision: str
@@ -279,6 +338,7 @@ class _Export:
             certificates={}
             if self.certificate is None
             else {"onnx-fp16": self.certificate.to_json()},
+            plans=self.plans,
         )
         (self.folder / MANIFEST).write_text(manifest.to_json() + "\n", encoding="utf-8")
         return manifest

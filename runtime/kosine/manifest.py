@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from math import inf
 from typing import Any, get_args, get_origin, get_type_hints
 
 from kosine.errors import ManifestError, SchemaTooNew
+from kosine.plans import FLAVOURS, Plan
 
 __all__ = [
     "MAX_MANIFEST_BYTES",
@@ -104,6 +105,7 @@ class Manifest:
         targets: Export targets that it holds.
         parity: What was measured against the reference at export, or None.
         certificates: Range certificates by target.
+        plans: The TensorRT plans among its files.
     """
 
     kosine: str
@@ -125,6 +127,7 @@ class Manifest:
     artifacts: tuple[Artifact, ...]
     parity: dict[str, Any] | None = None
     certificates: dict[str, Any] = field(default_factory=dict)
+    plans: tuple[Plan, ...] = ()
     schema: int = SCHEMA
 
     def files(self) -> dict[str, FileEntry]:
@@ -257,6 +260,26 @@ def _check(manifest: Manifest) -> None:
             raise _bad("$.artifacts", f"without {required}", "every bundle has it")
     if len(paths) != len(set(paths)):
         raise _bad("$.artifacts", "a path listed twice", "each path once")
+    for i, plan in enumerate(manifest.plans):
+        _check_plan(plan, f"$.plans[{i}]", paths, manifest.max_tokens)
+
+
+def _check_plan(plan: Plan, at: str, paths: list[str], max_tokens: int) -> None:
+    if plan.path not in paths:
+        raise _bad(f"{at}.path", repr(plan.path)[:80], "one of the files in $.artifacts")
+    if plan.flavour not in FLAVOURS:
+        raise _bad(f"{at}.flavour", repr(plan.flavour)[:40], f"one of {', '.join(FLAVOURS)}")
+    if not plan.architectures or not plan.profiles:
+        raise _bad(at, "a plan for no architecture or no profile", "at least one of each")
+    for j, profile in enumerate(plan.profiles):
+        rows = (profile.min_rows, profile.opt_rows, profile.max_rows)
+        if not 1 <= rows[0] <= rows[1] <= rows[2] <= MAX_DIMENSION:
+            raise _bad(f"{at}.profiles[{j}]", f"{rows} rows", "1 <= min <= opt <= max")
+        if not 1 <= profile.max_slots <= profile.width <= MAX_DIMENSION:
+            slots = f"{profile.max_slots} slots in {profile.width} tokens"
+            raise _bad(f"{at}.profiles[{j}]", slots, "at most one sentence a token")
+    if max(profile.width for profile in plan.profiles) < max_tokens:
+        raise _bad(f"{at}.profiles", "narrower than the longest text", f"a width of {max_tokens}")
 
 
 def _build(kind: type[Any], value: Any, at: str) -> Any:
@@ -270,7 +293,7 @@ def _build(kind: type[Any], value: Any, at: str) -> Any:
     missing = [
         f.name
         for f in fields(kind)
-        if f.name not in value and f.name not in ("parity", "certificates")
+        if f.name not in value and f.default is MISSING and f.default_factory is MISSING
     ]
     if missing:
         raise _bad(f"{at}.{missing[0]}", "no value", "required")
