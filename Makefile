@@ -5,12 +5,13 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 CMAKE = PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/cmake
 SAMPLE = out/sample.kosine
 
-.PHONY: help setup demo native sanitize test lint format bench bench-report soak clean
+.PHONY: help setup demo native sanitize test test-gpu lint format bench bench-report soak clean
 
 help:
 	@echo "make setup   .venv with kosine, ONNX Runtime and the exporter (no PyTorch)"
 	@echo "make demo    export the sample encoder, replay its canary, score Korean sentences"
 	@echo "make test    the whole test suite (installs PyTorch, the referee)"
+	@echo "make test-gpu  the tests that need an NVIDIA GPU, in an environment of their own"
 	@echo "make native  the native CPU engine, built into this checkout (Linux x86-64)"
 	@echo "make sanitize  its tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make lint    ruff and mypy --strict"
@@ -46,6 +47,11 @@ sanitize: .venv/.test
 
 test: .venv/.test native .venvs/optimum/.done
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+# Those tests alone, so that no PyTorch is needed. `-rs` says why any of them was skipped.
+test-gpu: .venvs/gpu/.done
+	.venvs/gpu/bin/python -m pytest -m gpu -rs \
+	  $(shell grep -l "import.*gpu_machine\|from gpu_machine\|mark\.gpu" tests/test_*.py) $(PYTEST_ARGS)
 
 lint: .venv/.test
 	.venv/bin/ruff check .
@@ -92,4 +98,14 @@ clean:
 	.venvs/optimum/bin/python -m pip --disable-pip-version-check --quiet install torch==2.13.0
 	PIP_CONSTRAINT=constraints-optimum.txt .venvs/optimum/bin/python -m pip \
 	  --disable-pip-version-check --quiet install sentence-transformers optimum-onnx onnxruntime
+	@touch $@
+
+# onnxruntime-gpu and onnxruntime overwrite one another, hence an environment apart. TensorRT's
+# libraries come from NVIDIA's index; where they cannot be had, its tests skip and say so.
+.venvs/gpu/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venvs/gpu
+	PIP_CONSTRAINT=constraints.txt .venvs/gpu/bin/python -m pip --disable-pip-version-check \
+	  --quiet install -e '.[gpu,export,bench]' cuda-python pytest hypothesis
+	-PIP_CONSTRAINT=constraints.txt .venvs/gpu/bin/python -m pip --disable-pip-version-check \
+	  --quiet install -e '.[tensorrt]'
 	@touch $@

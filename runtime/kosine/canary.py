@@ -42,6 +42,12 @@ class Gate:
     max_abs: float | None
     mean_cosine: float = -1.0
 
+    def __str__(self) -> str:
+        parts = [f"min cosine {self.min_cosine}"]
+        parts += [f"mean {self.mean_cosine}"] if self.mean_cosine > -1 else []
+        parts += [] if self.max_abs is None else [f"max abs error {self.max_abs:g}"]
+        return ", ".join(parts)
+
 
 GATES = {
     "float32": Gate(0.999999, 2e-5),
@@ -172,15 +178,20 @@ def replay(canary: Canary, backend: Backend, texts: int | None = None) -> Compar
     return compare(backend.run(batch).vectors, canary.vectors[: len(batch)])
 
 
-def check_canary(bundle: Bundle, backend: Backend) -> Comparison:
-    """Replay a few canary texts; raise ParityError where the backend's dtype misses its gate."""
-    found = replay(Canary.read(bundle), backend, AUTO_TEXTS)
+def check_canary(bundle: Bundle, backend: Backend, texts: int | None = AUTO_TEXTS) -> Comparison:
+    """Replay the first `texts` canary texts, or all of them (None).
+
+    Raises:
+        ParityError: The backend's dtype misses its gate.
+    """
+    found = replay(Canary.read(bundle), backend, texts)
     gate = GATES[backend.dtype]
     if not found.passes(gate):
         raise ParityError(
             f"backend {backend.name!r} in {backend.dtype} fails the canary: min cosine "
-            f"{found.min_cosine:.7f}, max abs error {found.max_abs_error:.1e}",
-            limit=f"min cosine {gate.min_cosine}, max abs error {gate.max_abs}",
+            f"{found.min_cosine:.7f}, mean {found.mean_cosine:.7f}, max abs error "
+            f"{found.max_abs_error:.1e}",
+            limit=str(gate),
             remedy="run `kosine verify` on the bundle; export it again if it fails",
         )
     return found

@@ -17,21 +17,26 @@ from kosine.bundle import Bundle
 from kosine.canary import check_canary
 from kosine.errors import KosineError, ParityError, UnknownOption
 
-__all__ = ["BACKENDS", "DTYPES", "make_backend"]
+__all__ = ["AUTO", "BACKENDS", "DTYPES", "make_backend"]
 
 BACKENDS = {
     "native": "kosine.backends.native:NativeBackend",
-    "onnx": "kosine.backends.onnx:OnnxBackend",
+    "onnx": "kosine.backends.onnx_devices:make_onnx",
+    "tensorrt": "kosine.backends.tensorrt:TensorRTBackend",
 }
-# What each runs in; "auto" is the first. bfloat16 moves vectors by up to 1e-4 in cosine: it is
-# asked for by name.
+# What each runs in.
 DTYPES = {
     "native": ("float32", "bfloat16"),
     "onnx": ("float32", "float16"),
+    "tensorrt": ("float16",),
 }
 ALL_DTYPES = ("float32", "bfloat16", "float16", "w8a16", "int8")
-# Fastest first. A backend that is not there, or that fails the bundle's canary, is passed over.
-AUTO_ORDER = ("native", "onnx")
+# What "auto" tries, by kind of device, fastest first. One that is not there, or that fails the
+# bundle's canary, is passed over.
+AUTO: dict[str, dict[str, tuple[str, ...]]] = {
+    "cpu": {"native": ("bfloat16", "float32"), "onnx": ("float32",)},
+    "cuda": {"tensorrt": ("float16",), "onnx": ("float16", "float32")},
+}
 
 logger = logging.getLogger("kosine")
 
@@ -48,28 +53,45 @@ def make_backend(
 ) -> Backend:
     """The engine that runs `bundle`.
 
-    With "auto" each candidate replays the bundle's canary before it is taken, and the choice is
-    logged. A backend or dtype that is named is made or refused, never replaced.
-    `canary=False` leaves the replay to the caller.
+    With backend "auto" each candidate replays the bundle's canary before it is taken, and the
+    choice is logged. A backend or dtype that is named is made or refused, never replaced.
+    `canary=False` leaves the replay to the caller, except in bfloat16 or float16 that nobody
+    asked for by name: that is taken only where it passes the whole canary.
     """
     check_option("backend", backend, ("auto", *BACKENDS))
     check_option("dtype", dtype, ("auto", *ALL_DTYPES))
-    if backend != "auto":
-        return _make(bundle, backend, dtype, device, threads, spin)
+    candidates = _candidates(backend, dtype, device)
+    if "auto" not in (backend, dtype) or len(candidates) == 1:
+        return _make(bundle, *candidates[0], device, threads, spin)
     errors: list[KosineError] = []
-    for name in AUTO_ORDER:
+    for name, kind in candidates:
         try:
-            made = _make(bundle, name, dtype, device, threads, spin)
-            if canary:
+            made = _make(bundle, name, kind, device, threads, spin)
+            if dtype == "auto" and kind != "float32":
+                check_canary(bundle, made, texts=None)
+            elif canary and backend == "auto":
                 check_canary(bundle, made)
         except KosineError as error:
             errors.append(error)
-            logger.info("backend %s passed over: %s", name, error)
+            logger.info("backend %s in %s passed over: %s", name, kind, error)
             continue
         logger.info("backend %s, dtype %s chosen", made.name, made.dtype)
         return made
     # Wrong vectors are the worst news; otherwise the one that runs anywhere says it best.
     raise next((error for error in errors if isinstance(error, ParityError)), errors[-1])
+
+
+def _candidates(backend: str, dtype: str, device: str) -> list[tuple[str, str]]:
+    """(backend, dtype) to try in turn; at least one."""
+    gpu = device.startswith("cuda") or backend == "tensorrt"
+    tried = AUTO["cuda" if gpu else "cpu"]
+    names = [*tried] if backend == "auto" else [backend]
+    return [
+        (name, kind)
+        for name in names
+        # A backend that cannot run on this kind of device says so itself.
+        for kind in (tried.get(name, DTYPES[name][:1]) if dtype == "auto" else (dtype,))
+    ]
 
 
 def check_option(what: str, value: str, known: tuple[str, ...]) -> None:
@@ -85,9 +107,7 @@ def check_option(what: str, value: str, known: tuple[str, ...]) -> None:
 def _make(
     bundle: Bundle, name: str, dtype: str, device: str, threads: int | None, spin: bool
 ) -> Backend:
-    if dtype == "auto":
-        dtype = DTYPES[name][0]
-    elif dtype not in DTYPES[name]:
+    if dtype not in DTYPES[name]:
         raise UnknownOption(
             f"backend {name!r} has no dtype {dtype!r}",
             limit=f"it runs in {', '.join(DTYPES[name])}",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import threading
-import weakref
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kosine.backends.device import first_line
+from kosine.backends.forks import never_destroy, watch_forks
 from kosine.batching import plan_rows
 from kosine.bundle import Bundle
 from kosine.errors import (
@@ -26,7 +27,7 @@ from kosine.positions import position_ids
 from kosine.rows import Rows, fill_rows
 from kosine.threads import usable_cpus
 
-__all__ = ["OnnxBackend"]
+__all__ = ["OnnxBackend", "graph_path", "import_onnxruntime"]
 
 GRAPHS = {"float32": ("packed.onnx", "onnx"), "float16": ("fp16/packed.onnx", "onnx-fp16")}
 QUIET = 3  # ONNX Runtime's severity "error": its warnings concern its own optimiser
@@ -41,8 +42,8 @@ class OnnxBackend:
             good for checking a graph, not for speed).
         device: "auto" or "cpu".
         threads: Threads inside one call; None takes the CPUs that the process may really use.
-        spin: Let idle threads spin for the next call. Saves microseconds per operator where the
-            process does nothing else, and burns those CPUs where it does.
+        spin: Let idle threads spin for the next call, too. They always spin inside one, from
+            operator to operator; between calls that burns CPUs others may want.
 
     Raises:
         MissingExtra: onnxruntime is absent, or both of its wheels are installed.
@@ -64,29 +65,22 @@ class OnnxBackend:
         if device not in ("auto", "cpu"):
             raise BackendUnavailable(
                 f"backend 'onnx' cannot run on device {device!r}",
-                limit="cpu",
-                remedy="leave device out",
+                limit="cpu, cuda or cuda:N",
+                remedy="leave device out for the CPU",
             )
         if threads is not None and threads < 1:
             raise UnknownOption(f"threads is {threads}", limit="at least 1", remedy="leave it out")
-        graph, target = GRAPHS[dtype]
-        if not bundle.has(graph):
-            raise MissingTarget(
-                f"the bundle has no {graph}",
-                limit=f"its targets: {', '.join(bundle.manifest.targets)}",
-                remedy=f"export it again with --target {target}",
-            )
+        self._graph = graph_path(bundle, dtype)
         self.dim = bundle.manifest.dim
         self.dtype = dtype
         self._pad_id = bundle.manifest.special_ids["pad"]
         self._position_rule = bundle.manifest.architecture.position_rule
         self.threads = threads or usable_cpus()
-        self._graph = bundle.graph(graph)
         self._spin = spin
         self._lock = threading.Lock()
         self._session: Any = self._open()
         self._inputs = [node.name for node in self._session.get_inputs()]
-        _live.add(self)
+        watch_forks(self)
 
     def _open(self) -> Any:
         ort = import_onnxruntime()
@@ -96,8 +90,11 @@ class OnnxBackend:
         options.log_severity_level = QUIET
         # Shapes change from call to call: a memory pattern per shape would only pile up.
         options.enable_mem_pattern = False
-        spinning = "1" if self._spin else "0"
-        options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        if not self._spin:
+            # Threads that fall asleep between two operators cost every call; threads that go on
+            # spinning after it cost the rest of the process.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             return ort.InferenceSession(
                 str(self._graph), options, providers=["CPUExecutionProvider"]
@@ -105,7 +102,7 @@ class OnnxBackend:
         except Exception as error:  # its exception classes share no base of their own
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} cannot load {self._graph.name}: "
-                f"{_first_line(error)}",
+                f"{first_line(error)}",
                 remedy="export the bundle again, or install another onnxruntime",
             ) from error
 
@@ -117,14 +114,12 @@ class OnnxBackend:
                     self._session = self._open()
         return self._session
 
-    def _forked(self) -> None:
+    def forked(self) -> None:
         """In a child: the session's threads did not come along, and destroying it would wait for
         them for ever. So it is never destroyed, and never used again."""
         self._lock = threading.Lock()
         session, self._session = self._session, None
-        for part in (session, getattr(session, "_sess", None)):
-            if part is not None:
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(part))
+        never_destroy(session, getattr(session, "_sess", None))
 
     def run(self, batch: Packed) -> Pooled:
         """See `Backend.run`; rows are laid out by `plan_rows`, one session call a rectangle."""
@@ -142,9 +137,21 @@ class OnnxBackend:
             return self._session_here().run(None, feed)
         except Exception as error:
             raise BackendError(
-                f"ONNX Runtime failed on rows {rows.input_ids.shape}: {_first_line(error)}",
+                f"ONNX Runtime failed on rows {rows.input_ids.shape}: {first_line(error)}",
                 remedy="check free memory, or lower max_batch_tokens",
             ) from error
+
+
+def graph_path(bundle: Bundle, dtype: str) -> Path:
+    """The packed graph of a dtype, after it was judged; MissingTarget where there is none."""
+    graph, target = GRAPHS[dtype]
+    if not bundle.has(graph):
+        raise MissingTarget(
+            f"the bundle has no {graph}",
+            limit=f"its targets: {', '.join(bundle.manifest.targets)}",
+            remedy=f"export it again with --target {target}",
+        )
+    return bundle.graph(graph)
 
 
 def import_onnxruntime() -> Any:
@@ -173,19 +180,3 @@ def _version(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:
         return ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0][:200]
-
-
-_live: weakref.WeakSet[OnnxBackend] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for backend in list(_live):
-        backend._forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -23,11 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     bundle = Bundle(args.bundle)
     engines = _engines(bundle)
+    chosen = _chosen(bundle)
     if args.json:
         value = dataclasses.asdict(bundle.manifest)
-        options.print_json({"path": str(bundle.path), "engines": engines, **value})
+        options.print_json({"path": str(bundle.path), "engines": engines, "auto": chosen, **value})
     else:
-        sys.stdout.write(_text(bundle, engines))
+        sys.stdout.write(_text(bundle, engines, chosen))
     return 0
 
 
@@ -47,7 +48,16 @@ def _engines(bundle: Bundle) -> list[dict[str, Any]]:
     return found
 
 
-def _text(bundle: Bundle, engines: list[dict[str, Any]]) -> str:
+def _chosen(bundle: Bundle) -> dict[str, str] | None:
+    """The backend and dtype that "auto" takes on this machine; None where nothing runs."""
+    try:
+        made = make_backend(bundle)
+    except KosineError:
+        return None
+    return {"backend": made.name, "dtype": made.dtype}
+
+
+def _text(bundle: Bundle, engines: list[dict[str, Any]], chosen: dict[str, str] | None) -> str:
     m = bundle.manifest
     a = m.architecture
     size = sum(entry.bytes for entry in m.files().values())
@@ -67,7 +77,15 @@ def _text(bundle: Bundle, engines: list[dict[str, Any]]) -> str:
     ]
     for entry in engines:
         state = f"fingerprint {entry['fingerprint']}" if entry["runs"] else entry["reason"]
+        if chosen == {"backend": entry["backend"], "dtype": entry["dtype"]}:
+            state += "  (auto)"
         lines.append(f"  {entry['backend']}/{entry['dtype']:<9} {state}")
+    for plan in m.plans:
+        widths = ", ".join(str(profile.width) for profile in plan.profiles)
+        lines.append(
+            f"  plan         {plan.flavour} {plan.version} for compute capability "
+            f"{', '.join(plan.architectures)}; row widths {widths}"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -32,7 +32,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", default="auto", metavar="D", help=f"auto, {', '.join(ALL_DTYPES)}"
     )
-    parser.add_argument("--device", default="auto", metavar="DEV", help="auto, cpu")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="DEV",
+        help="auto (the CPU; the first GPU for tensorrt), cpu, cuda, cuda:N",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads inside one call")
 
 

@@ -1,0 +1,26 @@
+"""ONNX Runtime on the device that was asked for."""
+
+from __future__ import annotations
+
+from kosine.backend import Backend
+from kosine.backends import onnx
+from kosine.backends.device import is_cuda
+from kosine.bundle import Bundle
+
+__all__ = ["make_onnx"]
+
+
+def make_onnx(
+    bundle: Bundle,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    threads: int | None = None,
+    spin: bool = False,
+) -> Backend:
+    """The engine for `device`: "cuda" and "cuda:N" are a GPU, "auto" is the CPU."""
+    if is_cuda(device):
+        from kosine.backends.onnx_cuda import OnnxCudaBackend
+
+        return OnnxCudaBackend(bundle, dtype=dtype, device=device, threads=threads, spin=spin)
+    return onnx.OnnxBackend(bundle, dtype=dtype, device=device, threads=threads, spin=spin)
