@@ -16,7 +16,7 @@ help:
 	@echo "make sanitize  its tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make format  let ruff rewrite the sources"
-	@echo "make bench   kosine and its rivals side by side: hours (says how many first)"
+	@echo "make bench   kosine and its rivals side by side: about an hour (says first)"
 	@echo "make bench-report  pictures and the README's table from the newest result"
 	@echo "make soak    the batcher under mixed faults for 8 hours (SOAK_ARGS to change it)"
 

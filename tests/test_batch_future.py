@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from concurrent.futures import (
@@ -123,6 +124,42 @@ def test_as_completed_while_settling_in_bulk(make):
         range(50)
     )
     thread.join()
+
+
+@pytest.fixture
+def hasty_threads():
+    """Threads take turns after microseconds: what can come between two steps does."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_as_completed_that_starts_while_settling_yields_each_once():
+    """The state of a watched future changes under its condition, together with the telling."""
+    books = Books()
+    for _ in range(150):
+        futures = [LeanFuture(books, 0) for _ in range(60)]
+        wait(futures, timeout=0)  # everyone is watched
+        barrier = threading.Barrier(2)
+
+        def settle(futures=futures, barrier=barrier):
+            barrier.wait()
+            settle_all(futures, list(range(60)))
+
+        thread = threading.Thread(target=settle)
+        thread.start()
+        barrier.wait()
+        assert len(list(as_completed(futures, timeout=10))) == 60
+        thread.join()
+
+
+def test_an_orphan_that_was_answered_stays_answered():
+    future = LeanFuture(Books(), 0)
+    future.settle(5)
+    future.orphan(ValueError("forked"))
+    assert future.result(timeout=0) == 5
 
 
 def test_callbacks_run_once_and_may_raise(make, caplog):

@@ -71,6 +71,13 @@ def test_sorting_pads_less() -> None:
     assert (arrival, by_length) == (2 * 42 + 2 * 9 + 2 * 24, 2 * 42 + 2 * 9 + 2 * 5)
 
 
+def test_a_batch_is_no_larger_than_its_streams_share_of_a_call() -> None:
+    assert Setting(32, "length").within(4) == Setting(4)
+    assert Setting(8, "length", streams=2).within(4) == Setting(2, "length", streams=2)
+    assert Setting(8, "length").within(32) == Setting(8, "length")
+    assert Setting(0).within(32) == Setting(0)
+
+
 def test_streams_share_the_threads(sums: Sums) -> None:
     sums.apply(Setting(8, "length", streams=2))
     sums.apply(Setting(4, "length", streams=2))

@@ -17,13 +17,16 @@ from kosine_bench import command, measure, models, results, tables
 from kosine_bench.contestant import Checkpoint
 from kosine_bench.convert import STAMP, made_by
 from kosine_bench.environments import ENVIRONMENTS, TORCH
+from kosine_bench.estimate import part_seconds
 from kosine_bench.ours import KosineOnnx
-from kosine_bench.rivals import RIVALS, TextEmbeddingsInference
-from kosine_bench.suite import QUICK
+from kosine_bench.rivals import RIVALS, OnnxRuntime, TextEmbeddingsInference
+from kosine_bench.suite import FULL, QUICK, Part, WorkFile, write_work
 from kosine_bench.workload import WORKLOADS
 
 BENCH = Path(__file__).parent.parent / "bench"
-TINY = replace(QUICK, single_texts=4, bursts=2, bulk_texts=32, load_seconds=0.1)
+TINY = replace(
+    QUICK, single_texts=4, bursts=2, bulk_texts=32, load_seconds=0.1, tune_tokens=256, seconds={}
+)
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -34,18 +37,26 @@ def parse(*words: str) -> argparse.Namespace:
 
 def test_the_default_is_the_whole_comparison() -> None:
     plan = command.plan(parse())
-    assert [(w.name, s.name) for w, s in plan.pairs] == [
-        *(("korsts", "base"), ("matching", "base"), ("faq", "base"), ("legal", "base")),
-        ("long", "large"),
+    assert [(part.workload.name, part.size.name, part.modes) for part in plan.parts] == [
+        ("korsts", "base", ("single", "burst", "bulk", "load")),
+        ("matching", "base", ("single", "burst")),
+        ("faq", "base", ("single", "burst")),
+        ("legal", "base", ("single", "burst", "bulk")),
+        ("korsts", "large", ("single", "burst", "bulk")),
+        ("long", "large", ("single", "burst")),
     ]
     assert plan.modes == ("single", "burst", "bulk", "load")
+    assert plan.parts[0].scopes == ("engine", "end-to-end")
+    assert not plan.parts[0].omits
+    known = {kind.name for kind in plan.contestants}
+    assert all(part.omits < known for part in plan.parts)
     assert {kind.name for kind in RIVALS} < {kind.name for kind in plan.contestants}
     assert plan.effort.rounds == 3
 
 
 def test_quick_is_the_sample_on_korsts() -> None:
     plan = command.plan(parse("--quick", "--rounds", "5", "--mode", "burst"))
-    assert [(w.name, s.name) for w, s in plan.pairs] == [("korsts", "sample")]
+    assert [(part.workload.name, part.size.name) for part in plan.parts] == [("korsts", "sample")]
     assert (plan.effort.rounds, plan.modes) == (5, ("burst",))
     assert "torch-compiled" not in {kind.name for kind in plan.contestants}
     named = command.plan(parse("--quick", "--rivals", "all,torch-compiled"))
@@ -92,7 +103,7 @@ def test_every_package_of_an_environment_is_pinned() -> None:
 @pytest.fixture
 def ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = {"matrix": {"float32": {"flops": 1e12}}, "memory": {"bytes_per_second": 1e11}}
-    monkeypatch.setattr(measure._Run, "_ceilings", lambda _: fixed)
+    monkeypatch.setattr(measure._Run, "_ceilings", lambda *_: fixed)
 
 
 @pytest.mark.usefixtures("ceilings")
@@ -109,15 +120,14 @@ def test_a_run_holds_figures_for_each_and_reasons_for_the_rest(
     (converted / STAMP).write_text(json.dumps(made_by("kosine")), "utf-8")
     monkeypatch.setattr(measure.places, "environments_dir", lambda: tmp_path / "venvs")
     plan = measure.Plan(
-        ((WORKLOADS["korsts"], models.SIZES["sample"]),),
-        ("single", "burst", "bulk", "load"),
+        (Part(WORKLOADS["korsts"], models.SIZES["sample"]),),
         (KosineOnnx, TextEmbeddingsInference),
         TINY,
         threads=1,
         quick=True,
         install=False,
     )
-    monkeypatch.setattr(command, "plan", lambda _: plan)
+    monkeypatch.setattr(command, "plans", lambda _: [plan])
     output = tmp_path / "result.json"
     assert command.run(parse("--json", "--output", str(output))) == 0
     out = capsys.readouterr()
@@ -147,6 +157,75 @@ def test_a_run_holds_figures_for_each_and_reasons_for_the_rest(
     text = output.read_text("utf-8")
     for private in (str(tmp_path), str(Path.home()), str(BENCH.parent), platform.node()):
         assert private not in text or len(private) < 4
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = models.build(models.SIZES["sample"], tmp_path_factory.mktemp("cache"))
+    return Checkpoint(folder, folder)
+
+
+def work_file(
+    checkpoint: Checkpoint, folder: Path, name: str = "korsts", size: str = "base"
+) -> WorkFile:
+    return write_work(Part(WORKLOADS[name], models.SIZES[size]), checkpoint, FULL, folder)
+
+
+def test_a_slow_contestant_is_given_fewer_texts(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    work = work_file(checkpoint, tmp_path)
+    total = len(work.lengths["bulk"])
+    assert measure.affordable_texts(work, "bulk", 1e9, 1.0) == total
+    assert measure.affordable_texts(work, "bulk", 1.0, None) == total
+    some = measure.affordable_texts(work, "bulk", 5_000.0, 1.0)
+    assert some % 32 == 0
+    assert sum(work.lengths["bulk"][:some]) <= 5_000 < sum(work.lengths["bulk"][: some + 32])
+    assert measure.affordable_texts(work, "bulk", 1.0, 1.0) == work.least("bulk") == 128
+    assert measure.affordable_texts(work, "burst", 1.0, 1.0) == work.least("burst") == 64
+    assert measure.affordable_texts(work, "single", 1.0, 1.0) == work.least("single") == 6
+    assert [len(call) for call in work.calls("burst", 64)] == [32, 32]
+    assert [len(call) for call in work.calls("bulk", 64)] == [64]
+    assert work.flops("bulk", 64) == pytest.approx(
+        sum(models.flops_per_text(work.size, n) for n in work.lengths["bulk"][:64])
+    )
+
+
+CEILINGS = {"matrix": {"float32": {"flops": 2.6e11}}, "memory": {"bytes_per_second": 4e10}}
+
+
+def test_the_estimate_counts_what_is_done_in_a_round(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    work = work_file(checkpoint, tmp_path)
+    first = part_seconds(KosineOnnx, work, FULL, CEILINGS, 0)
+    later = part_seconds(KosineOnnx, work, FULL, CEILINGS, 1)
+    assert set(first) - set(later) == {"tune", "check", "load"}
+    assert set(later) == {"single", "burst", "bulk"}
+    # Two ways in, each for about its seconds or, where that is longer, its least.
+    for mode, seconds in FULL.seconds.items():
+        least = work.flops(mode, work.least(mode)) / (0.65 * 2.6e11)
+        assert 2 * max(seconds, least) <= later[mode] < 2 * max(seconds, least) + 10
+    assert "tune" not in part_seconds(KosineOnnx, work, FULL, CEILINGS, 0, settled=True)
+    rival = part_seconds(OnnxRuntime, work, FULL, CEILINGS, 0)
+    assert rival["tune"] > first["tune"]
+    assert "load" not in rival
+    quick = {"matrix": {"float32": {"flops": 2.6e13}}}
+    assert sum(part_seconds(KosineOnnx, work, FULL, quick, 1).values()) < sum(later.values())
+
+
+def test_a_setting_is_settled_once_for_all_sizes(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    pairs = (("korsts", "base"), ("korsts", "large"), ("faq", "base"))
+    parts = tuple(Part(WORKLOADS[name], models.SIZES[size]) for name, size in pairs)
+    plan = measure.Plan(parts, (KosineOnnx,), FULL, 1, quick=False)
+    run = measure._Run(plan, print, tmp_path)
+    run.work = [work_file(checkpoint, tmp_path, name, size) for name, size in pairs]
+    best = {"batch_size": 8, "order": "length", "streams": 1}
+    run.tuning["x", "korsts@base", "burst"] = {"best": best, "tokens_per_second": 3_600.0}
+    settled = run._settled("x", run.work[1], "burst")
+    assert settled is not None
+    assert (settled["best"], settled["settled_by"]) == (best, "korsts@base")
+    assert settled["tokens_per_second"] == pytest.approx(1_000, rel=0.05)
+    assert run._settled("x", run.work[0], "burst") is None
+    assert run._settled("x", run.work[2], "burst") is None
 
 
 def test_agreement_divides_norms_out_and_reports_them() -> None:

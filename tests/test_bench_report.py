@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from bench_result import WORKLOAD, make_result
 from kosine.errors import InputError
 from kosine_bench import machine, report, results, tables
+from kosine_bench.gpu import Gpu
 
 
 @pytest.fixture
@@ -103,6 +105,63 @@ def test_the_readme_keeps_all_but_what_is_between_the_markers(
     assert "![" not in text
     report.update_readme(result, path, readme)
     assert readme.read_text("utf-8") == text
+
+
+@pytest.fixture
+def gpu_result(result: dict[str, Any]) -> dict[str, Any]:
+    """The same figures as if a GPU had made them, with packed rows and plain padding by name."""
+    names = {
+        "kosine-onnx-float32": "kosine-onnx-float16-cuda",
+        "right-float32": "onnxruntime-plain-float16-cuda",
+    }
+    text = json.dumps(result)
+    for old, new in names.items():
+        text = text.replace(f'"{old}"', f'"{new}"')
+    made: dict[str, Any] = json.loads(text)
+    made["made"]["device"] = "cuda"
+    made["machine"]["gpu"] = Gpu("NVIDIA H200", "9.0", 132, 139.8, "13.0").describe()
+    made["ceilings"] = {
+        "matrix": {"float16": {"flops": 7.9e14}},
+        "memory": {"bytes_per_second": 4.3e12},
+    }
+    return made
+
+
+def test_a_gpus_run_has_a_file_and_a_block_of_its_own(
+    result: dict[str, Any], path: Path, gpu_result: dict[str, Any], tmp_path: Path
+) -> None:
+    file = results.path_for(gpu_result, path.parent)
+    assert file.name == "2030-01-02-nvidia-h200.json"
+    with pytest.raises(InputError, match="no full result of device 'cuda'"):
+        results.latest(path.parent, wanted="cuda")
+    results.write(gpu_result, file)
+    assert results.latest(path.parent) == path
+    assert results.latest(path.parent, wanted="cuda") == file
+
+    readme = tmp_path / "README.md"
+    empty = f"{report.BEGIN}\n{report.END}\n{report.GPU_BEGIN}\nnot measured\n{report.GPU_END}\n"
+    readme.write_text(empty, "utf-8")
+    report.update_readme(result, path, readme)
+    assert "not measured" in readme.read_text("utf-8")
+    report.update_readme(gpu_result, file, readme)
+    cpu, gpu = readme.read_text("utf-8").split(report.GPU_BEGIN)
+    assert "CPU s per 1000" in cpu
+    assert "NVIDIA H200" not in cpu
+    assert "not measured |" in gpu  # Padding at its best setting is not in this result.
+    assert gpu.startswith("\nNVIDIA H200 (140 GiB, CUDA 13.0), Example CPU")
+    assert "790 TFLOP/s of dense fp16 products and 4.3 TB/s" in gpu
+    assert "0.310000 (under 0.9998)" in gpu
+    assert "| korsts@base | burst | 2.00x |" in gpu
+    assert "| Right fp32 | 50 (12%) |" in gpu
+
+
+def test_packed_rows_are_held_against_padding(
+    result: dict[str, Any], gpu_result: dict[str, Any]
+) -> None:
+    rows = tables.packed_rows(gpu_result)
+    assert rows[1] == ["korsts@base", "burst", "2.00x", "not measured"]
+    assert "packed rows against padding" in tables.text_table(gpu_result)
+    assert {row[2] for row in tables.packed_rows(result)} == {"not measured"}
 
 
 def test_a_readme_without_markers_is_refused(

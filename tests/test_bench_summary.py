@@ -69,6 +69,11 @@ def test_a_ratio_below_one_means_slower_and_missing_rounds_are_left_out() -> Non
     assert found["ratio"] == pytest.approx(0.25)
 
 
+def test_a_ratio_is_per_token_where_one_side_had_fewer_texts() -> None:
+    found = ratio([samples([1.0])], [{**samples([1.0]), "tokens": 300}])
+    assert found["ratio"] == pytest.approx(2.0)
+
+
 def test_the_limit_is_arithmetic_or_reading_weights_whichever_is_slower() -> None:
     reading = 800 * 4 / 3.2e6
     short = flops_per_text(SMALL, 1) / 1e6

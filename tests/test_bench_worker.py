@@ -13,7 +13,7 @@ import kosine
 from kosine_bench import models
 from kosine_bench.contestant import Absent, Checkpoint
 from kosine_bench.process import WorkerFailed, WorkerProcess, import_seconds
-from kosine_bench.suite import Effort, WorkFile, write_work
+from kosine_bench.suite import Effort, Part, WorkFile, write_work
 from kosine_bench.workload import WORKLOADS
 
 EFFORT = Effort(2, 1, 8, 3, 64, 1e12, 1e12, 1e12, 0.1)
@@ -32,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, sample_bundle: Path) ->
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) -> WorkFile:
     folder = tmp_path_factory.mktemp("work")
-    return write_work(WORKLOADS["korsts"], models.SIZES["sample"], checkpoint, EFFORT, folder)
+    return write_work(Part(WORKLOADS["korsts"], models.SIZES["sample"]), checkpoint, EFFORT, folder)
 
 
 def start(checkpoint: Checkpoint, folder: Path, name: str = "kosine-onnx-float32") -> WorkerProcess:
@@ -66,7 +66,9 @@ def test_outputs_are_the_encoders(
 @pytest.mark.parametrize("scope", ["engine", "end-to-end"])
 def test_samples_say_what_was_done(worker: WorkerProcess, work: WorkFile, scope: str) -> None:
     for mode in ("single", "burst", "bulk"):
-        setting = worker.ask("tune", mode=mode)["best"]
+        tuned = worker.ask("tune", mode=mode, tokens=512)
+        assert tuned["tokens_per_second"] > 0
+        setting = tuned["best"]
         samples = worker.ask("measure", mode=mode, scope=scope, setting=setting)
         assert len(samples["seconds"]) == len(work.calls(mode))
         assert min(samples["seconds"]) > 0
@@ -75,6 +77,17 @@ def test_samples_say_what_was_done(worker: WorkerProcess, work: WorkFile, scope:
         assert samples["tokens"] == sum(work.lengths[mode])
         # Packed rows: hardly any filler, where padding would more than double a burst.
         assert samples["tokens"] <= samples["computed_tokens"] < 1.3 * samples["tokens"]
+
+
+def test_fewer_texts_are_measured_where_that_is_asked(
+    worker: WorkerProcess, work: WorkFile
+) -> None:
+    setting = {"batch_size": 0, "order": "arrival", "streams": 1}
+    asked = {"scope": "engine", "setting": setting, "texts": 32}
+    for mode, calls in (("burst", 1), ("bulk", 1)):
+        samples = worker.ask("measure", mode=mode, **asked)
+        assert (len(samples["seconds"]), samples["sentences"]) == (calls, 32)
+        assert samples["tokens"] == sum(work.lengths[mode][:32])
 
 
 def test_load_has_one_point_per_share(worker: WorkerProcess) -> None:

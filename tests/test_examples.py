@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import kosine
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TEXTS = [
     "한 남자가 기타를 친다.",
@@ -19,6 +21,12 @@ TEXTS = [
     "A man plays.",
     "비행기가 이륙한다.",
 ] * 9
+
+
+@pytest.fixture(scope="module")
+def encoder(sample_bundle):
+    """As the examples load it: what backend and dtype "auto" takes here."""
+    return kosine.load(sample_bundle)
 
 
 def run(name, *arguments, stdin=None):
@@ -41,7 +49,7 @@ def load_module(name):
     return module
 
 
-def test_web_app(sample_bundle, sample):
+def test_web_app(sample_bundle, encoder):
     pytest.importorskip("starlette", reason="starlette is not installed")
     pytest.importorskip("httpx2", reason="httpx2, which starlette's test client takes, is not here")
     from starlette.testclient import TestClient
@@ -49,25 +57,25 @@ def test_web_app(sample_bundle, sample):
     with TestClient(load_module("web_app").make_app(str(sample_bundle))) as client:
         answer = client.post("/embed", json={"texts": TEXTS})
         assert answer.status_code == 200
-        np.testing.assert_allclose(answer.json()["vectors"], sample.encode(TEXTS), atol=2e-6)
+        np.testing.assert_allclose(answer.json()["vectors"], encoder.encode(TEXTS), atol=2e-6)
         assert client.post("/embed", json={"texts": [3]}).status_code == 422
         assert client.get("/health").json() == {"state": "serving", "waiting": 0}
 
 
-def test_threaded_worker(sample_bundle, sample):
+def test_threaded_worker(sample_bundle, encoder):
     pairs = [f"{a}\t{b}" for a, b in pairwise(TEXTS)]
     scores = [
         float(line)
         for line in run("threaded_worker.py", sample_bundle, stdin="\n".join(pairs)).split()
     ]
-    vectors = sample.encode(TEXTS)
+    vectors = encoder.encode(TEXTS)
     np.testing.assert_allclose(scores, (vectors[:-1] * vectors[1:]).sum(axis=1), atol=6e-5)
 
 
-def test_stream_file(sample_bundle, sample, tmp_path):
+def test_stream_file(sample_bundle, encoder, tmp_path):
     texts, vectors = tmp_path / "texts.txt", tmp_path / "vectors.f32"
     lines = [f"{text} {number}" for number, text in enumerate(TEXTS * 5)]
     texts.write_text("\n".join(lines) + "\n", "utf-8")
     run("stream_file.py", sample_bundle, texts, vectors)
-    rows = np.fromfile(vectors, np.float32).reshape(-1, sample.dim)
-    np.testing.assert_allclose(rows, sample.encode(lines), atol=2e-6)
+    rows = np.fromfile(vectors, np.float32).reshape(-1, encoder.dim)
+    np.testing.assert_allclose(rows, encoder.encode(lines), atol=2e-6)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from kosine.testing import FakeBackend, FakeEncoder, linear_cost, rectangle_cost
 from kosine_bench import load
+from kosine_bench.equal_p99 import P99_LEVELS, advantage, interval, load_at_p99, resampled_p99
+from kosine_bench.offered import mixed_texts
+from kosine_bench.rectangles import PaddedEncoder
 from kosine_bench.simulation import capacity_tps, simulate
+
+RESULTS = Path(__file__).parents[1] / "bench" / "results" / "load"
 
 
 def test_padding_makes_rectangles():
     backend = FakeBackend()
-    encoder = load.PaddedEncoder(FakeEncoder(backend))
+    encoder = PaddedEncoder(FakeEncoder(backend))
     batch = encoder.prepare(["a", "abc", "abcdefg"]).batch
     encoder.run(batch)
     assert backend.batches == [(3, 3 * 8)]
@@ -20,34 +28,101 @@ def test_padding_makes_rectangles():
 
 def test_texts_are_spread_over_the_lengths():
     encoder = FakeEncoder()
-    lengths = np.array(encoder.count_tokens(load.mixed_texts(encoder, 2_000, seed=0)))
+    lengths = np.array(encoder.count_tokens(mixed_texts(encoder, 2_000, seed=0)))
     assert lengths.min() <= 8
     assert lengths.max() >= 60
     assert 15 < lengths.mean() < 19
 
 
+def test_uniform_lengths_are_a_choice():
+    encoder = FakeEncoder()
+    texts = mixed_texts(encoder, 2_000, seed=0, lengths="uniform")
+    lengths = np.array(encoder.count_tokens(texts))
+    assert 32 < lengths.mean() < 36
+    assert lengths.min() <= 8
+    assert lengths.max() >= 60
+
+
 @pytest.mark.parametrize(
-    ("p99", "carried"), [(0.5, 0.0), (1.0, 10.0), (2.0, 15.0), (3.0, 20.0), (9.0, 20.0)]
+    ("p99", "carried"),
+    [(0.5, None), (1.0, 10.0), (2.0, 15.0), (4.0, 20.0), (8.0, 25.0), (64.0, None)],
 )
-def test_load_at_equal_p99_is_interpolated(p99, carried):
-    points = [
-        {"way": "packed", "offered_rps": 10.0, "p99_s": 1.0},
-        {"way": "packed", "offered_rps": 20.0, "p99_s": 3.0},
-        {"way": "padded", "offered_rps": 99.0, "p99_s": 0.1},
-    ]
-    assert load.load_at_p99(points, "packed", p99) == carried
+def test_load_at_equal_p99_is_interpolated_in_its_logarithm(p99, carried):
+    assert load_at_p99([10.0, 20.0, 30.0], [1.0, 4.0, 16.0], p99) == pytest.approx(carried)
 
 
-def test_the_whole_measurement(tmp_path):
+def test_a_load_counts_until_the_p99_is_first_exceeded():
+    assert load_at_p99([10.0, 20.0, 30.0, 40.0], [1.0, 4.0, 1.0, 16.0], 2.0) == 15.0
+
+
+def test_the_advantage_is_given_at_fixed_levels_within_what_was_measured():
+    generator = np.random.default_rng(0)
+    points, resampled = [], []
+    for way, times in (("packed", 3.0), ("padded", 1.0)):
+        for rate in (10.0, 20.0, 40.0, 80.0):
+            latencies = generator.exponential(rate / 80, 4_000)
+            again = resampled_p99([latencies[:2_000], latencies[2_000:]], generator)
+            p99 = float(np.percentile(latencies, 99))
+            low, high = interval(again)
+            assert low < p99 < high
+            points.append({"way": way, "offered_rps": times * rate, "p99_s": p99})
+            resampled.append(again)
+    rows = advantage(points, resampled, full_batch_s=1.0)
+    assert [row["full_batches"] for row in rows] == list(P99_LEVELS)
+    inside = [row for row in rows if "ratio" in row]
+    assert [row["full_batches"] for row in inside] == [1.0, 1.5, 2.0, 3.0]
+    for row in inside:
+        assert row["interval"][0] <= row["ratio"] <= row["interval"][1]
+        assert row["interval"][0] < 3.0 < row["interval"][1]
+    outside = rows[0]
+    assert outside["packed_rps"] is outside["padded_rps"] is None
+
+
+def test_neighbours_are_resampled_together():
+    """One bad stretch of twenty is drawn or not drawn as a whole: the p99 is less certain."""
+    generator = np.random.default_rng(0)
+    calm = np.ones(2_000)
+    calm[:40] = 9.0
+    stretch = resampled_p99([calm], generator)
+    spread = resampled_p99([generator.permutation(calm)], generator)
+    assert (stretch < 5.0).mean() > 0.25
+    assert (spread < 5.0).mean() < 0.05
+
+
+def test_a_point_has_enough_requests_and_seconds():
+    effort = load.Effort(loads=(0.1, 1.0), seconds=20.0, requests=500, passes=2)
+    assert effort.count(2.0) == 250
+    assert effort.count(100.0) == 2_000
+    assert effort.total_s({"packed": 100.0}) == pytest.approx(2 * (250 / 10.0 + 20.0))
+
+
+def test_the_whole_measurement(tmp_path, capsys):
     backend = FakeBackend(cost=linear_cost(5e-5, 5e-4))
     backend.name = "fake"
-    report = load.curve(FakeEncoder(backend), (0.1, 0.7), seconds=0.5)
+    effort = load.Effort((0.1, 0.7), seconds=0.4, requests=100, passes=2)
+    report = load.curve(FakeEncoder(backend), effort)
+    assert "minutes" in capsys.readouterr().err
     print({key: value for key, value in report.items() if key != "points"})
     assert report["capacity_rps"]["packed"] > 1.4 * report["capacity_rps"]["padded"]
-    assert {point["way"] for point in report["points"]} == {"packed", "padded"}
+    assert report["padded_full_batch_s"] > report["full_batch_s"]
+    assert [(point["way"], point["load"]) for point in report["points"]] == [
+        (way, part) for part in effort.loads for way in ("packed", "padded")
+    ]
+    for point in report["points"]:
+        assert point["requests"] >= 100
+        assert point["p99_interval_s"][0] <= point["p99_s"] <= point["p99_interval_s"][1]
     assert report["at_200_percent"]["rejected"] + report["at_200_percent"]["late"] > 0
+    assert len(report["packed_over_padded_at_equal_p99"]) == len(P99_LEVELS)
+    assert json.loads(json.dumps(report)) == report
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     load.plot(report, tmp_path / "curve.svg")
+    assert "<svg" in (tmp_path / "curve.svg").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_committed_run_can_still_be_drawn(path, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    load.plot(json.loads(path.read_text("utf-8")), tmp_path / "curve.svg")
     assert "<svg" in (tmp_path / "curve.svg").read_text()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from kosine.ageing_queue import AgeingQueue
@@ -353,6 +354,12 @@ def test_join_copies_neighbours_at_once_and_keeps_skips():
     assert joined.starts.tolist() == [0, 1, 4, 6]
     assert joined.skip.tolist() == [0, 0, 1]
     assert join([(a, 0, 3)]) is a
+    middle = join([(b, 1, 2)])
+    assert middle.ids.tolist() == [8, 9]
+    assert middle.starts.tolist() == [0, 2]
+    assert middle.starts.dtype == np.int32
+    assert middle.skip.tolist() == [1]
+    assert join([(a, 1, 2), (a, 2, 3)]).ids.tolist() == [3, 4, 5, 6]
     assert join([(a, 0, 1), (a, 2, 3)]).skip is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -13,18 +14,37 @@ from pathlib import Path
 
 from kosine.errors import InputError, UnknownOption
 from kosine.threads import usable_cpus
-from kosine_bench import report, results
+from kosine_bench import gpu, report, results
 from kosine_bench.contestant import Contestant
+from kosine_bench.gpu import Gpu
+from kosine_bench.gpu_ours import GPU_OURS
+from kosine_bench.gpu_rivals import GPU_RIVALS
 from kosine_bench.measure import Plan, measure
 from kosine_bench.models import SIZES
 from kosine_bench.ours import OURS
 from kosine_bench.rivals import RIVALS
-from kosine_bench.suite import FULL, MODES, QUICK
+from kosine_bench.suite import (
+    FULL,
+    GPU_FULL,
+    GPU_QUICK,
+    MODES,
+    QUICK,
+    default_parts,
+    gpu_parts,
+)
 from kosine_bench.workload import WORKLOADS
 
 __all__ = ["add_arguments", "main", "run"]
 
+DEFAULT_SIZES = {
+    "korsts": ["base", "large"],
+    "matching": ["base"],
+    "faq": ["base"],
+    "legal": ["base"],
+    "long": ["large"],
+}
 CONTESTANTS: tuple[type[Contestant], ...] = (*OURS, *RIVALS)
+GPU_CONTESTANTS: tuple[type[Contestant], ...] = (*GPU_OURS, *GPU_RIVALS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,17 +59,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         choices=tuple(SIZES),
-        help="model size; repeat for several (default: base, and large for `long`;"
-        " with --quick sample)",
+        help="model size; repeat for several (default: base, large for `long`, both for"
+        " `korsts`; with --quick sample)",
     )
     parser.add_argument(
-        "--mode", action="append", choices=MODES, help="repeat for several (default: all)"
+        "--mode",
+        action="append",
+        choices=MODES,
+        help="repeat for several (default: those that each workload adds something to)",
     )
     parser.add_argument(
         "--rivals",
         metavar="NAME,...",
         help="contestants to measure: names, prefixes, `none` or `all` (default); kosine's own"
         " always take part",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("all", "cpu", "cuda"),
+        default="all",
+        help="measure on the CPU, on the GPU, or on all that is there (default)",
     )
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default: 3, quick 2)")
     parser.add_argument("--threads", type=int, help="threads of everyone (default: usable CPUs)")
@@ -70,22 +99,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what `kosine bench` was asked for; 0, or 1 where no contestant could run."""
     if args.report is not None:
-        return _report(Path(args.report) if args.report else results.latest())
-    start = time.monotonic()
-    result = measure(plan(args), _say)
-    path = args.output
-    if path is None and not args.quick:
-        path = results.path_for(result)
-    if path is not None:
-        results.write(result, path)
-        _say(f"wrote {_relative(path)}")
-    _say(f"done in {(time.monotonic() - start) / 60:.1f} min")
+        return _report(Path(args.report) if args.report else None)
+    done = {}
+    asked = plans(args)
+    for chosen in asked:
+        start = time.monotonic()
+        result = done[chosen.device] = measure(chosen, _say)
+        path = args.output
+        if path is None and not args.quick:
+            path = results.path_for(result)
+        elif path is not None and len(asked) > 1 and chosen.device == "cuda":
+            path = path.with_name(f"{path.stem}-cuda{path.suffix}")
+        if path is not None:
+            results.write(result, path)
+            _say(f"wrote {_relative(path)}")
+        _say(f"done in {(time.monotonic() - start) / 60:.1f} min")
+        if not args.json:
+            sys.stdout.write(report.text_table(result))
     if args.json:
-        json.dump(result, sys.stdout, ensure_ascii=False)
+        (first, *others) = done.values()
+        json.dump(done if others else first, sys.stdout, ensure_ascii=False)
         sys.stdout.write("\n")
-    else:
-        sys.stdout.write(report.text_table(result))
-    return 0 if result["figures"] or result["load"] else 1
+    return 0 if any(result["figures"] or result["load"] for result in done.values()) else 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,22 +130,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(parser.parse_args(arguments))
 
 
-def plan(args: argparse.Namespace) -> Plan:
-    """What the arguments ask for.
+def plans(args: argparse.Namespace) -> list[Plan]:
+    """What the arguments ask for: one plan for each device.
 
     Raises:
         UnknownOption: A rival that does not exist, or numbers out of range.
-        InputError: No asked model takes the asked workload's lengths.
+        InputError: No asked model takes the asked workload's lengths, or a GPU was asked for
+            and none is visible.
     """
+    device = gpu.visible() if args.device != "cpu" else None
+    if args.device == "cuda" and device is None:
+        raise InputError(
+            "no CUDA device is visible",
+            limit="--device cuda needs an NVIDIA GPU and its driver",
+            remedy="check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu",
+        )
+    names = [name for name in (args.rivals or "all").split(",") if name]
+    _check_rivals(names)
+    if args.device == "cuda" or device is None:
+        return [plan(args, device)]
+    # Rivals that were named run where they can.
+    both = ((None, CONTESTANTS), (device, GPU_CONTESTANTS))
+    return [plan(args, where) for where, kinds in both if _asked(names, kinds)]
+
+
+def plan(args: argparse.Namespace, device: Gpu | None = None) -> Plan:
+    """The run on the CPU or, with `device`, on that GPU; raises as `plans` does."""
     names = args.workload or (["korsts"] if args.quick else ["all"])
     workloads = list(WORKLOADS.values()) if "all" in names else [WORKLOADS[n] for n in names]
     pairs = []
     for workload in workloads:
         longest = max(column.maximum for column in workload.columns)
-        asked = args.model or (
-            ["sample"] if args.quick else ["large" if workload.name == "long" else "base"]
-        )
-        for name in asked:
+        if args.quick:
+            default = ["base" if device else "sample"]
+        else:
+            default = ["base", "large"] if device else DEFAULT_SIZES[workload.name]
+        for name in args.model or default:
             if longest <= SIZES[name].max_tokens:
                 pairs.append((workload, SIZES[name]))
             else:
@@ -122,52 +177,73 @@ def plan(args: argparse.Namespace) -> Plan:
             limit=f"model {args.model or ['sample']} takes fewer",
             remedy="choose --model base or large",
         )
-    effort = QUICK if args.quick else FULL
+    quick, full = (GPU_QUICK, GPU_FULL) if device else (QUICK, FULL)
+    effort = quick if args.quick else full
     for option in ("rounds", "threads"):
         value = getattr(args, option)
         if value is not None and value < 1:
             raise UnknownOption(f"--{option} is {value}", limit="at least 1")
     if args.rounds:
         effort = replace(effort, rounds=args.rounds)
+    pairs.sort(key=lambda pair: list(SIZES).index(pair[1].name))
     return Plan(
-        tuple(pairs),
-        tuple(mode for mode in MODES if mode in (args.mode or MODES)),
-        _chosen(args.rivals, effort.omits),
+        gpu_parts(pairs, args.mode) if device else default_parts(pairs, args.mode),
+        _chosen(args.rivals, effort.omits, GPU_CONTESTANTS if device else CONTESTANTS),
         effort,
         args.threads or usable_cpus(),
         args.quick,
+        device="cuda" if device else "cpu",
+        gpu=device,
     )
 
 
-def _chosen(names: str | None, omits: frozenset[str]) -> tuple[type[Contestant], ...]:
-    """kosine's own, and the rivals that were named; `omits` is left out of `all`."""
+def _check_rivals(names: Sequence[str]) -> None:
+    known = (*CONTESTANTS, *GPU_CONTESTANTS)
+    for name in names:
+        if name not in ("all", "none") and not any(kind.name.startswith(name) for kind in known):
+            raise UnknownOption(
+                f"unknown rival {name!r}",
+                limit=f"known: {', '.join(kind.name for kind in known if not kind.ours)}",
+                remedy="name one of these, or leave --rivals out",
+            )
+
+
+def _asked(names: Sequence[str], kinds: Sequence[type[Contestant]]) -> bool:
+    return any(
+        name in ("all", "none") or any(kind.name.startswith(name) for kind in kinds)
+        for name in names
+    )
+
+
+def _chosen(
+    names: str | None, omits: frozenset[str], kinds: Sequence[type[Contestant]]
+) -> tuple[type[Contestant], ...]:
+    """Of `kinds`, kosine's own and those that were named; `omits` is left out of `all`."""
     asked = [name for name in (names or "all").split(",") if name]
-    unknown = [
-        name
-        for name in asked
-        if name not in ("all", "none") and not any(k.name.startswith(name) for k in CONTESTANTS)
-    ]
-    if unknown:
-        raise UnknownOption(
-            f"unknown rival {unknown[0]!r}",
-            limit=f"known: {', '.join(kind.name for kind in RIVALS)}",
-            remedy="name one of these, or leave --rivals out",
-        )
-    named = [kind for kind in CONTESTANTS if any(kind.name.startswith(n) for n in asked)]
+    _check_rivals(asked)
+    named = [kind for kind in kinds if any(kind.name.startswith(n) for n in asked)]
     if "all" in asked:
-        return tuple(kind for kind in CONTESTANTS if kind.name not in omits or kind in named)
-    if any(kind in OURS for kind in named):
+        return tuple(kind for kind in kinds if kind.name not in omits or kind in named)
+    if any(kind.ours for kind in named):
         return tuple(named)
-    return (*OURS, *named)
+    return (*(kind for kind in kinds if kind.ours), *named)
 
 
-def _report(path: Path) -> int:
-    result = results.read(path)
-    for drawn in report.draw(result, path):
-        _say(f"wrote {_relative(drawn)}")
-    readme = report.update_readme(result, path)
-    if readme:
-        _say(f"wrote {_relative(readme)}")
+def _report(path: Path | None) -> int:
+    """Pictures and tables of `path`, or of the newest result of each device."""
+    if path is not None:
+        paths = [path]
+    else:
+        paths = [results.latest()]
+        with contextlib.suppress(InputError):  # There need not be one of a GPU.
+            paths.append(results.latest(wanted="cuda"))
+    for one in paths:
+        result = results.read(one)
+        for drawn in report.draw(result, one):
+            _say(f"wrote {_relative(drawn)}")
+        readme = report.update_readme(result, one)
+        if readme:
+            _say(f"wrote {_relative(readme)}")
     return 0
 
 

@@ -5,6 +5,7 @@ Imported by worker processes in environments of their own, so it needs NumPy and
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import resource
 import sys
@@ -12,14 +13,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Absent", "Checkpoint", "Contestant", "PaddedContestant", "Setting", "normalise"]
+__all__ = [
+    *("Absent", "Checkpoint", "Contestant", "PaddedContestant", "Setting", "installed_version"),
+    "normalise",
+]
 
 Rows = Sequence[Sequence[int]]
 Float32 = NDArray[np.float32]
@@ -52,6 +56,13 @@ class Setting:
         if self.order == "length":
             indices.sort(key=lambda i: -lengths[i])
         return [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+
+    def within(self, texts: int) -> Setting:
+        """The same for calls of `texts` texts: no batch larger than a stream's share of them."""
+        if self.batch_size >= texts and self.streams == 1:
+            return Setting(texts)
+        share = -(-texts // self.streams)
+        return replace(self, batch_size=min(self.batch_size, share))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,19 @@ class Checkpoint:
         return tokenizer
 
 
+def installed_version(distribution: str) -> str:
+    """Version of an installed distribution; of kosine also where it runs from its sources.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: It is not installed.
+    """
+    if distribution == "kosine":
+        import kosine
+
+        return str(kosine.__version__)
+    return importlib.metadata.version(distribution)
+
+
 def normalise(vectors: NDArray[Any]) -> Float32:
     """Rows scaled to length 1, in float32."""
     rows: Float32 = np.asarray(vectors, np.float32)
@@ -110,8 +134,13 @@ class Contestant(ABC):
         imports: The statement whose time is the import time.
         environ: Variables to set before its process starts.
         device: "cpu" or "cuda".
+        ours: Whether it is kosine.
         engine: Whether token ids can be passed in, past the tokenizer.
         sorts: Whether its own way from text to vectors sorts a call's texts by length anyway.
+        serves: Whether it takes part in the latency under load.
+        start_seconds: About how long a process takes before it measures, for estimates.
+        most_rounds: Rounds on a model size that it takes part in, where it starts too slowly for
+            all of them.
     """
 
     name: ClassVar[str]
@@ -123,8 +152,12 @@ class Contestant(ABC):
     imports: ClassVar[str] = "import numpy"
     environ: ClassVar[dict[str, str]] = {}
     device: ClassVar[Literal["cpu", "cuda"]] = "cpu"
+    ours: ClassVar[bool] = False
     engine: ClassVar[bool] = True
     sorts: ClassVar[bool] = False
+    serves: ClassVar[bool] = False
+    start_seconds: ClassVar[float] = 1.5
+    most_rounds: ClassVar[dict[str, int]] = {}
 
     @abstractmethod
     def load(self, checkpoint: Checkpoint, threads: int) -> None:
@@ -152,14 +185,8 @@ class Contestant(ABC):
         if mode == "single":
             return [Setting(1)]
         if mode == "bulk":
-            return [Setting(n, "length") for n in (32, 16, 64)]
-        return [
-            Setting(32),
-            Setting(8),
-            Setting(16, "length"),
-            Setting(8, "length"),
-            Setting(4, "length"),
-        ]
+            return [Setting(n, "length") for n in (32, 16)]
+        return [Setting(32), Setting(8, "length"), Setting(4, "length")]
 
     def computed_tokens(self, lengths: Sequence[int], setting: Setting) -> int:
         """Tokens, padding included, that a call over texts of `lengths` computes."""
@@ -207,7 +234,7 @@ class PaddedContestant(Contestant):
         settings = super().settings(mode)
         streams = min(self.most_streams, self.threads)
         if streams > 1 and mode == "bulk":
-            settings += [Setting(n, "length", streams) for n in (8, 16, 32)]
+            settings += [Setting(n, "length", streams) for n in (8, 32)]
         if streams > 1 and mode == "burst":
             settings += [Setting(n, "length", streams) for n in (8, 4)]
         return settings

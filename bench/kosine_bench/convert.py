@@ -7,7 +7,7 @@ documentation gives for an encoder.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kosine_bench.contestant import Checkpoint
+from kosine_bench.contestant import Absent, Checkpoint, installed_version
 
 __all__ = ["CONVERSIONS", "STAMP", "convert", "made_by"]
 
@@ -42,7 +42,7 @@ def convert(name: str, checkpoint: Checkpoint, calibration: Sequence[Sequence[in
 
 def made_by(name: str) -> dict[str, str]:
     """What conversion `name` depends on here, for its stamp: versions, and kosine's source."""
-    versions = {package: importlib.metadata.version(package) for package in CONVERSIONS[name][2]}
+    versions = {package: installed_version(package) for package in CONVERSIONS[name][2]}
     if "kosine" in versions:
         versions["source"] = _exporter_digest()
     return versions
@@ -153,6 +153,20 @@ def _kosine(checkpoint: Checkpoint, folder: Path, _: Sequence[Sequence[int]]) ->
     export(checkpoint.folder, folder / "encoder.kosine", targets=wanted)
 
 
+def _kosine_cuda(checkpoint: Checkpoint, folder: Path, _: Sequence[Sequence[int]]) -> None:
+    from kosine_export.export import export
+
+    export(checkpoint.folder, folder / "encoder.kosine", targets=["onnx-fp16"])
+
+
+def _kosine_tensorrt(checkpoint: Checkpoint, folder: Path, _: Sequence[Sequence[int]]) -> None:
+    from kosine_export.export import export
+
+    if not any(importlib.util.find_spec(name) for name in ("tensorrt", "tensorrt_rtx")):
+        raise Absent("neither tensorrt nor tensorrt-rtx is installed: pip install tensorrt")
+    export(checkpoint.folder, folder / "encoder.kosine", targets=["tensorrt-fp16"])
+
+
 def _exporter_digest() -> str:
     """Changes with the exporter's source, whose version alone says little in a checkout."""
     import kosine_export
@@ -173,5 +187,7 @@ CONVERSIONS: dict[str, tuple[Conversion, tuple[str, ...], tuple[str, ...]]] = {
     "openvino-int8": (_openvino_int8, ("openvino",), ("torch", "openvino", "nncf")),
     "ctranslate2": (_ctranslate2, (), ("torch", "transformers", "ctranslate2")),
     "kosine": (_kosine, (), ("kosine",)),
+    "kosine-cuda": (_kosine_cuda, (), ("kosine",)),
+    "kosine-tensorrt": (_kosine_tensorrt, (), ("kosine",)),
     "fastembed": (_fastembed, ("onnx",), ("torch", "transformers", "onnx", "fastembed")),
 }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -44,8 +47,32 @@ ENVIRONMENTS = {
             "constraints-rivals-infinity.txt",
             ("infinity-emb[torch]", "optimum", "transformers", "tokenizers", "numpy"),
         ),
+        # Only where no interpreter at hand has a PyTorch that sees the GPU.
+        Environment(
+            "gpu",
+            "constraints-rivals-gpu.txt",
+            ("sentence-transformers", "transformers", "tokenizers", "safetensors", "numpy"),
+        ),
     )
 }
+
+
+GPU_PROBE = """
+import sentence_transformers, torch
+assert torch.cuda.is_available(), "this PyTorch sees no GPU"
+"""
+
+
+def _candidates() -> list[str]:
+    """Interpreters that may have PyTorch for CUDA: the named one, this one, the system's."""
+    found = (os.environ.get("KOSINE_BENCH_GPU_PYTHON"), sys.executable, shutil.which("python3"))
+    return list(dict.fromkeys(python for python in found if python))
+
+
+@functools.cache
+def _sees_gpu(interpreter: str) -> bool:
+    done = subprocess.run([interpreter, "-c", GPU_PROBE], capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def python(name: str, say: Callable[[str], None], *, install: bool = True) -> Path:
@@ -56,6 +83,10 @@ def python(name: str, say: Callable[[str], None], *, install: bool = True) -> Pa
     """
     if name == "own":
         return Path(sys.executable)
+    if name == "gpu":
+        for candidate in _candidates():
+            if _sees_gpu(candidate):
+                return Path(candidate)
     environment = ENVIRONMENTS[name]
     folder = places.environments_dir() / name
     interpreter = folder / "bin" / "python"

@@ -1,233 +1,195 @@
 """Latency against load: the batcher packed, beside the same batcher on padded rectangles.
 
-    python -m kosine_bench.load BUNDLE [--quick] [--out FILE.json] [--plot FILE.svg]
+    python -m kosine_bench.load BUNDLE [--lengths korsts|uniform] [--out FILE] [--plot FILE]
 
-Texts of 5 to 63 tokens (mean 17, the korsts workload) arrive open-loop (Poisson). Capacity is
-measured first, for each way of batching, with a queue that never runs dry; then the offered load
-climbs in steps, the two ways taking turns at each step, so that a drifting machine hurts both
-alike. Both use the same backend, policy and token budget; "padded" lengthens every sentence of a
-batch to the longest one, which is what a rectangle computes. Figures are comparable within one
-run only.
+Texts of 5 to 63 tokens arrive open-loop (Poisson): with the lengths of the korsts workload (mean
+17), or uniform ones (mean 34). Capacity is measured first, for each way of batching, with a queue
+that never runs dry; each way is then offered the same parts of its own capacity, so that both
+curves are as finely drawn. There are two passes over all points, the second in the opposite
+order, the two ways taking turns, so that a drifting machine hurts both alike; a point's latencies
+of both passes are pooled. Both ways use the same backend, policy, token budget, texts and
+(stretched) arrivals; "padded" lengthens every sentence of a batch to the longest one, which is
+what a rectangle computes. Figures are comparable within one run only.
 
-Printed at the end: p99 at 70 % of capacity against 4 x the unloaded p50 + one full batch; the
-requests that kept their deadline at 200 %; and how many times the load of padded batching packed
-batching carries at equal p99.
+In the result: p99 at 70 % of capacity against 4 x the unloaded p50 + one full batch; the requests
+that kept their deadline at 200 %; and how many times the load of padded batching packed batching
+carries at equal p99, at levels fixed beforehand (`kosine_bench.equal_p99`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, wait
-from functools import partial
+from concurrent.futures import wait
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import kosine
 from kosine.batcher import Batcher
-from kosine.errors import BatcherError, DeadlineExceeded, MissingExtra, QueueFull
-from kosine.packed import Float32, Packed, Pooled
-from kosine.pipeline import Prepared, StagedEncoder
+from kosine.errors import MissingExtra
+from kosine.packed import Packed
+from kosine.pipeline import StagedEncoder
 from kosine_bench import machine
-from kosine_bench.arrivals import poisson_times
-from kosine_bench.workload import WORDS, WORKLOADS, draw_lengths
+from kosine_bench.equal_p99 import advantage, interval, resampled_p99
+from kosine_bench.offered import (
+    LENGTHS,
+    LONGEST,
+    SHORTEST,
+    CountingEncoder,
+    mixed_texts,
+    offer,
+    pooled,
+    saturate,
+)
+from kosine_bench.rectangles import PaddedEncoder
 
-__all__ = ["PaddedEncoder", "curve", "load_at_p99", "main", "mixed_texts", "offer", "plot"]
+__all__ = ["Effort", "curve", "main", "plot"]
 
-LENGTHS = WORKLOADS["korsts"].columns[0]
-SHORTEST, LONGEST = LENGTHS.minimum, LENGTHS.maximum
-LOADS = (0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-QUICK_LOADS = (0.05, 0.4, 0.7, 0.9)
-PERCENTS = (50, 90, 99)
+WIDE: dict[str, Any] = {"max_queue_tokens": 1 << 22, "max_queue_requests": 1 << 20}
 
 
-class CountingEncoder(StagedEncoder, Protocol):
-    """What the workload is made with, besides."""
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured.
 
-    def count_tokens(self, texts: Sequence[str]) -> Any: ...
-
-
-class PaddedEncoder:
-    """The same encoder on rectangles. Its vectors are not the texts' own: only the time counts.
-
-    Args:
-        encoder: Whose stages are used.
+    Attributes:
+        loads: Offered loads, as parts of each way's own capacity, ascending. Beyond 1 the queue
+            grows for as long as it is measured; padded batching may still hold out there, since
+            its batches only become as wasteful as at capacity once they are full.
+        seconds: Of arrivals, at least, per point and pass.
+        requests: At least, per point, over all passes.
+        passes: Over all points.
     """
 
-    def __init__(self, encoder: StagedEncoder) -> None:
-        self._encoder = encoder
-        self.dim = encoder.dim
-        self.max_tokens = encoder.max_tokens
+    loads: Sequence[float] = (0.05, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.1)
+    seconds: float = 20.0
+    requests: int = 500
+    passes: int = 2
 
-    def prepare(
-        self, texts: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None
-    ) -> Prepared:
-        return self._encoder.prepare(texts, prompt_name=prompt_name, prompt=prompt)
+    def count(self, rate_rps: float) -> int:
+        """Requests of one pass over a point."""
+        return math.ceil(max(self.requests / self.passes, rate_rps * self.seconds))
 
-    def run(self, batch: Packed) -> Pooled:
-        """Run the batch with every sentence as long as the longest."""
-        lengths = batch.lengths
-        longest = int(lengths.max())
-        # Padding with the sentence's own first token keeps every id valid for any vocabulary.
-        rows = np.repeat(batch.ids[batch.starts[:-1]], longest).reshape(-1, longest)
-        rows[np.arange(longest) < lengths[:, None]] = batch.ids
-        starts = np.arange(len(batch) + 1, dtype=np.int32) * np.int32(longest)
-        return self._encoder.run(Packed(rows.reshape(-1), starts))
-
-    def finish(self, pooled: Pooled, *, truncate_dim: int | None = None) -> Float32:
-        return self._encoder.finish(pooled, truncate_dim=truncate_dim)
+    def total_s(self, capacities: dict[str, float]) -> float:
+        """Seconds that all passes over all points take."""
+        rates = [load * rate for load in self.loads for rate in capacities.values()]
+        return self.passes * sum(self.count(rate) / rate for rate in rates)
 
 
-def mixed_texts(encoder: CountingEncoder, count: int, seed: int) -> list[str]:
-    """Texts with the lengths of the korsts workload: 5 to 63 tokens, mean 17, special ones
-    included."""
-    generator = np.random.default_rng(seed)
-    wanted = draw_lengths(LENGTHS, count, generator)
-    pool = [" ".join(generator.choice(WORDS, size)) for size in range(1, 64) for _ in range(24)]
-    tokens = np.asarray(encoder.count_tokens(pool))
-    by_length = {n: np.flatnonzero(tokens == n) for n in set(tokens.tolist())}
-    available = np.array(sorted(n for n in by_length if SHORTEST <= n <= LONGEST))
-    nearest = available[np.abs(available[None, :] - wanted[:, None]).argmin(axis=1)]
-    return [pool[int(generator.choice(by_length[int(n)]))] for n in nearest]
+QUICK = Effort((0.05, 0.5, 0.7, 0.9), seconds=4.0, requests=60, passes=1)
 
 
-def capacity_rps(batcher: Batcher, texts: Sequence[str], seconds: float) -> float:
-    """Requests per second with a queue that never runs dry."""
-    started = time.perf_counter()
-    before = batcher.stats().completed
-    at = 0
-    pending: list[Future[Any]] = []
-    while time.perf_counter() < started + seconds:
-        try:
-            pending += batcher.submit_many([texts[(at + i) % len(texts)] for i in range(32)])
-            at += 32
-        except QueueFull:
-            pending.pop(0).result()
-    rate = (batcher.stats().completed - before) / (time.perf_counter() - started)
-    batcher.close(drain=False)
-    wait(pending)
-    return rate
+def capacities_rps(
+    ways: dict[str, StagedEncoder], texts: Sequence[str], batch_tokens: int, effort: Effort
+) -> dict[str, float]:
+    """Requests per second of each way, with a queue that never runs dry."""
+    answered = dict.fromkeys(ways, 0)
+    seconds = dict.fromkeys(ways, 0.0)
+    for _ in range(effort.passes):
+        for name, way in ways.items():
+            took, count = saturate(
+                Batcher(way, max_batch_tokens=batch_tokens), texts, effort.seconds / 2
+            )
+            answered[name] += count
+            seconds[name] += took
+    return {name: answered[name] / seconds[name] for name in ways}
 
 
-def offer(
-    batcher: Batcher,
+def measure_points(
+    ways: dict[str, StagedEncoder],
     texts: Sequence[str],
-    rate_rps: float,
-    seconds: float,
+    capacities: dict[str, float],
+    batch_tokens: int,
+    effort: Effort,
     seed: int,
-    deadline: float | None = None,
-) -> dict[str, Any]:
-    """Open-loop arrivals for `seconds`; latencies count from the scheduled arrival."""
-    count = max(100, int(rate_rps * seconds))
-    times = poisson_times(rate_rps, count, seed)
-    latencies: list[float] = []
-    rejected = late = 0
-    lock = threading.Lock()
-
-    def answered(future: Future[Any], due: float) -> None:
-        nonlocal late
-        took = time.perf_counter() - due
-        error = future.exception()
-        with lock:
-            if error is None:
-                latencies.append(took)
-            elif isinstance(error, BatcherError):
-                late += 1
-            else:
-                raise error
-
-    started = time.perf_counter()
-    pending = []
-    for number, offset in enumerate(times.tolist()):
-        due = started + offset
-        delay = due - time.perf_counter()
-        if delay > 0:
-            time.sleep(delay)
-        # A generator that lags behind its schedule must not grant extra time.
-        left = None if deadline is None else deadline - (time.perf_counter() - due)
-        try:
-            future = batcher.submit(texts[number % len(texts)], deadline=left)
-        except (QueueFull, DeadlineExceeded):
-            rejected += 1
-        else:
-            future.add_done_callback(partial(answered, due=due))
-            pending.append(future)
-    wait(pending)
-    elapsed = time.perf_counter() - started
-    percentiles = np.percentile(latencies, PERCENTS) if latencies else [float("inf")] * 3
-    return {
-        "offered_rps": round(count / float(times[-1]), 3),
-        "answered_rps": round(len(latencies) / elapsed, 3),
-        "requests": count,
-        "rejected": rejected,
-        "late": late,
-        **{f"p{p}_s": round(float(v), 6) for p, v in zip(PERCENTS, percentiles, strict=True)},
-    }
+) -> tuple[list[dict[str, Any]], list[NDArray[np.float64]]]:
+    """Every way at every load, and the resampled p99 of each of these points."""
+    order = [(load, name) for load in effort.loads for name in ways]
+    measured: dict[tuple[float, str], list[dict[str, Any]]] = {key: [] for key in order}
+    for number in range(effort.passes):
+        for load, name in reversed(order) if number % 2 else order:
+            rate = load * capacities[name]
+            # The same arrivals and texts for both ways, but for the pace.
+            drawn = seed + 10_000 * number + 100 * effort.loads.index(load)
+            with Batcher(ways[name], max_batch_tokens=batch_tokens, **WIDE) as batcher:
+                measured[load, name].append(offer(batcher, texts, rate, effort.count(rate), drawn))
+    generator = np.random.default_rng(seed)
+    points, resampled = [], []
+    for (load, name), passes in measured.items():
+        again = resampled_p99([one["latencies_s"] for one in passes], generator)
+        point = {"way": name, "load": load, **pooled(passes)}
+        point["p99_interval_s"] = [round(value, 6) for value in interval(again)]
+        points.append(point)
+        resampled.append(again)
+    return points, resampled
 
 
 def curve(
     encoder: CountingEncoder,
-    loads: Sequence[float] = LOADS,
-    seconds: float = 20.0,
+    effort: Effort | None = None,
     batch_tokens: int = 2_048,
     seed: int = 0,
+    lengths: str = "korsts",
 ) -> dict[str, Any]:
     """Measure both ways of batching at every load.
 
     Args:
         encoder: A real one.
-        loads: Offered load, as parts of the packed capacity, ascending.
-        seconds: Per load and way of batching.
+        effort: How much is measured.
         batch_tokens: Budget of real tokens per batch, the same for both.
         seed: Of texts and arrivals.
+        lengths: As in `mixed_texts`.
     """
-    texts = mixed_texts(encoder, 2_000, seed)
+    effort = effort or Effort()
+    texts = mixed_texts(encoder, 2_000, seed, lengths)
     ways: dict[str, StagedEncoder] = {"packed": encoder, "padded": PaddedEncoder(encoder)}
-    options: dict[str, Any] = {"max_batch_tokens": batch_tokens, "max_queue_tokens": 1 << 22}
-    options["max_queue_requests"] = 1 << 20
     for way in ways.values():
-        with Batcher(way, **options) as batcher:
+        with Batcher(way, max_batch_tokens=batch_tokens, **WIDE) as batcher:
             wait(batcher.submit_many(texts[:64]))  # warms up
-    capacities = {
-        name: capacity_rps(Batcher(way, max_batch_tokens=batch_tokens), texts, seconds)
-        for name, way in ways.items()
-    }
+    capacities = capacities_rps(ways, texts, batch_tokens, effort)
+    sys.stderr.write(
+        f"capacity {', '.join(f'{name} {rate:.1f}' for name, rate in capacities.items())} "
+        f"texts/s; the points take {effort.total_s(capacities) / 60:.0f} minutes\n"
+    )
     full = encoder.prepare(texts).batch
     fits = int(np.searchsorted(full.starts, batch_tokens, side="right")) - 1
     batch = full.take(range(fits))
-    full_batch_s = float(np.median([_seconds(encoder, batch) for _ in range(5)]))
-    points: list[dict[str, Any]] = []
-    for load in loads:
-        for name, way in ways.items():
-            rate = load * capacities["packed"]
-            if rate > 1.1 * capacities[name]:
-                continue
-            with Batcher(way, **options) as batcher:
-                point = offer(batcher, texts, rate, seconds, seed + len(points))
-            points.append({"way": name, "load": load, **point})
+    full_batch_s = {
+        name: float(np.median([_seconds(way, batch) for _ in range(5)]))
+        for name, way in ways.items()
+    }
+    points, resampled = measure_points(ways, texts, capacities, batch_tokens, effort, seed)
     packed = [point for point in points if point["way"] == "packed"]
-    unloaded = min(packed, key=lambda point: float(point["load"]))
+    unloaded = packed[0]
     at_70 = min(packed, key=lambda point: abs(point["load"] - 0.7))
-    deadline = 4 * unloaded["p50_s"] + 2 * full_batch_s
+    deadline = 4 * unloaded["p50_s"] + 2 * full_batch_s["packed"]
+    twice = 2 * capacities["packed"]
     with Batcher(encoder, max_batch_tokens=batch_tokens) as batcher:
-        offer(batcher, texts, capacities["packed"], min(seconds, 5.0), seed)  # it learns the rate
-        overload = offer(batcher, texts, 2 * capacities["packed"], seconds, seed, deadline)
-    bar_s = 4 * unloaded["p50_s"] + full_batch_s
+        rate, few = capacities["packed"], min(effort.seconds, 5.0)
+        offer(batcher, texts, rate, math.ceil(rate * few), seed)  # it learns the rate
+        overload = pooled([offer(batcher, texts, twice, effort.count(twice), seed + 1, deadline)])
+    bar_s = 4 * unloaded["p50_s"] + full_batch_s["packed"]
     return {
         "machine": machine.describe(threads=0),
         **machine.commit(),
         "seed": seed,
+        "lengths": lengths,
+        "mean_tokens": round(full.num_tokens / len(full), 2),
         "batch_tokens": batch_tokens,
+        "passes": effort.passes,
         "real_fraction_of_a_rectangle": round(full.num_tokens / (len(full) * LONGEST), 3),
         "capacity_rps": {name: round(value, 2) for name, value in capacities.items()},
-        "full_batch_s": round(full_batch_s, 5),
+        "full_batch_s": round(full_batch_s["packed"], 5),
+        "padded_full_batch_s": round(full_batch_s["padded"], 5),
         "points": points,
         "at_70_percent": {
             "p99_s": at_70["p99_s"],
@@ -240,7 +202,7 @@ def curve(
             "accepted_p99_within": overload["p99_s"] <= deadline,
             "goodput_over_capacity": round(overload["answered_rps"] / capacities["packed"], 3),
         },
-        "packed_over_padded_at_equal_p99": _advantage(points),
+        "packed_over_padded_at_equal_p99": advantage(points, resampled, full_batch_s["packed"]),
     }
 
 
@@ -248,40 +210,6 @@ def _seconds(encoder: StagedEncoder, batch: Packed) -> float:
     started = time.perf_counter()
     encoder.run(batch)
     return time.perf_counter() - started
-
-
-def load_at_p99(points: Sequence[dict[str, Any]], way: str, p99_s: float) -> float:
-    """Requests per second that a way of batching carries before its p99 exceeds `p99_s`,
-    interpolated between measured loads; 0 if it never stays below."""
-    mine = sorted((p for p in points if p["way"] == way), key=lambda p: float(p["offered_rps"]))
-    carried = 0.0
-    for before, after in zip([None, *mine], [*mine, None], strict=True):
-        if before is None:
-            if after is None or after["p99_s"] > p99_s:
-                return 0.0
-            continue
-        carried = float(before["offered_rps"])
-        if after is None:
-            return carried
-        if after["p99_s"] > p99_s:
-            part = (p99_s - before["p99_s"]) / float(after["p99_s"] - before["p99_s"])
-            return carried + float(part) * (float(after["offered_rps"]) - carried)
-    return carried
-
-
-def _advantage(points: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """How many times the load, at several p99 that both can keep."""
-    lowest = max(
-        min((p["p99_s"] for p in points if p["way"] == way), default=float("inf"))
-        for way in ("packed", "padded")
-    )
-    found = {}
-    for factor in (1.2, 1.5, 2.0, 3.0):
-        padded = load_at_p99(points, "padded", lowest * factor)
-        packed = load_at_p99(points, "packed", lowest * factor)
-        if padded:
-            found[f"p99 {lowest * factor * 1e3:.1f} ms"] = round(packed / padded, 2)
-    return found
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
@@ -301,15 +229,21 @@ def plot(report: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7.2, 4.5), layout="constrained")
     for way, colour in (("packed", "tab:blue"), ("padded", "tab:orange")):
         mine = [point for point in report["points"] if point["way"] == way]
+        mine.sort(key=lambda point: float(point["offered_rps"]))
         loads = [point["offered_rps"] for point in mine]
         for percent, style in ((99, "o-"), (50, "o:")):
             values = [point[f"p{percent}_s"] * 1e3 for point in mine]
             axes.plot(loads, values, style, color=colour, label=f"{way}, p{percent}")
+        # Runs before the bootstrap have no intervals.
+        if all("p99_interval_s" in point for point in mine):
+            low, high = np.array([point["p99_interval_s"] for point in mine]).T * 1e3
+            axes.fill_between(loads, low, high, color=colour, alpha=0.15)
         axes.axvline(report["capacity_rps"][way], color=colour, alpha=0.3)
     axes.set_yscale("log")
     axes.set_xlabel("offered load, texts per second (vertical: capacity)")
     axes.set_ylabel("latency, ms")
-    axes.set_title(f"Texts of {SHORTEST}-{LONGEST} tokens, Poisson arrivals")
+    lengths = report.get("lengths", "korsts")
+    axes.set_title(f"Texts of {SHORTEST}-{LONGEST} tokens ({lengths}), Poisson arrivals")
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend()
     figure.savefig(path)
@@ -317,28 +251,38 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, write, draw; exits 1 if a figure is outside its bar."""
+    """Measure, print, write, draw; exits 1 if a figure is outside its bar.
+
+    Twice the load of padded batching is asked for at a p99 of one full batch: about what the
+    first bar, at 70 % of capacity, allows. The other levels are reported.
+    """
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("bundle")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--lengths", choices=LENGTHS, default="korsts")
     parser.add_argument("--batch-tokens", type=int, default=2_048)
-    parser.add_argument("--seconds", type=float, default=20.0, help="per load and way")
+    parser.add_argument("--seconds", type=float, default=20.0, help="at least, per point and pass")
+    parser.add_argument("--requests", type=int, default=500, help="at least, per point")
+    parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="few loads, 4 s each")
+    parser.add_argument("--quick", action="store_true", help="few loads, 4 s each, one pass")
     parser.add_argument("--out", type=Path, help="where to write the JSON")
     parser.add_argument("--plot", type=Path, help="where to draw the curve (.svg or .png)")
     options = parser.parse_args(argv)
     encoder = kosine.load(
         options.bundle, backend=options.backend, dtype=options.dtype, threads=options.threads
     )
+    effort = Effort(
+        seconds=options.seconds, requests=options.requests, passes=max(1, options.passes)
+    )
     report = curve(
         encoder,
-        QUICK_LOADS if options.quick else LOADS,
-        min(options.seconds, 4.0) if options.quick else options.seconds,
+        QUICK if options.quick else effort,
         options.batch_tokens,
         options.seed,
+        options.lengths,
     )
     report["backend"], report["dtype"] = encoder.backend.name, encoder.backend.dtype
     if options.out is not None:
@@ -347,8 +291,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         plot(report, options.plot)
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
     within = report["at_70_percent"]["within"] and report["at_200_percent"]["accepted_p99_within"]
-    twice = min(report["packed_over_padded_at_equal_p99"].values(), default=0.0) >= 2.0
-    return 0 if within and twice else 1
+    levels = report["packed_over_padded_at_equal_p99"]
+    at_one_batch = next(row for row in levels if row["full_batches"] == 1.0)
+    return 0 if within and at_one_batch.get("ratio", 0.0) >= 2.0 else 1
 
 
 if __name__ == "__main__":

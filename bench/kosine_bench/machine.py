@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kosine_bench import places
+from kosine_bench.gpu import Gpu
 
 __all__ = ["commit", "describe", "slug"]
 
@@ -20,8 +21,8 @@ ISA_FLAGS = (
 )
 
 
-def describe(threads: int) -> dict[str, Any]:
-    """CPU model, cores, instruction sets, memory, operating system and Python."""
+def describe(threads: int, gpu: Gpu | None = None) -> dict[str, Any]:
+    """CPU model, cores, instruction sets, memory, operating system, Python; `gpu` if it ran."""
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
     return {
@@ -33,14 +34,20 @@ def describe(threads: int) -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "system": platform.system(),
         "python": platform.python_version(),
+        **({"gpu": gpu.describe()} if gpu else {}),
     }
 
 
 def slug(machine: dict[str, Any]) -> str:
-    """A short name for file names, such as `amd-epyc-2cpu`."""
+    """A short name for file names, such as `amd-epyc-2cpu` or, of a GPU's run, `nvidia-h200`."""
+    if "gpu" in machine:
+        return _plain(machine["gpu"]["name"]) or "gpu"
     cpu = re.sub(r"\((r|tm)\)|processor|cpu|@.*", " ", str(machine["cpu"]).lower())
-    name = re.sub(r"[^a-z0-9]+", "-", cpu).strip("-")
-    return f"{name or 'machine'}-{machine['cpus']}cpu"
+    return f"{_plain(cpu) or 'machine'}-{machine['cpus']}cpu"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def commit() -> dict[str, Any]:

@@ -7,44 +7,55 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from kosine_bench import environments, machine, models, places, results
-from kosine_bench.contestant import Absent, Checkpoint, Contestant
+from kosine_bench.contestant import Absent, Checkpoint, Contestant, installed_version
+from kosine_bench.estimate import LOAD_SHARES, part_seconds, start_seconds
+from kosine_bench.gpu import Gpu
+from kosine_bench.gpu_rivals import GPU_REFERENCE
 from kosine_bench.process import WorkerFailed, WorkerProcess, import_seconds
 from kosine_bench.rivals import SentenceTransformersFloat32
-from kosine_bench.suite import SCOPES, SEED, Effort, WorkFile, write_work
+from kosine_bench.suite import MODES, SEED, Effort, Part, WorkFile, write_work
 from kosine_bench.summary import limit_seconds, summarise, summarise_load
-from kosine_bench.workload import Column, Workload, make_texts
+from kosine_bench.workload import Workload, make_texts
 
 __all__ = ["Plan", "measure"]
 
-LOAD_SHARES = (0.3, 0.5, 0.7, 0.9)
 CALIBRATION_TEXTS = 128
-REFERENCE = SentenceTransformersFloat32
+CALIBRATION_FLOPS = 2e12
+LEAST_CALIBRATION_TEXTS = 16
+REFERENCE: dict[str, type[Contestant]] = {
+    "cpu": SentenceTransformersFloat32,
+    "cuda": GPU_REFERENCE,
+}
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run: pairs of workload and model size, modes, contestants, effort."""
+    """One run: parts (workload, model size, modes), contestants, effort."""
 
-    pairs: tuple[tuple[Workload, models.ModelSize], ...]
-    modes: tuple[str, ...]
+    parts: tuple[Part, ...]
     contestants: tuple[type[Contestant], ...]
     effort: Effort
     threads: int
     quick: bool
     install: bool = True
+    device: Literal["cpu", "cuda"] = "cpu"
+    gpu: Gpu | None = None
 
     @property
     def sizes(self) -> list[models.ModelSize]:
-        return list(dict.fromkeys(size for _, size in self.pairs))
+        return list(dict.fromkeys(part.size for part in self.parts))
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return tuple(mode for mode in MODES if any(mode in part.modes for part in self.parts))
 
 
 @dataclass(slots=True)
@@ -56,6 +67,9 @@ class _Entry:
     versions: dict[str, str] = field(default_factory=dict)
     import_seconds: list[float] = field(default_factory=list)
     reason: str | None = None
+
+
+_Step = tuple[int, models.ModelSize, _Entry]
 
 
 def measure(plan: Plan, say: Say) -> dict[str, Any]:
@@ -83,19 +97,21 @@ class _Run:
         self.tuning: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.rounds: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
         self.load: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        self.seconds: dict[tuple[str, str], float] = {}
+        self.spent: dict[str, list[float]] = {}
 
     def run(self) -> dict[str, Any]:
         self._prepare()
         if all(entry.reason for entry in self.entries):
             return self._result()
-        self.say(f"about {_clock(self._nominal_seconds())} of measuring")
         steps = [
             (number, size, entry)
             for number in range(self.plan.effort.rounds)
             for size in self.plan.sizes
             for entry in self.entries
+            if self._work_of(size, entry)
+            and number < entry.kind.most_rounds.get(size.name, self.plan.effort.rounds)
         ]
+        self._say_how_long(steps)
         for i, (number, size, entry) in enumerate(steps):
             if entry.reason:
                 continue
@@ -111,7 +127,9 @@ class _Run:
                 entry.reason = str(problem)
                 self.say(f"  left out: {problem}")
             else:
-                self.seconds[entry.kind.name, size.name] = time.monotonic() - start
+                pair = self.spent.setdefault(entry.kind.name, [0.0, 0.0])
+                pair[0] += time.monotonic() - start
+                pair[1] += self._guess(number, size, entry)
         return self._result()
 
     # Before the first round
@@ -127,15 +145,14 @@ class _Run:
         for size in self.plan.sizes:
             folder = models.build(size)
             self.checkpoints[size.name] = Checkpoint(folder, folder.parent.parent / folder.name)
-        for workload, size in self.plan.pairs:
-            checkpoint = self.checkpoints[size.name]
-            self.work.append(write_work(workload, size, checkpoint, self.plan.effort, self.folder))
+        for part in self.plan.parts:
+            checkpoint = self.checkpoints[part.size.name]
+            self.work.append(write_work(part, checkpoint, self.plan.effort, self.folder))
         for size in self.plan.sizes:
             calibration = self._calibration(size)
             for entry in self.entries:
                 self._convert(entry, size, calibration)
-        self.say("measuring the machine's ceilings")
-        self.ceilings = self._ceilings()
+        self.say("measuring the machine's ceilings and PyTorch's vectors, the reference")
         for size in self.plan.sizes:
             self._refer(size)
 
@@ -157,54 +174,61 @@ class _Run:
     def _calibration(self, size: models.ModelSize) -> list[list[int]]:
         """Ids of texts like all workloads that run on `size`, none of them measured."""
         checkpoint = self.checkpoints[size.name]
-        columns = [
+        columns = tuple(
             column
-            for workload, other in self.plan.pairs
-            if other is size
-            for column in workload.columns
-        ]
-        mixed = Workload("calibration", tuple(columns or [Column(5, 17.0, 63)]), (0,))
+            for part in self.plan.parts
+            if part.size is size
+            for column in part.workload.columns
+        )
+        mixed = Workload("calibration", columns, (0,))
+        one = models.flops_per_text(size, round(mixed.mean))
+        affordable = max(int(CALIBRATION_FLOPS / one), LEAST_CALIBRATION_TEXTS)
         texts = make_texts(
             mixed,
             checkpoint.tokenizer(),
-            CALIBRATION_TEXTS,
+            min(affordable, CALIBRATION_TEXTS),
             SEED + 100,
             data=places.data_dir(),
         )
         return texts.ids
 
-    def _ceilings(self) -> dict[str, Any]:
-        """From the rivals' environment where there is one: it has the fastest libraries."""
-        size = self.plan.sizes[0]
-        try:
-            interpreter = environments.python("rivals", self.say, install=False)
-            entry = _Entry(REFERENCE, interpreter)
-        except Absent:
-            entry = _Entry(REFERENCE, Path(sys.executable))
-        with self._worker(entry, size) as worker:
-            ceilings: dict[str, Any] = worker.ask("ceilings", threads=self.plan.threads)
-        return ceilings
-
     def _refer(self, size: models.ModelSize) -> None:
-        """PyTorch's vectors of the parity texts, which every contestant is held against."""
+        """PyTorch's vectors of the parity texts, which every contestant is held against.
+
+        The first such process measures the ceilings too: the rivals' environment, where there
+        is one, has the fastest libraries.
+        """
+        kind = REFERENCE[self.plan.device]
         try:
-            interpreter = environments.python("rivals", self.say, install=False)
-            with self._worker(_Entry(REFERENCE, interpreter), size) as worker:
+            interpreter = environments.python(kind.environment, self.say, install=False)
+        except Absent as absent:
+            self.say(f"no reference, so outputs go unchecked: {absent}")
+            interpreter = None
+        with self._worker(_Entry(kind, interpreter or Path(sys.executable)), size) as worker:
+            try:
+                if not self.ceilings:
+                    self.ceilings = self._ceilings(worker)
+                if interpreter is None:
+                    return
                 worker.ask("load", threads=self.plan.threads)
                 for work in self._work_of(size):
                     worker.ask("texts", file=str(work.path))
                     file = self.folder / f"reference-{work.key}.npz"
-                    worker.ask("outputs", file=str(file))
+                    worker.ask("outputs", file=str(file), scopes=["end-to-end"])
                     with np.load(file) as arrays:
                         self.reference[work.key] = dict(arrays)
-        except (Absent, WorkerFailed) as problem:
-            self.say(f"no reference, so outputs go unchecked: {problem}")
+            except (Absent, WorkerFailed) as problem:
+                self.say(f"no reference, so outputs go unchecked: {problem}")
+
+    def _ceilings(self, worker: WorkerProcess) -> dict[str, Any]:
+        ceilings: dict[str, Any] = worker.ask("ceilings", threads=self.plan.threads)
+        return ceilings
 
     # Rounds
 
     def _round(self, number: int, size: models.ModelSize, entry: _Entry) -> None:
         plan, name = self.plan, entry.kind.name
-        if number == 0 or not plan.quick:
+        if number < plan.effort.import_rounds:
             entry.import_seconds.append(
                 import_seconds(entry.python, entry.kind.imports, plan.threads, entry.kind.environ)
             )
@@ -213,13 +237,14 @@ class _Run:
         )
         with self._worker(entry, size) as worker:
             loaded = worker.ask("load", threads=plan.threads)
-            for work in self._work_of(size):
+            for work in self._work_of(size, entry):
                 worker.ask("texts", file=str(work.path))
                 if number == 0:
                     self._compare(worker, entry, work)
                     self._tune(worker, name, work)
                 self._modes(worker, entry, work)
-                if "load" in plan.modes and number < plan.effort.load_rounds:
+                load = "load" in work.part.modes and entry.kind.serves
+                if load and number < plan.effort.load_rounds:
                     answer = worker.ask(
                         "load_test",
                         setting=self.tuning[name, work.key, "burst"]["best"],
@@ -233,25 +258,53 @@ class _Run:
             run["first_seconds"].append(round(loaded["first"], 4))
 
     def _tune(self, worker: WorkerProcess, name: str, work: WorkFile) -> None:
+        """Settle each mode's setting, and how many texts fit into its seconds."""
+        effort = self.plan.effort
         for mode in ("single", "burst", "bulk"):
-            needed = mode in self.plan.modes or (mode == "burst" and "load" in self.plan.modes)
+            needed = mode in work.part.modes or (mode == "burst" and "load" in work.part.modes)
             if not needed:
                 continue
-            self.tuning[name, work.key, mode] = worker.ask("tune", mode=mode)
+            tuned = self._settled(name, work, mode) or worker.ask(
+                "tune", mode=mode, tokens=effort.tune_tokens
+            )
+            tuned["texts"] = affordable_texts(
+                work, mode, tuned["tokens_per_second"], effort.seconds.get(mode)
+            )
+            self.tuning[name, work.key, mode] = tuned
+
+    def _settled(self, name: str, work: WorkFile, mode: str) -> dict[str, Any] | None:
+        """What was best for the same workload on another size, its speed scaled to this one."""
+        for other in self.work:
+            tuned = self.tuning.get((name, other.key, mode))
+            if tuned and other.workload is work.workload and other.size is not work.size:
+                tokens = round(work.workload.mean)
+                share = models.flops_per_text(other.size, tokens) / models.flops_per_text(
+                    work.size, tokens
+                )
+                speed = tuned["tokens_per_second"] * share
+                return {
+                    "best": tuned["best"],
+                    "tokens_per_second": speed,
+                    "trials": [],
+                    "settled_by": other.key,
+                }
+        return None
 
     def _modes(self, worker: WorkerProcess, entry: _Entry, work: WorkFile) -> None:
         name = entry.kind.name
-        for mode in self.plan.modes:
+        for mode in work.part.modes:
             if mode == "load":
                 continue
-            for scope in SCOPES:
+            tuned = self.tuning[name, work.key, mode]
+            for scope in work.part.scopes:
                 if scope == "engine" and not entry.kind.engine:
                     continue
                 samples = worker.ask(
                     "measure",
                     mode=mode,
                     scope=scope,
-                    setting=self.tuning[name, work.key, mode]["best"],
+                    setting=tuned["best"],
+                    texts=tuned["texts"],
                 )
                 self.rounds.setdefault((name, work.key, mode, scope), []).append(samples)
 
@@ -261,7 +314,7 @@ class _Run:
             return
         expected = reference["end-to-end"].astype(np.float64)
         file = self.folder / "outputs.npz"
-        worker.ask("outputs", file=str(file))
+        worker.ask("outputs", file=str(file), scopes=list(work.part.scopes))
         with np.load(file) as arrays:
             for scope, vectors in arrays.items():
                 self.parity.append(
@@ -273,8 +326,13 @@ class _Run:
                     }
                 )
 
-    def _work_of(self, size: models.ModelSize) -> list[WorkFile]:
-        return [work for work in self.work if work.size is size]
+    def _work_of(self, size: models.ModelSize, entry: _Entry | None = None) -> list[WorkFile]:
+        """The work on `size`; with `entry`, only what it takes part in."""
+        return [
+            work
+            for work in self.work
+            if work.size is size and (entry is None or entry.kind.name not in work.part.omits)
+        ]
 
     def _worker(self, entry: _Entry, size: models.ModelSize) -> WorkerProcess:
         checkpoint = self.checkpoints[size.name]
@@ -290,42 +348,48 @@ class _Run:
 
     # Time left
 
-    def _nominal_seconds(self) -> float:
-        return sum(
-            self._nominal(entry, size) * self.plan.effort.rounds
-            for entry in self.entries
-            if not entry.reason
-            for size in self.plan.sizes
+    def _guess(self, number: int, size: models.ModelSize, entry: _Entry) -> float:
+        """Seconds of one step, reckoned from the machine's peaks."""
+        work = self._work_of(size, entry)
+        return start_seconds(entry.kind, work[0]) + sum(
+            sum(self._part_seconds(number, one, entry).values()) for one in work
         )
 
-    def _nominal(self, entry: _Entry, size: models.ModelSize) -> float:
-        """Seconds of one round, guessed from the machine's peak: half of it is reached."""
-        matrix = self.ceilings["matrix"]
-        peak = (matrix.get(entry.kind.precision) or matrix["float32"])["flops"]
-        scopes = 2 if entry.kind.engine else 1
-        seconds = 5.0
-        for work in self._work_of(size):
-            seconds += 1.5 * scopes * work.flops(self.plan.modes) / (peak / 2)
-            if "load" in self.plan.modes:
-                share = self.plan.effort.load_rounds / self.plan.effort.rounds
-                seconds += share * len(LOAD_SHARES) * self.plan.effort.load_seconds
-        return seconds
-
-    def _left(self, steps: Sequence[tuple[int, models.ModelSize, _Entry]]) -> float:
-        """Seconds that `steps` will take: as long as before, or as guessed, corrected so far."""
-        guessed = spent = 0.0
-        sizes = {size.name: size for size in self.plan.sizes}
-        kinds = {entry.kind.name: entry for entry in self.entries}
-        for (name, size_name), seconds in self.seconds.items():
-            guessed += self._nominal(kinds[name], sizes[size_name])
-            spent += seconds
-        correction = spent / guessed if guessed else 1.0
-        return sum(
-            self.seconds.get((entry.kind.name, size.name))
-            or correction * self._nominal(entry, size)
-            for _, size, entry in steps
-            if not entry.reason
+    def _part_seconds(self, number: int, work: WorkFile, entry: _Entry) -> dict[str, float]:
+        earlier = self.work[: self.work.index(work)]
+        settled = any(other.workload is work.workload for other in earlier)
+        return part_seconds(
+            entry.kind, work, self.plan.effort, self.ceilings, number, settled=settled
         )
+
+    def _left(self, steps: Sequence[_Step]) -> float:
+        """Seconds that `steps` will take: as reckoned, corrected by what was seen so far."""
+        spent, guessed = (sum(pair) for pair in zip(*self.spent.values(), (0.0, 0.0), strict=True))
+        overall = spent / guessed if guessed else 1.0
+        total = 0.0
+        for number, size, entry in steps:
+            if entry.reason:
+                continue
+            seen = self.spent.get(entry.kind.name)
+            factor = seen[0] / seen[1] if seen else overall
+            total += factor * self._guess(number, size, entry)
+        return total
+
+    def _say_how_long(self, steps: Sequence[_Step]) -> None:
+        """The whole and its parts, before the first round."""
+        parts: dict[str, float] = {}
+        for number, size, entry in steps:
+            if entry.reason:
+                continue
+            work = self._work_of(size, entry)
+            parts["processes"] = parts.get("processes", 0.0) + start_seconds(entry.kind, work[0])
+            for one in work:
+                for what, seconds in self._part_seconds(number, one, entry).items():
+                    key = f"{one.key} {what}"
+                    parts[key] = parts.get(key, 0.0) + seconds
+        self.say(f"about {_clock(sum(parts.values()))} of measuring")
+        for what, seconds in parts.items():
+            self.say(f"  {what:24} {_clock(seconds)}")
 
     # After the last round
 
@@ -335,13 +399,15 @@ class _Run:
             "made": {
                 "date": results.now(),
                 **machine.commit(),
-                "kosine": version("kosine"),
+                "kosine": installed_version("kosine"),
                 "quick": plan.quick,
                 "rounds": plan.effort.rounds,
                 "seed": SEED,
                 "modes": list(plan.modes),
+                "device": plan.device,
+                "seconds": dict(plan.effort.seconds),
             },
-            "machine": machine.describe(plan.threads),
+            "machine": machine.describe(plan.threads, plan.gpu),
             "ceilings": self.ceilings,
             "models": {
                 size.name: {
@@ -360,7 +426,7 @@ class _Run:
                 {
                     "name": entry.kind.name,
                     "label": entry.kind.label,
-                    "ours": entry.kind.environment == "own",
+                    "ours": entry.kind.ours,
                     "precision": entry.kind.precision,
                     "device": entry.kind.device,
                     "python": platform.python_version(),
@@ -397,7 +463,8 @@ class _Run:
         rounds = self.rounds[name, key, mode, scope]
         (work,) = [work for work in self.work if work.key == key]
         (kind,) = [entry.kind for entry in self.entries if entry.kind.name == name]
-        limit = limit_seconds(work.size, kind.precision, work.calls(mode), self.ceilings)
+        calls = work.calls(mode, rounds[0]["sentences"])
+        limit = limit_seconds(work.size, kind.precision, calls, self.ceilings)
         return {
             "contestant": name,
             "workload": key,
@@ -407,6 +474,23 @@ class _Run:
             "summary": summarise(mode, rounds, limit),
             "rounds": rounds,
         }
+
+
+def affordable_texts(
+    work: WorkFile, mode: str, tokens_per_second: float, seconds: float | None
+) -> int:
+    """How many of a mode's texts a contestant of that speed computes in `seconds`.
+
+    Whole bursts, and in bulk whole bursts' worth; never under the mode's least.
+    """
+    lengths = work.lengths[mode]
+    if seconds is None:
+        return len(lengths)
+    count = int(np.searchsorted(np.cumsum(lengths), tokens_per_second * seconds, "right"))
+    if count >= len(lengths):
+        return len(lengths)
+    step = 1 if mode == "single" else work.workload.burst
+    return min(max(count // step * step, work.least(mode)), len(lengths))
 
 
 def agreement(vectors: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> dict[str, float]:

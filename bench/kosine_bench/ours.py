@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,23 +18,34 @@ class Kosine(Contestant):
     """A bundle on one backend at one dtype."""
 
     environment = "own"
+    ours = True
+    target: ClassVar[str] = "auto"
+    options: ClassVar[dict[str, Any]] = {}
     converts = ("kosine",)
     packages: ClassVar[tuple[str, ...]] = ("kosine", "numpy", "tokenizers")
     imports = "import kosine"
+    serves = True
     backend: ClassVar[str]
 
     def load(self, checkpoint: Checkpoint, threads: int) -> None:
         import kosine
-        from kosine.errors import BackendUnavailable, MissingExtra, MissingTarget, UnknownOption
+        from kosine import errors
+
+        refusals = (
+            *(errors.BackendUnavailable, errors.MissingExtra, errors.MissingTarget),
+            *(errors.PlanMismatch, errors.UnknownOption),
+        )
 
         try:
             self.encoder = kosine.load(
-                checkpoint.converted / "kosine" / "encoder.kosine",
+                checkpoint.converted / self.converts[0] / "encoder.kosine",
                 backend=self.backend,
                 dtype=self.precision,
+                device=self.target,
                 threads=threads,
+                **self.options,
             )
-        except (BackendUnavailable, MissingExtra, MissingTarget, UnknownOption) as error:
+        except refusals as error:
             raise Absent(str(error)) from error
 
     def settings(self, mode: str) -> list[Setting]:
@@ -92,18 +103,8 @@ class KosineNativeBfloat16(Kosine):
     backend = "native"
 
 
-class KosineNativeInt8(Kosine):
-    """The native engine in int8."""
-
-    name = "kosine-native-int8"
-    label = "kosine native int8"
-    precision = "int8"
-    backend = "native"
-
-
 OURS: tuple[type[Contestant], ...] = (
     KosineOnnx,
     KosineNativeFloat32,
     KosineNativeBfloat16,
-    KosineNativeInt8,
 )

@@ -6,6 +6,7 @@ import json
 import os
 import select
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,11 +41,15 @@ class WorkerFailed(Exception):
     """A worker answered with an error, died, or took too long."""
 
 
-def variables(threads: int, extra: Mapping[str, str]) -> dict[str, str]:
-    """Environment of every process that is measured: the same threads, nothing downloaded."""
+def variables(threads: int, extra: Mapping[str, str], python: Path) -> dict[str, str]:
+    """Environment of every process that is measured: the same threads, nothing downloaded.
+
+    What PYTHONPATH names belongs to the interpreter that runs now, and to no other.
+    """
     count = str(threads)
+    hidden = () if str(python) == sys.executable else ("PYTHONPATH",)
     return {
-        **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        **{key: value for key, value in os.environ.items() if key not in hidden},
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
@@ -87,7 +92,7 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=variables(threads, extra),
+                env=variables(threads, extra, python),
             )
 
     def ask(self, do: str, **arguments: Any) -> Any:
@@ -158,7 +163,7 @@ def import_seconds(python: Path, statement: str, threads: int, extra: Mapping[st
     )
     done = subprocess.run(
         [str(python), "-c", code],
-        env=variables(threads, extra),
+        env=variables(threads, extra, python),
         capture_output=True,
         text=True,
         check=False,

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from kosine.errors import InputError, MissingExtra
-from kosine_bench import places, tables
+from kosine_bench import places, results, tables
 from kosine_bench.tables import text_table
 
 __all__ = ["draw", "readme_block", "text_table", "update_readme"]
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+GPU_BEGIN, GPU_END = "<!-- bench-gpu:begin -->", "<!-- bench-gpu:end -->"
 OURS, RIVAL, INK, FAINT = "#0b6e4f", "#9aa5b1", "#1f2933", "#d9dee3"
 STYLES = ("-", "--", "-.", ":")
 PICTURES = ("throughput", "load", "limits")
@@ -20,7 +21,7 @@ PICTURES = ("throughput", "load", "limits")
 
 def readme_block(result: dict[str, Any], path: Path, root: Path) -> str:
     """Markdown between the README's markers: machine, tables, pictures."""
-    machine, made = result["machine"], result["made"]
+    made = result["made"]
     workload = _main_workload(result)
     size = workload.split("@")[1]
     sentences = result["workloads"][workload]["sentences"]
@@ -28,7 +29,7 @@ def readme_block(result: dict[str, Any], path: Path, root: Path) -> str:
     weights = result["models"][size]["weights"]
     commit = made.get("commit", "")[:12] or "unknown commit"
     lines = [
-        f"{machine['cpu']}, {machine['threads']} threads ({', '.join(machine['isa'])});"
+        f"{_hardware(result)};"
         f" {made['date'][:10]}, {commit}; {size} model with {weights} weights, {sentences}"
         f" Korean sentences; medians of {made['rounds']} interleaved rounds, raw samples in"
         f" [{path.name}]({relative}).",
@@ -36,7 +37,7 @@ def readme_block(result: dict[str, Any], path: Path, root: Path) -> str:
         f"Text in, unit vectors out, workload `{workload.split('@')[0]}`:",
         "",
         tables.markdown(
-            tables.HEADLINE, tables.headline(result, workload, "end-to-end"), bold="kosine"
+            tables.heads(result), tables.headline(result, workload, "end-to-end"), bold="kosine"
         ),
         "",
     ]
@@ -49,12 +50,54 @@ def readme_block(result: dict[str, Any], path: Path, root: Path) -> str:
             tables.markdown(heads, rows),
             "",
         ]
+    if results.device(result) == "cuda":
+        lines += _gpu_tables(result)
     for picture in PICTURES:
         file = picture_path(path, picture)
         if file.is_file():
             shown = Path(os.path.relpath(file, root)).as_posix()
             lines += [f"![{picture}]({shown})", ""]
     return "\n".join(lines).rstrip()
+
+
+def _hardware(result: dict[str, Any]) -> str:
+    """What the run was made on; of a GPU's, with the limits that were measured in it."""
+    machine = result["machine"]
+    cpu = f"{machine['cpu']}, {machine['threads']} threads"
+    gpu = machine.get("gpu")
+    if gpu is None:
+        return f"{cpu} ({', '.join(machine['isa'])})"
+    text = f"{gpu['name']} ({gpu['memory_gib']:.0f} GiB, CUDA {gpu['cuda_driver']}), {cpu}"
+    peak = result["ceilings"].get("matrix", {}).get("float16")
+    moved = result["ceilings"].get("memory", {}).get("bytes_per_second")
+    if peak and moved:
+        text += (
+            f"; in the same run {peak['flops'] / 1e12:,.0f} TFLOP/s of dense fp16 products"
+            f" and {moved / 1e12:.1f} TB/s of device memory, the limits"
+        )
+    return text
+
+
+def _gpu_tables(result: dict[str, Any]) -> list[str]:
+    lines = []
+    names = ("runtime", *result["workloads"])
+    rows = tables.share_rows(result, "bulk")
+    if rows:
+        lines += [
+            "Bulk, text in, sentences/s (and the share of the limit), by workload and model size:",
+            "",
+            tables.markdown(names, rows, bold="kosine"),
+            "",
+        ]
+    rows = tables.packed_rows(result)
+    if rows:
+        lines += [
+            "Packed rows on ONNX Runtime, engine only, times faster than padding on it:",
+            "",
+            tables.markdown(tables.PACKED_HEADS, rows),
+            "",
+        ]
+    return lines
 
 
 def update_readme(result: dict[str, Any], path: Path, readme: Path | None = None) -> Path | None:
@@ -69,16 +112,18 @@ def update_readme(result: dict[str, Any], path: Path, readme: Path | None = None
             return None
         readme = root / "README.md"
     text = readme.read_text("utf-8")
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    gpu = results.device(result) == "cuda"
+    opening, closing = (GPU_BEGIN, GPU_END) if gpu else (BEGIN, END)
+    head, begin, rest = text.partition(opening)
+    _, end, tail = rest.partition(closing)
     if not begin or not end:
         raise InputError(
             f"{readme.name} has no markers for the table",
-            limit=f"{BEGIN} and {END}",
+            limit=f"{opening} and {closing}",
             remedy="put both where the table belongs",
         )
     block = readme_block(result, path, readme.parent)
-    readme.write_text(f"{head}{BEGIN}\n{block}\n{END}{tail}", "utf-8")
+    readme.write_text(f"{head}{opening}\n{block}\n{closing}{tail}", "utf-8")
     return readme
 
 
@@ -123,6 +168,9 @@ def draw(result: dict[str, Any], path: Path) -> list[Path]:
         ("limits", _limits(result)),
     ):
         if figure is not None:
+            machine = result["machine"]
+            device = machine["gpu"]["name"] if "gpu" in machine else machine["cpu"]
+            figure.suptitle(device, fontsize=9, color=RIVAL)
             file = picture_path(path, picture)
             figure.savefig(file, metadata={"Date": None}, bbox_inches="tight", facecolor="white")
             pyplot.close(figure)

@@ -10,7 +10,7 @@ from typing import Any
 from kosine.errors import InputError
 from kosine_bench import machine, places
 
-__all__ = ["SCHEMA", "latest", "path_for", "read", "write"]
+__all__ = ["SCHEMA", "device", "latest", "path_for", "read", "write"]
 
 SCHEMA = 1
 SECTIONS = (
@@ -67,16 +67,26 @@ def read(path: Path) -> dict[str, Any]:
     return result
 
 
-def latest(folder: Path | None = None) -> Path:
-    """The newest full result in `folder`, by its date.
+def device(result: dict[str, Any]) -> str:
+    """ "cpu" or "cuda": what the run measured."""
+    return str(result["made"].get("device", "cpu"))
+
+
+def latest(folder: Path | None = None, *, wanted: str = "cpu") -> Path:
+    """The newest full result of device `wanted` in `folder`, by its date.
 
     Raises:
         InputError: There is none.
     """
     folder = folder or places.results_dir()
-    full = [path for path in folder.glob("*.json") if not read(path)["made"]["quick"]]
+    full = [
+        path
+        for path in folder.glob("*.json")
+        if not (content := read(path))["made"]["quick"] and device(content) == wanted
+    ]
     if not full:
         raise InputError(
-            f"no full result in {folder.name}", remedy="run `make bench`, which writes one"
+            f"no full result of device {wanted!r} in {folder.name}",
+            remedy="run `make bench`, which writes one",
         )
     return max(full, key=lambda path: str(read(path)["made"]["date"]))

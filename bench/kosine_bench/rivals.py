@@ -41,6 +41,8 @@ class SentenceTransformersFloat32(Contestant):
     packages = ("sentence-transformers", "transformers", "torch")
     imports = "import sentence_transformers"
     sorts = True
+    start_seconds = 8.0
+    target: ClassVar[str] = "cpu"
 
     def load(self, checkpoint: Checkpoint, threads: int) -> None:
         import torch
@@ -51,7 +53,7 @@ class SentenceTransformersFloat32(Contestant):
         self.pad_id = checkpoint.pad_id
         self.model = SentenceTransformer(
             str(checkpoint.folder),
-            device="cpu",
+            device=self.target,
             model_kwargs={"dtype": getattr(torch, self.precision)},
         ).eval()
 
@@ -99,6 +101,8 @@ class SentenceTransformersCompiled(SentenceTransformersBfloat16):
     name = "torch-compiled"
     label = "PyTorch bf16 compiled"
     environ: ClassVar[dict[str, str]] = {"TORCHINDUCTOR_FREEZING": "1"}
+    start_seconds = 55.0  # Frozen code is compiled anew by each process.
+    most_rounds: ClassVar[dict[str, int]] = {"base": 2, "large": 1}
 
     def load(self, checkpoint: Checkpoint, threads: int) -> None:
         super().load(checkpoint, threads)
@@ -150,6 +154,7 @@ class OnnxRuntimePlain(OnnxRuntime):
 
     name = "onnxruntime-plain"
     label = "ONNX Runtime fp32, plain padding"
+    serves = True
 
     def settings(self, mode: str) -> list[Setting]:
         return [Setting(1 if mode == "single" else 32)]
@@ -162,6 +167,7 @@ class OnnxRuntimeInt8(OnnxRuntime):
     label = "ONNX Runtime int8"
     precision = "int8"
     converts = ("onnx-int8",)
+    serves = True
 
 
 class OpenVinoFloat32(PaddedContestant):
@@ -205,6 +211,7 @@ class OpenVinoBfloat16(OpenVinoFloat32):
     label = "OpenVINO bf16"
     precision = "bfloat16"
     hint = "bf16"
+    serves = True
 
 
 class OpenVinoInt8(OpenVinoFloat32):
@@ -227,6 +234,7 @@ class CTranslate2Int8(PaddedContestant):
     converts = ("ctranslate2",)
     packages = ("ctranslate2",)
     imports = "import ctranslate2"
+    serves = True
     most_streams = 8
 
     def open(self, threads: int, streams: int) -> None:
@@ -302,6 +310,7 @@ class Infinity(Contestant):
     environ: ClassVar[dict[str, str]] = {"INFINITY_ANONYMOUS_USAGE_STATS": "0"}
     engine = False
     sorts = True
+    start_seconds = 12.0
     batch_size = 0
 
     def load(self, checkpoint: Checkpoint, threads: int) -> None:
@@ -360,6 +369,7 @@ class TextEmbeddingsInference(Contestant):
     label = "text-embeddings-inference fp32"
     precision = "float32"
     engine = False
+    serves = True
     server: Server | None = None
 
     def load(self, checkpoint: Checkpoint, threads: int) -> None:

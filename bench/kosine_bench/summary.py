@@ -64,12 +64,16 @@ def summarise_load(rounds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def ratio(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """How many times faster `ours` is: the median over rounds, each round against itself.
 
-    Rounds are interleaved, so a slow spell of the machine falls on both sides of a round.
+    Rounds are interleaved, so a slow spell of the machine falls on both sides of a round. Times
+    are per token: the slower side may have been given fewer texts.
 
     Returns:
         `{"ratio": median, "spread": [lowest, highest]}`, over the rounds that both ran.
     """
-    pairs = [sum(b["seconds"]) / sum(a["seconds"]) for a, b in zip(ours, theirs, strict=False)]
+    pairs = [
+        (sum(b["seconds"]) / b["tokens"]) / (sum(a["seconds"]) / a["tokens"])
+        for a, b in zip(ours, theirs, strict=False)
+    ]
     return {"ratio": float(np.median(pairs)), "spread": [min(pairs), max(pairs)]}
 
 

@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from kosine_bench.results import device
 from kosine_bench.summary import ratio
 
-__all__ = ["best_ratio", "figure_of", "headline", "markdown", "ratio_rows", "text_table"]
+__all__ = [
+    *("best_ratio", "figure_of", "headline", "heads", "markdown", "packed_rows", "ratio_rows"),
+    *("share_rows", "text_table"),
+]
 
 WRONG_COSINE = 0.9
+# What float16 must keep on a GPU.
+LEAST_GPU_COSINE = 0.9998
+# Packed rows, and the same runtime with padding: plain, and at its best setting.
+PACKED = {
+    "cpu": ("kosine-onnx-float32", "onnxruntime-plain", "onnxruntime-float32"),
+    "cuda": (
+        *("kosine-onnx-float16-cuda", "onnxruntime-plain-float16-cuda"),
+        "onnxruntime-float16-cuda",
+    ),
+}
 MODES = ("single", "burst", "bulk")
 
 
@@ -87,15 +101,64 @@ def ratio_rows(result: dict[str, Any], scope: str = "end-to-end") -> list[list[s
     return rows
 
 
+def packed_rows(result: dict[str, Any], scope: str = "engine") -> list[list[str]]:
+    """One row per workload and mode: packed rows against the same runtime with padding."""
+    ours, *rivals = PACKED[device(result)]
+    rows = []
+    for workload in result["workloads"]:
+        for mode in MODES:
+            packed = figure_of(result, ours, workload, mode, scope)
+            if packed is None:
+                continue
+            cells = []
+            for rival in rivals:
+                padded = figure_of(result, rival, workload, mode, scope)
+                found = ratio(packed["rounds"], padded["rounds"]) if padded else None
+                cells.append(f"{found['ratio']:.2f}x" if found else "not measured")
+            rows.append([workload, mode, *cells])
+    return rows
+
+
+PACKED_HEADS = ("workload", "mode", "against plain padding", "against its best setting")
+
+
+def share_rows(result: dict[str, Any], mode: str, scope: str = "end-to-end") -> list[list[str]]:
+    """One row a contestant, one cell a workload: sentences/s, and the share of the limit."""
+    rows = []
+    for contestant in result["contestants"]:
+        cells = []
+        for workload in result["workloads"]:
+            figure = figure_of(result, contestant["name"], workload, mode, scope)
+            if figure is None:
+                cells.append("")
+                continue
+            share = figure["summary"]["limit_share"]
+            text = f"{figure['summary']['sentences_per_second']:,.0f}"
+            cells.append(text if share is None else f"{text} ({share:.0%})")
+        if any(cells):
+            rows.append([contestant["label"], *cells])
+    return rows
+
+
 HEADLINE = (
     *("runtime", "single p50, ms", "single p99, ms", "burst, sentences/s", "bulk, sentences/s"),
     *("padding in a burst", "CPU s per 1000", "peak memory, MiB", "load, s", "lowest cosine"),
 )
+GPU_HEADLINE = (
+    *("runtime", "single p50, ms", "single p99, ms", "burst, sentences/s", "bulk, sentences/s"),
+    *("padding in a burst", "share of the limit, bulk", "load, s", "lowest cosine"),
+)
+
+
+def heads(result: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the columns of `headline`."""
+    return GPU_HEADLINE if device(result) == "cuda" else HEADLINE
 
 
 def headline(result: dict[str, Any], workload: str, scope: str) -> list[list[str]]:
-    """Cells of `HEADLINE`, one row a contestant, fastest burst first; absent ones last."""
+    """Cells of `heads`, one row a contestant, fastest burst first; absent ones last."""
     size = workload.split("@")[1]
+    gpu = device(result) == "cuda"
     rows: list[tuple[float, list[str]]] = []
     absent = []
     for contestant in result["contestants"]:
@@ -119,10 +182,16 @@ def headline(result: dict[str, Any], workload: str, scope: str) -> list[list[str
                     _number(figures["burst"], "sentences_per_second", "{:,.0f}"),
                     _number(figures["bulk"], "sentences_per_second", "{:,.0f}"),
                     _number(figures["burst"], "padding_share", "{:.0%}"),
-                    _number(figures["bulk"], "cpu_seconds_per_1000", "{:.2f}"),
-                    f"{max(run['peak_rss_bytes']) / 2**20:,.0f}" if run else "",
+                    *(
+                        [_number(figures["bulk"], "limit_share", "{:.0%}")]
+                        if gpu
+                        else [
+                            _number(figures["bulk"], "cpu_seconds_per_1000", "{:.2f}"),
+                            f"{max(run['peak_rss_bytes']) / 2**20:,.0f}" if run else "",
+                        ]
+                    ),
                     f"{_median(run['load_seconds']):.2f}" if run else "",
-                    "" if cosine is None else f"{cosine:.6f}",
+                    _cosine(cosine, gpu),
                 ],
             )
         )
@@ -150,7 +219,7 @@ def text_table(result: dict[str, Any]) -> str:
         for scope in ("engine", "end-to-end"):
             rows = [row for row in headline(result, workload, scope) if len(row) > 2]
             if rows:
-                parts.append(f"{workload}, {scope}\n{_aligned([list(HEADLINE), *rows])}")
+                parts.append(f"{workload}, {scope}\n{_aligned([heads(result), *rows])}")
         loads = [entry for entry in result["load"] if entry["workload"] == workload]
         if loads:
             rows = [
@@ -161,13 +230,17 @@ def text_table(result: dict[str, Any]) -> str:
                 ]
                 for entry in loads
             ]
-            heads = ["runtime", "capacity, sentences/s"]
-            heads += [f"at {row['share']:.0%}, p50 / p95 ms" for row in loads[0]["rows"]]
-            parts.append(f"{workload}, Poisson arrivals\n{_aligned([heads, *rows])}")
+            names = ["runtime", "capacity, sentences/s"]
+            names += [f"at {row['share']:.0%}, p50 / p95 ms" for row in loads[0]["rows"]]
+            parts.append(f"{workload}, Poisson arrivals\n{_aligned([names, *rows])}")
     rows = ratio_rows(result)
     if rows:
-        heads = ["workload", "mode", "kosine", "best rival", "times faster", "rounds"]
-        parts.append(f"kosine against the best rival, end to end\n{_aligned([heads, *rows])}")
+        names = ["workload", "mode", "kosine", "best rival", "times faster", "rounds"]
+        parts.append(f"kosine against the best rival, end to end\n{_aligned([names, *rows])}")
+    rows = packed_rows(result)
+    if rows:
+        title = "packed rows against padding on ONNX Runtime, engine, times faster"
+        parts.append(f"{title}\n{_aligned([PACKED_HEADS, *rows])}")
     absent = [
         [entry["label"], entry["absent"]] for entry in result["contestants"] if entry["absent"]
     ]
@@ -193,7 +266,15 @@ def _value(figure: dict[str, Any] | None, key: str) -> float:
 
 
 def _number(figure: dict[str, Any] | None, key: str, form: str) -> str:
-    return form.format(figure["summary"][key]) if figure else ""
+    value = figure["summary"][key] if figure else None
+    return "" if value is None else form.format(value)
+
+
+def _cosine(cosine: float | None, gpu: bool) -> str:
+    if cosine is None:
+        return ""
+    under = f" (under {LEAST_GPU_COSINE})" if gpu and cosine < LEAST_GPU_COSINE else ""
+    return f"{cosine:.6f}{under}"
 
 
 def _median(values: Sequence[float]) -> float:

@@ -22,14 +22,23 @@ from typing import Any
 import numpy as np
 
 from kosine_bench.arrivals import poisson_times, serve
-from kosine_bench.contestant import Absent, Checkpoint, Contestant, Setting
+from kosine_bench.contestant import (
+    Absent,
+    Checkpoint,
+    Contestant,
+    Setting,
+    installed_version,
+)
 
 __all__ = ["main"]
 
-TUNE_BULK_TEXTS = 192
-TUNE_BURSTS = 2
+TUNE_TOKENS = 4_096
+SINGLE_TRIALS = 6
+OWN_WARM_UP_SECONDS = 1.5
 WARM_TEXTS = 3
-LEAST_REQUESTS, MOST_REQUESTS = 8, 600
+WARM_TOKENS = 768
+GPU_WARM_PASSES = 2
+LEAST_REQUESTS, MOST_REQUESTS, MOST_GPU_REQUESTS = 8, 600, 3_000
 
 
 def find(name: str) -> Contestant:
@@ -37,7 +46,13 @@ def find(name: str) -> Contestant:
     from kosine_bench.ours import OURS
     from kosine_bench.rivals import RIVALS
 
-    for kind in (*OURS, *RIVALS):
+    kinds: tuple[type[Contestant], ...] = (*OURS, *RIVALS)
+    if name.endswith("-cuda"):
+        from kosine_bench.gpu_ours import GPU_OURS
+        from kosine_bench.gpu_rivals import GPU_REFERENCE, GPU_RIVALS
+
+        kinds = (GPU_REFERENCE, *GPU_OURS, *GPU_RIVALS)
+    for kind in kinds:
         if kind.name == name:
             return kind()
     raise LookupError(f"no contestant is called {name!r}")
@@ -49,10 +64,13 @@ class Worker:
     def __init__(self, name: str, folder: str, converted: str) -> None:
         self.contestant = find(name)
         self.checkpoint = Checkpoint(Path(folder), Path(converted))
+        self.on_gpu = self.contestant.device == "cuda"
+        self.work = ""
+        self.warmed: set[tuple[str, str, Setting, int | None]] = set()
         self.sets: dict[str, Any] = {}
 
     def versions(self) -> dict[str, str]:
-        return {name: importlib.metadata.version(name) for name in self.contestant.packages}
+        return {name: installed_version(name) for name in self.contestant.packages}
 
     def convert(self, calibration: list[list[int]]) -> dict[str, float]:
         """Seconds that each of the contestant's conversions took."""
@@ -75,48 +93,86 @@ class Worker:
 
     def texts(self, file: str) -> int:
         """Read the workload's texts; the number of them."""
+        self.work = file
         self.sets = json.loads(Path(file).read_text("utf-8"))
         return sum(len(part["texts"]) for part in self.sets["parts"].values())
 
-    def outputs(self, file: str) -> list[str]:
-        """Write the parity texts' vectors, by both ways in; which ways there are."""
+    def outputs(self, file: str, scopes: Sequence[str] = ("end-to-end", "engine")) -> list[str]:
+        """Write the parity texts' vectors, by each way in of `scopes` that there is; which."""
         part = self.sets["parts"]["parity"]
         setting = self.contestant.settings("burst")[0]
-        vectors: dict[str, Any] = {"end-to-end": self.contestant.encode(part["texts"], setting)}
-        if self.contestant.engine:
+        vectors: dict[str, Any] = {}
+        if "end-to-end" in scopes:
+            vectors["end-to-end"] = self.contestant.encode(part["texts"], setting)
+        if "engine" in scopes and self.contestant.engine:
             vectors["engine"] = self.contestant.encode_ids(part["ids"], setting)
         np.savez(file, **vectors)
         return list(vectors)
 
-    def tune(self, mode: str) -> dict[str, Any]:
-        """Try the contestant's settings for `mode` on a part of its texts, keep the fastest."""
-        settings = sorted(self.contestant.settings(mode), key=lambda setting: setting.streams)
-        if len(settings) == 1:
-            return {"best": settings[0].as_dict(), "trials": []}
+    def tune(
+        self, mode: str, tokens: int = TUNE_TOKENS, setting: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Try the contestant's settings for `mode` on about `tokens` tokens, keep the fastest.
+
+        Args:
+            setting: Try this one alone.
+
+        Returns:
+            `best` setting, its `tokens_per_second`, and every trial.
+        """
         part, burst = self.sets["parts"][mode], self.sets["burst"]
         scope = "engine" if self.contestant.engine else "end-to-end"
-        size = burst if mode == "burst" else TUNE_BULK_TEXTS
-        items = part["ids" if scope == "engine" else "texts"]
-        calls = [items[i : i + size] for i in range(0, len(items), size)]
-        calls = calls[: TUNE_BURSTS if mode == "burst" else 1]
-        tokens = sum(part["lengths"][: sum(map(len, calls))])
-        trials = []
-        for setting in settings:
-            call = self._call(scope, setting)
-            call(calls[0])
-            best = min(self._time(call, calls) for _ in range(2))
-            trials.append({"setting": setting.as_dict(), "tokens_per_second": tokens / best})
-        fastest = max(trials, key=lambda trial: trial["tokens_per_second"])
-        return {"best": fastest["setting"], "trials": trials}
-
-    def measure(self, mode: str, scope: str, setting: dict[str, Any]) -> dict[str, Any]:
-        """Raw samples of one mode: seconds of each call, CPU seconds of all, what they did."""
-        part, chosen = self.sets["parts"][mode], Setting(**setting)
         items, lengths = part["ids" if scope == "engine" else "texts"], part["lengths"]
+        within = max(int(np.searchsorted(np.cumsum(lengths), tokens, "right")), 1)
+        size = {"single": 1, "burst": burst, "bulk": max(within, 2 * burst)}[mode]
+        count = {"single": SINGLE_TRIALS, "burst": max(within // burst, 1), "bulk": 1}[mode]
+        calls = [items[i : i + size] for i in range(0, len(items), size)][:count]
+        used = lengths[: sum(map(len, calls))]
+        asked = [Setting(**setting)] if setting else self.contestant.settings(mode)
+        asked = sorted(asked, key=lambda setting: setting.streams)
+        trials: list[dict[str, Any]] = []
+        if mode != "single":
+            asked = list(dict.fromkeys(one.within(len(calls[0])) for one in asked))
+        for tried in asked:
+            call = self._call(scope, tried)
+            if self.on_gpu:
+                self._time(call, calls * GPU_WARM_PASSES)
+            first = self._time(call, calls[:1])
+            # A call as long as this needs no second one to hide what the first one sets up.
+            if first >= OWN_WARM_UP_SECONDS:
+                speed = sum(used[: len(calls[0])]) / first
+            else:
+                speed = sum(used) / self._time(call, calls)
+            trials.append({"setting": tried.as_dict(), "tokens_per_second": speed})
+        fastest = max(trials, key=lambda trial: trial["tokens_per_second"])
+        return {
+            "best": fastest["setting"],
+            "tokens_per_second": fastest["tokens_per_second"],
+            "trials": trials,
+        }
+
+    def measure(
+        self, mode: str, scope: str, setting: dict[str, Any], texts: int | None = None
+    ) -> dict[str, Any]:
+        """Raw samples of one mode: seconds of each call, CPU seconds of all, what they did.
+
+        Args:
+            texts: How many of the mode's texts are measured; all of them by default.
+        """
+        part, chosen = self.sets["parts"][mode], Setting(**setting)
+        items = part["ids" if scope == "engine" else "texts"][:texts]
+        lengths = part["lengths"][:texts]
         size = {"single": 1, "burst": self.sets["burst"], "bulk": len(items)}[mode]
         calls = [items[i : i + size] for i in range(0, len(items), size)]
         call = self._call(scope, chosen)
-        warm = calls[:WARM_TEXTS] if mode == "single" else [items[: 2 * chosen.batch_size]]
+        within = max(int(np.searchsorted(np.cumsum(lengths), WARM_TOKENS, "right")), 1)
+        warm = calls[: min(within, WARM_TEXTS)] if mode == "single" else [calls[0][:within]]
+        if self.on_gpu:
+            # Kernels are chosen and graphs captured per shape, so each shape comes beforehand;
+            # what tokens go through as ids is warm for texts too.
+            key = (self.work, mode, chosen, texts)
+            warm = calls[:1] if key in self.warmed else calls * GPU_WARM_PASSES
+            self.warmed.add(key)
         self._time(call, warm)
         gc.collect()
         cpu = self.contestant.cpu_seconds()
@@ -149,7 +205,8 @@ class Worker:
         points = []
         for i, share in enumerate(shares):
             rate = share * capacity
-            count = int(min(max(rate * seconds, LEAST_REQUESTS), MOST_REQUESTS))
+            most_requests = MOST_GPU_REQUESTS if self.on_gpu else MOST_REQUESTS
+            count = int(min(max(rate * seconds, LEAST_REQUESTS), most_requests))
             asked = [texts[k % len(texts)] for k in range(count)]
             gc.collect()
             cpu = self.contestant.cpu_seconds()
@@ -169,9 +226,9 @@ class Worker:
         return self.contestant.peak_rss()
 
     def ceilings(self, threads: int) -> dict[str, Any]:
-        from kosine_bench.ceilings import measure
+        from kosine_bench import ceilings, gpu_ceilings
 
-        return measure(threads)
+        return gpu_ceilings.measure() if self.on_gpu else ceilings.measure(threads)
 
     def _call(self, scope: str, setting: Setting) -> Callable[[Any], object]:
         self.contestant.apply(setting)

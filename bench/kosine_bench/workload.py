@@ -72,6 +72,11 @@ class Workload:
     def mean(self) -> float:
         return sum(column.mean for column in self.columns) / len(self.columns)
 
+    @property
+    def equal(self) -> bool:
+        """Whether all its texts have one length."""
+        return len({n for c in self.columns for n in (c.minimum, c.maximum)}) == 1
+
 
 QUERY_PROMPT = "Represent this sentence for searching relevant passages: "
 PASSAGE_PROMPT = "Represent this sentence for retrieving relevant passages: "

@@ -17,6 +17,8 @@ class Backend(Protocol):
         dim: Length of the vectors.
         name: "onnx", "native", "tensorrt" or "fake".
         dtype: What the computation runs in, for example "float32".
+
+    A backend that wants larger calls than a CPU does says so in an attribute `batch_tokens`.
     """
 
     dim: int

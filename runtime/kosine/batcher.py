@@ -20,7 +20,7 @@ from typing import Final, Self
 import numpy as np
 
 from kosine.admission import utf8_sizes
-from kosine.batch_future import BatchFuture, new_future
+from kosine.batch_future import BatchFuture, new_future, new_futures
 from kosine.batcher_stats import BatcherStats
 from kosine.clock import Clock, SystemClock
 from kosine.errors import DeadlineExceeded, InputError, TextError
@@ -188,7 +188,7 @@ class Batcher:
             job.requests = job.count
             self._configure(job, prompt_name, prompt, truncate_dim, priority, deadline)
             job.owner = self._cancel
-            job.futures = part = [new_future(job, index) for index in range(job.count)]
+            job.futures = part = new_futures(job, job.count)
             jobs.append(job)
             futures += part
         if jobs:

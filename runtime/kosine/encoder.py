@@ -42,20 +42,22 @@ def load(
     device: str = "auto",
     threads: int | None = None,
     spin: bool = False,
-    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_batch_tokens: int | None = None,
     max_text_bytes: int = MAX_TEXT_BYTES,
 ) -> Encoder:
     """Open a bundle for encoding.
 
     Args:
         bundle: A folder made by `kosine export`.
-        backend: "auto", "onnx". "auto" replays a part of the bundle's canary before it
-            settles; a backend that is named is made or refused.
-        dtype: "auto", "float32", "float16": what the computation runs in.
-        device: "auto" or "cpu".
+        backend: "auto", "native", "onnx" or "tensorrt". "auto" replays a part of the bundle's
+            canary before it settles; a backend that is named is made or refused.
+        dtype: What the computation runs in: "auto", "float32", "bfloat16" or "float16". "auto"
+            takes a reduced precision only where it passes the whole canary.
+        device: "auto", "cpu", "cuda" or "cuda:N". "auto" is the CPU, but for backend "tensorrt".
         threads: Threads inside one call; None takes the CPUs under affinity and cgroup limits.
         spin: Let the engine's idle threads spin between calls.
-        max_batch_tokens: Most tokens in one backend call (a single longer text goes alone).
+        max_batch_tokens: Most tokens in one backend call (a single longer text goes alone); None
+            takes what suits the backend.
         max_text_bytes: Longest text accepted, in UTF-8 bytes.
 
     Raises:
@@ -83,9 +85,11 @@ class Encoder:
         bundle: Bundle,
         backend: Backend,
         *,
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
         max_text_bytes: int = MAX_TEXT_BYTES,
     ) -> None:
+        if max_batch_tokens is None:
+            max_batch_tokens = int(getattr(backend, "batch_tokens", MAX_BATCH_TOKENS))
         if max_batch_tokens < 1:
             raise InputError(
                 f"max_batch_tokens is {max_batch_tokens}",

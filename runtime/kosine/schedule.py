@@ -348,7 +348,8 @@ class Schedule:
     def _take_segment(self, batch: Batch, job: Job, start: int, stop: int, now: float) -> None:
         """Move texts [start, stop) of a popped job into the batch."""
         used = 0
-        for low, high in job.pending_runs(start, stop):
+        runs = job.pending_runs(start, stop)
+        for low, high in runs:
             batch.segments.append(Segment(job, low, high))
             used += job.span_tokens(low, high)
         batch.tokens += used
@@ -358,9 +359,10 @@ class Schedule:
             self._discharge(job, job.tokens, job.requests, job.nbytes)
             return
         sizes = job.sizes
-        runs = job.pending_runs(start, stop)
-        nbytes = sum(sum(sizes[low:high]) for low, high in runs)
-        texts = sum(high - low for low, high in runs)
+        nbytes = texts = 0
+        for low, high in runs:
+            nbytes += sum(sizes[low:high])
+            texts += high - low
         self._discharge(job, used, texts if job.grouped else 0, nbytes)
         job.queued = now
         self.ready.push(job)

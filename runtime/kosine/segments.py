@@ -57,6 +57,10 @@ def join(sources: Sequence[Source]) -> Packed:
         packed, start, stop = merged[0]
         if start == 0 and stop == len(packed):
             return packed
+        # The tokens stay where they are: a chunk cut into batches is never copied.
+        bounds = packed.starts[start : stop + 1]
+        skip = None if packed.skip is None else packed.skip[start:stop]
+        return Packed(packed.ids[bounds[0] : bounds[-1]], bounds - bounds[0], skip)
     ids = np.concatenate([p.ids[p.starts[a] : p.starts[b]] for p, a, b in merged])
     lengths = np.concatenate([np.diff(p.starts[a : b + 1]) for p, a, b in merged])
     starts = np.zeros(len(lengths) + 1, np.int32)

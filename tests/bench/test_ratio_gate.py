@@ -15,7 +15,7 @@ import pytest
 from kosine_bench import models
 from kosine_bench.contestant import Checkpoint
 from kosine_bench.process import WorkerProcess
-from kosine_bench.suite import Effort, WorkFile, write_work
+from kosine_bench.suite import Effort, Part, WorkFile, write_work
 from kosine_bench.summary import ratio
 from kosine_bench.workload import WORKLOADS
 
@@ -35,7 +35,9 @@ class Duel:
     def __init__(self, size: models.ModelSize, cache: Path) -> None:
         folder = models.build(size, cache)
         self.checkpoint = Checkpoint(folder, cache / "converted")
-        self.work: WorkFile = write_work(WORKLOADS["korsts"], size, self.checkpoint, EFFORT, cache)
+        self.work: WorkFile = write_work(
+            Part(WORKLOADS["korsts"], size), self.checkpoint, EFFORT, cache
+        )
         self.log = cache / "worker.log"
         for name in ("kosine-onnx-float32", "onnxruntime-plain"):
             with self.worker(name) as worker:

@@ -61,6 +61,7 @@ class OnnxCudaBackend:
     """
 
     name = "onnx"
+    batch_tokens = MAX_RUN_TOKENS
 
     def __init__(
         self,

@@ -114,6 +114,7 @@ class TensorRTBackend:
         self._prepared: OrderedDict[Shape, _Prepared] = OrderedDict()
         self._use_graphs = True
         self._open = True
+        self.batch_tokens = max(p.max_rows * p.width for p in self.plan.profiles)
         watch_forks(self)
 
     def run(self, batch: Packed) -> Pooled:

@@ -1,0 +1,134 @@
+"""How much load two ways of serving carry at the same p99, from measured points.
+
+A point is a load and the latencies that it gave. Between two loads the logarithm of the p99 is
+interpolated in the load; nothing is smoothed, and nothing is said outside the loads measured.
+Confidence comes from a block bootstrap: whole stretches of neighbouring requests are drawn
+again, because requests that queue together are late together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["P99_LEVELS", "advantage", "interval", "load_at_p99", "resampled_p99"]
+
+# The p99 at which ways are compared, as parts of the time of one full batch: fixed before
+# anything is measured, from what only light loads keep to what an overloaded queue gives.
+P99_LEVELS: Final = (0.0625, 0.125, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+BLOCKS_PER_PASS: Final = 20
+RESAMPLES: Final = 1_000
+INTERVAL: Final = (5.0, 95.0)
+
+Floats = NDArray[np.float64]
+
+
+def load_at_p99(loads: Sequence[float], p99_s: Sequence[float], level_s: float) -> float | None:
+    """Requests per second that are carried before the p99 first exceeds a level.
+
+    Args:
+        loads: Requests per second, ascending.
+        p99_s: The p99 of each, in seconds.
+        level_s: The p99 to keep, in seconds.
+
+    Returns:
+        None if the level is outside what was measured: the lightest load exceeds it already, or
+        not even the heaviest does.
+    """
+    if not loads or p99_s[0] > level_s:
+        return None
+    for at in range(1, len(loads)):
+        if p99_s[at] > level_s:
+            below, above = math.log(p99_s[at - 1]), math.log(p99_s[at])
+            part = (math.log(level_s) - below) / (above - below)
+            return loads[at - 1] + part * (loads[at] - loads[at - 1])
+    return None
+
+
+def resampled_p99(passes: Sequence[Floats], generator: np.random.Generator) -> Floats:
+    """(RESAMPLES,) p99 of a point, each of blocks drawn with replacement.
+
+    Args:
+        passes: Latencies in seconds in order of arrival, one array per pass.
+        generator: What draws.
+    """
+    blocks = [
+        block
+        for latencies in passes
+        for block in np.array_split(latencies, min(BLOCKS_PER_PASS, len(latencies)))
+    ]
+    draws = generator.integers(0, len(blocks), (RESAMPLES, len(blocks)))
+    return np.array([np.percentile(np.concatenate([blocks[i] for i in d]), 99) for d in draws])
+
+
+def interval(values: Floats) -> list[float]:
+    """The middle 90 % of resampled values."""
+    return [float(value) for value in np.percentile(values, INTERVAL)]
+
+
+def advantage(
+    points: Sequence[Mapping[str, Any]],
+    resampled: Sequence[Floats],
+    full_batch_s: float,
+    *,
+    mine: str = "packed",
+    other: str = "padded",
+) -> list[dict[str, Any]]:
+    """How many times the load of `other` `mine` carries, at each of `P99_LEVELS`.
+
+    Args:
+        points: `way`, `offered_rps` and `p99_s` of each.
+        resampled: The points' `resampled_p99`.
+        full_batch_s: What the levels are parts of.
+
+    Returns:
+        For each level its `p99_s`; the load of each way, where it is within what was measured;
+        and where both are, their `ratio`, its 90 % `interval`, and the share of the resamples
+        that it rests on (in the others, one of the two was out of range).
+    """
+    curves = {}
+    for way in (mine, other):
+        chosen = [index for index, point in enumerate(points) if point["way"] == way]
+        chosen.sort(key=lambda index: float(points[index]["offered_rps"]))
+        loads = [float(points[index]["offered_rps"]) for index in chosen]
+        p99_s = [float(points[index]["p99_s"]) for index in chosen]
+        curves[way] = loads, p99_s, np.array([resampled[index] for index in chosen])
+    found = []
+    for level in P99_LEVELS:
+        level_s = level * full_batch_s
+        carried = {way: load_at_p99(*curve[:2], level_s) for way, curve in curves.items()}
+        row: dict[str, Any] = {
+            "full_batches": level,
+            "p99_s": round(level_s, 6),
+            **{f"{way}_rps": _rounded(load, 2) for way, load in carried.items()},
+        }
+        top, bottom = carried[mine], carried[other]
+        if top is not None and bottom is not None:
+            ratios = _resampled_ratios(curves[mine], curves[other], level_s)
+            row["ratio"] = round(top / bottom, 3)
+            row["interval"] = [round(value, 3) for value in interval(ratios)] if len(ratios) else []
+            row["resamples_in_range"] = round(len(ratios) / RESAMPLES, 3)
+        found.append(row)
+    return found
+
+
+def _resampled_ratios(
+    mine: tuple[list[float], list[float], Floats],
+    other: tuple[list[float], list[float], Floats],
+    level_s: float,
+) -> Floats:
+    ratios = []
+    for column in range(RESAMPLES):
+        top = load_at_p99(mine[0], mine[2][:, column].tolist(), level_s)
+        bottom = load_at_p99(other[0], other[2][:, column].tolist(), level_s)
+        if top is not None and bottom is not None:
+            ratios.append(top / bottom)
+    return np.array(ratios)
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

@@ -1,0 +1,43 @@
+"""Padded batching: the same encoder, made to compute rectangles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kosine.packed import Float32, Packed, Pooled
+from kosine.pipeline import Prepared, StagedEncoder
+
+__all__ = ["PaddedEncoder"]
+
+
+class PaddedEncoder:
+    """The same encoder on rectangles. Its vectors are not the texts' own: only the time counts.
+
+    Args:
+        encoder: Whose stages are used.
+    """
+
+    def __init__(self, encoder: StagedEncoder) -> None:
+        self._encoder = encoder
+        self.dim = encoder.dim
+        self.max_tokens = encoder.max_tokens
+
+    def prepare(
+        self, texts: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None
+    ) -> Prepared:
+        return self._encoder.prepare(texts, prompt_name=prompt_name, prompt=prompt)
+
+    def run(self, batch: Packed) -> Pooled:
+        """Run the batch with every sentence as long as the longest."""
+        lengths = batch.lengths
+        longest = int(lengths.max())
+        # Padding with the sentence's own first token keeps every id valid for any vocabulary.
+        rows = np.repeat(batch.ids[batch.starts[:-1]], longest).reshape(-1, longest)
+        rows[np.arange(longest) < lengths[:, None]] = batch.ids
+        starts = np.arange(len(batch) + 1, dtype=np.int32) * np.int32(longest)
+        return self._encoder.run(Packed(rows.reshape(-1), starts))
+
+    def finish(self, pooled: Pooled, *, truncate_dim: int | None = None) -> Float32:
+        return self._encoder.finish(pooled, truncate_dim=truncate_dim)
