@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 
 
 def load_at_p99(loads: Sequence[float], p99_s: Sequence[float], level_s: float) -> float | None:
-    """Requests per second that are carried before the p99 first exceeds a level.
+    """The most requests per second at which the p99 is still within a level.
 
     Args:
         loads: Requests per second, ascending.
@@ -36,13 +36,13 @@ def load_at_p99(loads: Sequence[float], p99_s: Sequence[float], level_s: float) 
         level_s: The p99 to keep, in seconds.
 
     Returns:
-        None if the level is outside what was measured: the lightest load exceeds it already, or
-        not even the heaviest does.
+        None if the level is outside what was measured: every load exceeds it, or not even the
+        heaviest does.
     """
-    if not loads or p99_s[0] > level_s:
+    if not loads or p99_s[-1] <= level_s:
         return None
-    for at in range(1, len(loads)):
-        if p99_s[at] > level_s:
+    for at in range(len(loads) - 1, 0, -1):
+        if p99_s[at - 1] <= level_s:
             below, above = math.log(p99_s[at - 1]), math.log(p99_s[at])
             part = (math.log(level_s) - below) / (above - below)
             return loads[at - 1] + part * (loads[at] - loads[at - 1])

@@ -39,7 +39,7 @@ from kosine.errors import MissingExtra
 from kosine.packed import Packed
 from kosine.pipeline import StagedEncoder
 from kosine_bench import machine
-from kosine_bench.equal_p99 import advantage, interval, resampled_p99
+from kosine_bench.equal_p99 import P99_LEVELS, advantage, interval, resampled_p99
 from kosine_bench.offered import (
     LENGTHS,
     LONGEST,
@@ -55,6 +55,10 @@ from kosine_bench.rectangles import PaddedEncoder
 __all__ = ["Effort", "curve", "main", "plot"]
 
 WIDE: dict[str, Any] = {"max_queue_tokens": 1 << 22, "max_queue_requests": 1 << 20}
+
+
+CLIMB = 0.1
+MOST_LOAD = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +115,33 @@ def measure_points(
     batch_tokens: int,
     effort: Effort,
     seed: int,
+    climb_until_s: float,
 ) -> tuple[list[dict[str, Any]], list[NDArray[np.float64]]]:
-    """Every way at every load, and the resampled p99 of each of these points."""
+    """Every way at every load, and the resampled p99 of each of these points.
+
+    A way whose p99 is still under `climb_until_s` at the last load is offered more and more:
+    padded batches only become as wasteful as at capacity once they are full.
+    """
     order = [(load, name) for load in effort.loads for name in ways]
     measured: dict[tuple[float, str], list[dict[str, Any]]] = {key: [] for key in order}
+
+    def one_pass(load: float, name: str, number: int) -> None:
+        rate = load * capacities[name]
+        # The same arrivals and texts for both ways, but for the pace.
+        drawn = seed + 10_000 * number + round(1_000 * load)
+        with Batcher(ways[name], max_batch_tokens=batch_tokens, **WIDE) as batcher:
+            found = offer(batcher, texts, rate, effort.count(rate), drawn)
+        measured.setdefault((load, name), []).append(found)
+
     for number in range(effort.passes):
         for load, name in reversed(order) if number % 2 else order:
-            rate = load * capacities[name]
-            # The same arrivals and texts for both ways, but for the pace.
-            drawn = seed + 10_000 * number + 100 * effort.loads.index(load)
-            with Batcher(ways[name], max_batch_tokens=batch_tokens, **WIDE) as batcher:
-                measured[load, name].append(offer(batcher, texts, rate, effort.count(rate), drawn))
+            one_pass(load, name, number)
+    for name in ways:
+        load = effort.loads[-1]
+        while load < MOST_LOAD and pooled(measured[load, name])["p99_s"] < climb_until_s:
+            load = round(load + CLIMB, 2)
+            for number in range(effort.passes):
+                one_pass(load, name, number)
     generator = np.random.default_rng(seed)
     points, resampled = [], []
     for (load, name), passes in measured.items():
@@ -167,7 +187,9 @@ def curve(
         name: float(np.median([_seconds(way, batch) for _ in range(5)]))
         for name, way in ways.items()
     }
-    points, resampled = measure_points(ways, texts, capacities, batch_tokens, effort, seed)
+    points, resampled = measure_points(
+        ways, texts, capacities, batch_tokens, effort, seed, P99_LEVELS[-1] * full_batch_s["packed"]
+    )
     packed = [point for point in points if point["way"] == "packed"]
     unloaded = packed[0]
     at_70 = min(packed, key=lambda point: abs(point["load"] - 0.7))
