@@ -68,7 +68,11 @@ bench: .venv/.bench
 bench-report: .venv/.bench
 	.venv/bin/kosine bench --report
 
-soak: .venv/.test
+# First what is counted, not timed: the model of the scheduler, needles, forks.
+soak: .venv/.test native
+	.venv/bin/python -m pytest -q -s tests/test_batcher_model.py tests/test_fork.py \
+	  tests/test_encoder_properties.py tests/test_kernels_engine.py \
+	  -k "test_batcher_model or test_fork or needles"
 	.venv/bin/python -m kosine_bench.soak $(SOAK_ARGS)
 
 clean:

@@ -51,8 +51,11 @@ def test_load_at_equal_p99_is_interpolated_in_its_logarithm(p99, carried):
     assert load_at_p99([10.0, 20.0, 30.0], [1.0, 4.0, 16.0], p99) == pytest.approx(carried)
 
 
-def test_a_load_counts_until_the_p99_is_first_exceeded():
-    assert load_at_p99([10.0, 20.0, 30.0, 40.0], [1.0, 4.0, 1.0, 16.0], 2.0) == 15.0
+def test_the_heaviest_load_within_the_p99_counts():
+    """One unlucky point on the way up neither ends a curve nor lengthens it."""
+    assert load_at_p99([10.0, 20.0, 30.0, 40.0], [1.0, 4.0, 1.0, 16.0], 4.0) == 35.0
+    assert load_at_p99([10.0, 20.0], [3.0, 4.0], 2.0) is None
+    assert load_at_p99([10.0, 20.0], [1.0, 2.0], 2.0) is None
 
 
 def test_the_advantage_is_given_at_fixed_levels_within_what_was_measured():
@@ -105,9 +108,13 @@ def test_the_whole_measurement(tmp_path, capsys):
     print({key: value for key, value in report.items() if key != "points"})
     assert report["capacity_rps"]["packed"] > 1.4 * report["capacity_rps"]["padded"]
     assert report["padded_full_batch_s"] > report["full_batch_s"]
-    assert [(point["way"], point["load"]) for point in report["points"]] == [
-        (way, part) for part in effort.loads for way in ("packed", "padded")
-    ]
+    for way in ("packed", "padded"):
+        loads = [point["load"] for point in report["points"] if point["way"] == way]
+        assert loads[:2] == list(effort.loads)
+        assert loads == sorted(loads)
+        # Each way was driven until it could not keep the highest level, or very far.
+        last = max((p for p in report["points"] if p["way"] == way), key=lambda p: p["load"])
+        assert last["p99_s"] >= P99_LEVELS[-1] * report["full_batch_s"] or last["load"] >= 3.0
     for point in report["points"]:
         assert point["requests"] >= 100
         assert point["p99_interval_s"][0] <= point["p99_s"] <= point["p99_interval_s"][1]

@@ -91,14 +91,13 @@ def _onnxruntime_products(threads: int) -> list[Product]:
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    def int8(m: int, k: int, n: int) -> Callable[[], object]:
-        rng = np.random.default_rng(0)
-        weights = numpy_helper.from_array(rng.integers(-100, 100, (k, n), np.int8), "b")
+    def run(kind: str, given: int, made: int, weights: Any, a: Any) -> Callable[[], object]:
+        (m, k), n = a.shape, weights.dims[1]
         graph = helper.make_graph(
-            [helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
+            [helper.make_node(kind, ["a", "b"], ["c"])],
             "product",
-            [helper.make_tensor_value_info("a", TensorProto.UINT8, [m, k])],
-            [helper.make_tensor_value_info("c", TensorProto.INT32, [m, n])],
+            [helper.make_tensor_value_info("a", given, [m, k])],
+            [helper.make_tensor_value_info("c", made, [m, n])],
             [weights],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
@@ -109,10 +108,21 @@ def _onnxruntime_products(threads: int) -> list[Product]:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        feed = {"a": rng.integers(0, 200, (m, k)).astype(np.uint8)}
-        return lambda: session.run(None, feed)
+        return lambda: session.run(None, {"a": a})
 
-    return [("int8", "ONNX Runtime", int8)]
+    def int8(m: int, k: int, n: int) -> Callable[[], object]:
+        rng = np.random.default_rng(0)
+        weights = numpy_helper.from_array(rng.integers(-100, 100, (k, n), np.int8), "b")
+        a = rng.integers(0, 200, (m, k)).astype(np.uint8)
+        return run("MatMulInteger", TensorProto.UINT8, TensorProto.INT32, weights, a)
+
+    def float32(m: int, k: int, n: int) -> Callable[[], object]:
+        rng = np.random.default_rng(0)
+        weights = numpy_helper.from_array(rng.random((k, n), np.float32), "b")
+        a = rng.random((m, k), np.float32)
+        return run("MatMul", TensorProto.FLOAT, TensorProto.FLOAT, weights, a)
+
+    return [("float32", "ONNX Runtime", float32), ("int8", "ONNX Runtime", int8)]
 
 
 def _numpy_products(_: int) -> list[Product]:

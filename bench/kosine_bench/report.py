@@ -42,16 +42,30 @@ def readme_block(result: dict[str, Any], path: Path, root: Path) -> str:
         "",
     ]
     rows = tables.ratio_rows(result)
+    heads = ("workload", "mode", "kosine", "best rival", "times faster", "rounds")
     if rows:
-        heads = ("workload", "mode", "kosine", "best rival", "times faster", "rounds")
         lines += [
             "kosine's fastest against the fastest rival of any precision, end to end:",
             "",
             tables.markdown(heads, rows),
             "",
         ]
-    if results.device(result) == "cuda":
+    gpu = results.device(result) == "cuda"
+    for precision in () if gpu else ("bfloat16", "float32"):
+        rows = tables.ratio_rows(result, precision=precision)
+        if rows:
+            lines += [f"The same among those that compute in {precision}:", ""]
+            lines += [tables.markdown(heads, rows), ""]
+    if gpu:
         lines += _gpu_tables(result)
+    lines += _packed_table(result)
+    for precision in sorted(tables.beaten_limits(result)):
+        flops = result["ceilings"]["matrix"][precision]["flops"]
+        lines += [
+            f"Shares of the limit are left out for {precision}: {flops / 1e9:,.0f} GFLOP/s were "
+            "measured for it in this run, and contestants passed that.",
+            "",
+        ]
     for picture in PICTURES:
         file = picture_path(path, picture)
         if file.is_file():
@@ -89,15 +103,19 @@ def _gpu_tables(result: dict[str, Any]) -> list[str]:
             tables.markdown(names, rows, bold="kosine"),
             "",
         ]
-    rows = tables.packed_rows(result)
-    if rows:
-        lines += [
-            "Packed rows on ONNX Runtime, engine only, times faster than padding on it:",
-            "",
-            tables.markdown(tables.PACKED_HEADS, rows),
-            "",
-        ]
     return lines
+
+
+def _packed_table(result: dict[str, Any]) -> list[str]:
+    rows = tables.packed_rows(result)
+    if not rows:
+        return []
+    return [
+        "Packed rows on ONNX Runtime, engine only, times faster than padding on it:",
+        "",
+        tables.markdown(tables.PACKED_HEADS, rows),
+        "",
+    ]
 
 
 def update_readme(result: dict[str, Any], path: Path, readme: Path | None = None) -> Path | None:
@@ -186,7 +204,10 @@ def _main_workload(result: dict[str, Any]) -> str:
 def _bars(result: dict[str, Any], workload: str, mode: str, key: str) -> list[Any]:
     """(label, ours, value, low, high) per contestant, smallest first: bars grow upwards."""
     bars = []
+    beaten = tables.beaten_limits(result) if key == "limit_share" else set()
     for contestant in result["contestants"]:
+        if contestant["precision"] in beaten:
+            continue
         figure = tables.figure_of(result, contestant["name"], workload, mode, "end-to-end")
         if figure is None or figure["summary"].get(key) is None:
             continue

@@ -10,12 +10,14 @@ from kosine_bench.summary import ratio
 
 __all__ = [
     *("best_ratio", "figure_of", "headline", "heads", "markdown", "packed_rows", "ratio_rows"),
-    *("share_rows", "text_table"),
+    *("beaten_limits", "share_rows", "text_table"),
 ]
 
 WRONG_COSINE = 0.9
 # What float16 must keep on a GPU.
 LEAST_GPU_COSINE = 0.9998
+# A limit that somebody passes by more than noise was measured too low, and is none.
+MOST_SHARE = 1.05
 # Packed rows, and the same runtime with padding: plain, and at its best setting.
 PACKED = {
     "cpu": ("kosine-onnx-float32", "onnxruntime-plain", "onnxruntime-float32"),
@@ -46,6 +48,16 @@ def min_cosine(result: dict[str, Any], contestant: str, workload: str) -> float 
         if (entry["contestant"], entry["workload"]) == (contestant, workload)
     ]
     return min(found, default=None)
+
+
+def beaten_limits(result: dict[str, Any]) -> set[str]:
+    """Precisions whose matrix limit, as it was measured, some contestant passed."""
+    precision = {entry["name"]: str(entry["precision"]) for entry in result["contestants"]}
+    return {
+        precision[figure["contestant"]]
+        for figure in result["figures"]
+        if (figure["summary"].get("limit_share") or 0.0) > MOST_SHARE
+    }
 
 
 def best_ratio(
@@ -82,13 +94,18 @@ def best_ratio(
     }
 
 
-def ratio_rows(result: dict[str, Any], scope: str = "end-to-end") -> list[list[str]]:
-    """One row per workload and mode: who is best on either side, and how many times faster."""
+def ratio_rows(
+    result: dict[str, Any], scope: str = "end-to-end", precision: str | None = None
+) -> list[list[str]]:
+    """One row per workload and mode: who is best on either side, and how many times faster.
+
+    With `precision`, among those that compute in it.
+    """
     labels = {entry["name"]: entry["label"] for entry in result["contestants"]}
     rows = []
     for workload in result["workloads"]:
         for mode in MODES:
-            best = best_ratio(result, workload, mode, scope)
+            best = best_ratio(result, workload, mode, scope, precision)
             if best:
                 low, high = best["spread"]
                 rows.append(
@@ -125,6 +142,7 @@ PACKED_HEADS = ("workload", "mode", "against plain padding", "against its best s
 def share_rows(result: dict[str, Any], mode: str, scope: str = "end-to-end") -> list[list[str]]:
     """One row a contestant, one cell a workload: sentences/s, and the share of the limit."""
     rows = []
+    beaten = beaten_limits(result)
     for contestant in result["contestants"]:
         cells = []
         for workload in result["workloads"]:
@@ -134,7 +152,8 @@ def share_rows(result: dict[str, Any], mode: str, scope: str = "end-to-end") -> 
                 continue
             share = figure["summary"]["limit_share"]
             text = f"{figure['summary']['sentences_per_second']:,.0f}"
-            cells.append(text if share is None else f"{text} ({share:.0%})")
+            known = share is not None and contestant["precision"] not in beaten
+            cells.append(f"{text} ({share:.0%})" if known else text)
         if any(cells):
             rows.append([contestant["label"], *cells])
     return rows
