@@ -41,7 +41,7 @@ def figure(name: str, mode: str, seconds: list[float], scope: str) -> dict[str, 
         "mode": mode,
         "scope": scope,
         "setting": {"batch_size": 32, "order": "arrival", "streams": 1},
-        "summary": summarise(mode, rounds, limit=0.25),
+        "summary": summarise(mode, rounds, limit=0.08),
         "rounds": rounds,
     }
 

@@ -152,7 +152,7 @@ def test_a_gpus_run_has_a_file_and_a_block_of_its_own(
     assert "790 TFLOP/s of dense fp16 products and 4.3 TB/s" in gpu
     assert "0.310000 (under 0.9998)" in gpu
     assert "| korsts@base | burst | 2.00x |" in gpu
-    assert "| Right fp32 | 50 (12%) |" in gpu
+    assert "| Right fp32 | 50 (4%) |" in gpu
 
 
 def test_packed_rows_are_held_against_padding(
@@ -200,3 +200,17 @@ def test_the_machine_is_described_without_its_name() -> None:
     assert machine.platform.node() not in text or len(machine.platform.node()) < 4
     assert "/" not in described["system"]
     assert machine.slug(described)[0].isalnum()
+
+
+def test_a_limit_that_was_passed_is_none(result: dict[str, Any], path: Path) -> None:
+    """Measured too low: shares of it would say nothing, and the report says why there are none."""
+    assert tables.beaten_limits(result) == set()
+    result["ceilings"] = {"matrix": {"float32": {"flops": 2.5e11}}}
+    for figure in result["figures"]:
+        if figure["contestant"] == "right-float32":
+            figure["summary"]["limit_share"] = 1.9
+    assert tables.beaten_limits(result) == {"float32"}
+    assert "left out for float32: 250 GFLOP/s" in report.readme_block(result, path, path.parent)
+    shown = {row[0]: row[1] for row in tables.share_rows(result, "burst")}
+    assert "%" in shown["Right int8"]
+    assert "%" not in shown["Right fp32"] + shown["kosine onnx fp32"]

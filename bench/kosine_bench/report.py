@@ -59,8 +59,9 @@ def readme_block(result: dict[str, Any], path: Path, root: Path) -> str:
     if gpu:
         lines += _gpu_tables(result)
     lines += _packed_table(result)
-    for precision in sorted(tables.beaten_limits(result)):
-        flops = result["ceilings"]["matrix"][precision]["flops"]
+    matrix = result["ceilings"].get("matrix", {})
+    for precision in sorted(tables.beaten_limits(result) & set(matrix)):
+        flops = matrix[precision]["flops"]
         lines += [
             f"Shares of the limit are left out for {precision}: {flops / 1e9:,.0f} GFLOP/s were "
             "measured for it in this run, and contestants passed that.",
