@@ -268,6 +268,9 @@ def _throughput(result: dict[str, Any]) -> Any:
     figure, axes = _grid(len(workloads), len(modes), most)
     for row, workload in zip(axes, workloads, strict=True):
         for panel, mode in zip(row, modes, strict=True):
+            if not panels[workload, mode]:  # that mode was not measured there
+                panel.set_visible(False)
+                continue
             _panel(panel, panels[workload, mode], "{:,.0f}")
             panel.set_title(f"{workload}: {mode}", loc="left", fontsize=10, fontweight="bold")
             panel.set_xlabel("real tokens per second, text to vector")
@@ -318,7 +321,8 @@ def _load(result: dict[str, Any]) -> Any:
         panel.set_ylabel("p95 latency, ms")
         panel.set_title(workload, loc="left", fontsize=10, fontweight="bold")
         panel.grid(color=FAINT, linewidth=0.6)
-        panel.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        where = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+        panel.legend(fontsize=8, frameon=False, handlelength=4.5, **where)
     return figure
 
 
