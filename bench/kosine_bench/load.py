@@ -275,8 +275,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write, draw; exits 1 if a figure is outside its bar.
 
-    Twice the load of padded batching is asked for at a p99 of one full batch: about what the
-    first bar, at 70 % of capacity, allows. The other levels are reported.
+    Twice the load of padded batching is asked for at every level that both ways were driven to.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("bundle")
@@ -313,9 +312,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         plot(report, options.plot)
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
     within = report["at_70_percent"]["within"] and report["at_200_percent"]["accepted_p99_within"]
-    levels = report["packed_over_padded_at_equal_p99"]
-    at_one_batch = next(row for row in levels if row["full_batches"] == 1.0)
-    return 0 if within and at_one_batch.get("ratio", 0.0) >= 2.0 else 1
+    ratios = [row["ratio"] for row in report["packed_over_padded_at_equal_p99"] if "ratio" in row]
+    return 0 if within and min(ratios, default=0.0) >= 2.0 else 1
 
 
 if __name__ == "__main__":

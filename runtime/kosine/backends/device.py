@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import re
 
-from kosine.errors import BackendUnavailable
+from kosine.errors import BackendUnavailable, UnknownOption
 
-__all__ = ["cuda_index", "first_line", "is_cuda"]
+__all__ = ["check_cpu", "cuda_index", "first_line", "is_cuda"]
 
 
 def is_cuda(device: str) -> bool:
     """Whether `device` names a GPU; "auto" names none."""
     return device.startswith("cuda")
+
+
+def check_cpu(backend: str, device: str, threads: int | None, *, limit: str = "cpu") -> None:
+    """Refuse what an engine on the CPU cannot be made with.
+
+    Args:
+        backend: Its name, for the message.
+        device: Must be "auto" or "cpu".
+        threads: Must be None or at least 1.
+        limit: The devices that the backend of that name has.
+
+    Raises:
+        BackendUnavailable: Another device.
+        UnknownOption: `threads` below 1.
+    """
+    if device not in ("auto", "cpu"):
+        raise BackendUnavailable(
+            f"backend {backend!r} cannot run on device {device[:40]!r}",
+            limit=limit,
+            remedy="leave device out for the CPU",
+        )
+    if threads is not None and threads < 1:
+        raise UnknownOption(f"threads is {threads}", limit="at least 1", remedy="leave it out")
 
 
 def cuda_index(device: str, backend: str) -> int:

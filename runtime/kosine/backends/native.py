@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kosine.backends.device import check_cpu
 from kosine.bundle import Bundle
 from kosine.errors import BackendError, BackendUnavailable, UnknownOption
 from kosine.packed import Packed, Pooled
@@ -50,14 +51,7 @@ class NativeBackend:
         threads: int | None = None,
         spin: bool = False,
     ) -> None:
-        if device not in ("auto", "cpu"):
-            raise BackendUnavailable(
-                f"backend 'native' cannot run on device {device!r}",
-                limit="cpu",
-                remedy="leave device out",
-            )
-        if threads is not None and threads < 1:
-            raise UnknownOption(f"threads is {threads}", limit="at least 1", remedy="leave it out")
+        check_cpu(self.name, device, threads)
         self.isa = _isa_for(dtype)
         manifest = bundle.manifest
         weights = bundle.tensors()

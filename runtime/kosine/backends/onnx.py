@@ -11,17 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from kosine.backends.device import first_line
+from kosine.backends.device import check_cpu, first_line
 from kosine.backends.forks import never_destroy, watch_forks
 from kosine.batching import plan_rows
 from kosine.bundle import Bundle
-from kosine.errors import (
-    BackendError,
-    BackendUnavailable,
-    MissingExtra,
-    MissingTarget,
-    UnknownOption,
-)
+from kosine.errors import BackendError, MissingExtra, MissingTarget
 from kosine.packed import Float32, Packed, Pooled
 from kosine.positions import position_ids
 from kosine.rows import Rows, fill_rows
@@ -62,14 +56,7 @@ class OnnxBackend:
         threads: int | None = None,
         spin: bool = False,
     ) -> None:
-        if device not in ("auto", "cpu"):
-            raise BackendUnavailable(
-                f"backend 'onnx' cannot run on device {device!r}",
-                limit="cpu, cuda or cuda:N",
-                remedy="leave device out for the CPU",
-            )
-        if threads is not None and threads < 1:
-            raise UnknownOption(f"threads is {threads}", limit="at least 1", remedy="leave it out")
+        check_cpu(self.name, device, threads, limit="cpu, cuda or cuda:N")
         self._graph = graph_path(bundle, dtype)
         self.dim = bundle.manifest.dim
         self.dtype = dtype
