@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from kosine.plans import PlanProfile
 from kosine.rows import Rows, fill_rows
 
 __all__ = ["Piece", "Shape", "fill_piece", "input_shape", "pieces", "row_counts", "split_rows"]
+
+# A GPU wants large rectangles: to launch one more costs it more than a CPU, in tokens.
+COSTS: Final[dict[str, Any]] = {"width_cost": 0.002, "run_cost": 96, "max_tokens": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ def pieces(lengths: Int32, profiles: Sequence[PlanProfile], *, tight: bool = Fal
             remedy="truncate texts to the manifest's max_tokens",
         )
     found = []
-    for plan in plan_rows(lengths, widths=widths, fixed_widths=True):
+    for plan in plan_rows(lengths, widths=widths, fixed_widths=True, **COSTS):
         same = [i for i, profile in enumerate(profiles) if profile.width == plan.width]
         roomy = max((profiles[i] for i in same), key=lambda p: p.max_rows * p.max_slots)
         for part in split_rows(plan, roomy.max_rows, roomy.max_slots):
@@ -112,14 +116,11 @@ def split_rows(plan: RowPlan, max_rows: int, max_slots: int) -> list[RowPlan]:
         np.minimum.at(first, row, offset)
         offset, slot = offset - first[row], slot % max_slots
     num_rows = int(row.max()) + 1
-    parts = []
-    for begin in range(0, num_rows, max_rows):
-        count = min(max_rows, num_rows - begin)
-        own = np.flatnonzero((row >= begin) & (row < begin + count))
-        parts.append(
-            RowPlan(plan.indices[own], row[own] - begin, offset[own], slot[own], count, plan.width)
-        )
-    return parts
+    whole = RowPlan(plan.indices, row, offset, slot, num_rows, plan.width)
+    return [
+        whole.take_rows(begin, min(begin + max_rows, num_rows))
+        for begin in range(0, num_rows, max_rows)
+    ]
 
 
 def input_shape(name: str, shape: Shape) -> tuple[int, ...]:
