@@ -11,7 +11,7 @@ import pytest
 from kosine.testing import FakeBackend, FakeEncoder, linear_cost, rectangle_cost
 from kosine_bench import load
 from kosine_bench.equal_p99 import P99_LEVELS, advantage, interval, load_at_p99, resampled_p99
-from kosine_bench.offered import mixed_texts
+from kosine_bench.offered import mixed_texts, summary
 from kosine_bench.rectangles import PaddedEncoder
 from kosine_bench.simulation import capacity_tps, simulate
 
@@ -64,8 +64,9 @@ def test_the_advantage_is_given_at_fixed_levels_within_what_was_measured():
     for way, times in (("packed", 3.0), ("padded", 1.0)):
         for rate in (10.0, 20.0, 40.0, 80.0):
             latencies = generator.exponential(rate / 80, 4_000)
-            again = resampled_p99([latencies[:2_000], latencies[2_000:]], generator)
-            p99 = float(np.percentile(latencies, 99))
+            passes = np.split(latencies, 2)
+            again = resampled_p99(passes, generator)
+            p99 = float(np.median([np.percentile(each, 99) for each in passes]))
             low, high = interval(again)
             assert low < p99 < high
             points.append({"way": way, "offered_rps": times * rate, "p99_s": p99})
@@ -90,6 +91,29 @@ def test_neighbours_are_resampled_together():
     spread = resampled_p99([generator.permutation(calm)], generator)
     assert (stretch < 5.0).mean() > 0.25
     assert (spread < 5.0).mean() < 0.05
+
+
+def test_one_stalled_pass_does_not_move_a_point():
+    generator = np.random.default_rng(0)
+    passes = [generator.exponential(1.0, 1_000) for _ in range(5)]
+
+    def point(latencies):
+        counts = {"requests": 1_000, "rejected": 1, "late": 2, "arrivals_s": 10.0, "seconds": 11.0}
+        return summary([{"latencies_s": each, **counts} for each in latencies])
+
+    calm, stalled = point(passes), point([*passes[:4], passes[4] + 100.0])
+    assert stalled["p99_s_of_passes"][4] > 100.0 > stalled["p99_s"]
+    assert stalled["p99_s"] == pytest.approx(calm["p99_s"], rel=0.2)
+    assert stalled["p99_s"] == sorted(stalled["p99_s_of_passes"])[2]
+    assert (calm["requests"], calm["rejected"], calm["late"]) == (5_000, 5, 10)
+    assert calm["offered_rps"] == 100.0
+    again = resampled_p99([*passes[:4], passes[4] + 100.0], generator)
+    assert (again < 100.0).mean() > 0.9  # the stalled one is the median where it is drawn thrice
+
+
+def test_a_pass_without_answers_has_no_finite_percentile():
+    counts = {"requests": 5, "rejected": 5, "late": 0, "arrivals_s": 1.0, "seconds": 1.0}
+    assert summary([{"latencies_s": np.array([]), **counts}])["p99_s"] == float("inf")
 
 
 def test_a_point_has_enough_requests_and_seconds():

@@ -2,8 +2,9 @@
 
 A point is a load and the latencies that it gave. Between two loads the logarithm of the p99 is
 interpolated in the load; nothing is smoothed, and nothing is said outside the loads measured.
-Confidence comes from a block bootstrap: whole stretches of neighbouring requests are drawn
-again, because requests that queue together are late together.
+Confidence comes from a block bootstrap: the passes over a point are drawn again, and in each of
+them whole stretches of neighbouring requests, because requests that queue together are late
+together.
 """
 
 from __future__ import annotations
@@ -50,19 +51,21 @@ def load_at_p99(loads: Sequence[float], p99_s: Sequence[float], level_s: float) 
 
 
 def resampled_p99(passes: Sequence[Floats], generator: np.random.Generator) -> Floats:
-    """(RESAMPLES,) p99 of a point, each of blocks drawn with replacement.
+    """(RESAMPLES,) p99 of a point: the median over passes drawn with replacement, and in each of
+    these the p99 of blocks drawn with replacement.
 
     Args:
         passes: Latencies in seconds in order of arrival, one array per pass.
         generator: What draws.
     """
-    blocks = [
-        block
-        for latencies in passes
-        for block in np.array_split(latencies, min(BLOCKS_PER_PASS, len(latencies)))
-    ]
+    blocks = [np.array_split(each, min(BLOCKS_PER_PASS, len(each))) for each in passes]
+
+    def p99(own: Sequence[Floats]) -> float:
+        drawn = generator.integers(0, len(own), len(own))
+        return float(np.percentile(np.concatenate([own[i] for i in drawn]), 99))
+
     draws = generator.integers(0, len(blocks), (RESAMPLES, len(blocks)))
-    return np.array([np.percentile(np.concatenate([blocks[i] for i in d]), 99) for d in draws])
+    return np.array([np.median([p99(blocks[i]) for i in chosen]) for chosen in draws])
 
 
 def interval(values: Floats) -> list[float]:

@@ -5,11 +5,11 @@
 Texts of 5 to 63 tokens arrive open-loop (Poisson): with the lengths of the korsts workload (mean
 17), or uniform ones (mean 34). Capacity is measured first, for each way of batching, with a queue
 that never runs dry; each way is then offered the same parts of its own capacity, so that both
-curves are as finely drawn. There are two passes over all points, the second in the opposite
-order, the two ways taking turns, so that a drifting machine hurts both alike; a point's latencies
-of both passes are pooled. Both ways use the same backend, policy, token budget, texts and
-(stretched) arrivals; "padded" lengthens every sentence of a batch to the longest one, which is
-what a rectangle computes. Figures are comparable within one run only.
+curves are as finely drawn. There are five passes over all points, every other one in the
+opposite order, the two ways taking turns, so that a drifting machine hurts both alike; a point's
+percentiles are the medians of its passes'. Both ways use the same backend, policy, token budget,
+texts and (stretched) arrivals; "padded" lengthens every sentence of a batch to the longest one,
+which is what a rectangle computes. Figures are comparable within one run only.
 
 In the result: p99 at 70 % of capacity against 4 x the unloaded p50 + one full batch; the requests
 that kept their deadline at 200 %; and how many times the load of padded batching packed batching
@@ -47,8 +47,8 @@ from kosine_bench.offered import (
     CountingEncoder,
     mixed_texts,
     offer,
-    pooled,
     saturate,
+    summary,
 )
 from kosine_bench.rectangles import PaddedEncoder
 
@@ -75,9 +75,9 @@ class Effort:
     """
 
     loads: Sequence[float] = (0.05, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.1)
-    seconds: float = 20.0
+    seconds: float = 8.0
     requests: int = 500
-    passes: int = 2
+    passes: int = 5
 
     def count(self, rate_rps: float) -> int:
         """Requests of one pass over a point."""
@@ -89,6 +89,7 @@ class Effort:
         return self.passes * sum(self.count(rate) / rate for rate in rates)
 
 
+FULL = Effort()
 QUICK = Effort((0.05, 0.5, 0.7, 0.9), seconds=4.0, requests=60, passes=1)
 
 
@@ -138,7 +139,7 @@ def measure_points(
             one_pass(load, name, number)
     for name in ways:
         load = effort.loads[-1]
-        while load < MOST_LOAD and pooled(measured[load, name])["p99_s"] < climb_until_s:
+        while load < MOST_LOAD and summary(measured[load, name])["p99_s"] < climb_until_s:
             load = round(load + CLIMB, 2)
             for number in range(effort.passes):
                 one_pass(load, name, number)
@@ -146,7 +147,7 @@ def measure_points(
     points, resampled = [], []
     for (load, name), passes in measured.items():
         again = resampled_p99([one["latencies_s"] for one in passes], generator)
-        point = {"way": name, "load": load, **pooled(passes)}
+        point = {"way": name, "load": load, **summary(passes)}
         point["p99_interval_s"] = [round(value, 6) for value in interval(again)]
         points.append(point)
         resampled.append(again)
@@ -198,7 +199,7 @@ def curve(
     with Batcher(encoder, max_batch_tokens=batch_tokens) as batcher:
         rate, few = capacities["packed"], min(effort.seconds, 5.0)
         offer(batcher, texts, rate, math.ceil(rate * few), seed)  # it learns the rate
-        overload = pooled([offer(batcher, texts, twice, effort.count(twice), seed + 1, deadline)])
+        overload = summary([offer(batcher, texts, twice, effort.count(twice), seed + 1, deadline)])
     bar_s = 4 * unloaded["p50_s"] + full_batch_s["packed"]
     return {
         "machine": machine.describe(threads=0),
@@ -284,9 +285,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--lengths", choices=LENGTHS, default="korsts")
     parser.add_argument("--batch-tokens", type=int, default=2_048)
-    parser.add_argument("--seconds", type=float, default=20.0, help="at least, per point and pass")
-    parser.add_argument("--requests", type=int, default=500, help="at least, per point")
-    parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument(
+        "--seconds", type=float, default=FULL.seconds, help="at least, per point and pass"
+    )
+    parser.add_argument("--requests", type=int, default=FULL.requests, help="at least, per point")
+    parser.add_argument("--passes", type=int, default=FULL.passes)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="few loads, 4 s each, one pass")
     parser.add_argument("--out", type=Path, help="where to write the JSON")

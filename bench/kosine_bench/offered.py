@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kosine.batcher import Batcher
 from kosine.errors import BatcherError, DeadlineExceeded, QueueFull
@@ -24,8 +25,8 @@ __all__ = [
     "CountingEncoder",
     "mixed_texts",
     "offer",
-    "pooled",
     "saturate",
+    "summary",
 ]
 
 KORSTS: Final = WORKLOADS["korsts"].columns[0]
@@ -140,19 +141,32 @@ def offer(
     }
 
 
-def pooled(passes: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of one point, over all its passes."""
-    latencies = np.concatenate([one["latencies_s"] for one in passes])
+def summary(passes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of one point: counts of all its passes, and medians of their percentiles.
+
+    A median, because another tenant of the machine can take half a second from any one pass.
+    Under `p99_s_of_passes` is what it is the median of.
+    """
     total = {
         key: sum(one[key] for one in passes)
         for key in ("requests", "rejected", "late", "arrivals_s", "seconds")
     }
-    values = np.percentile(latencies, PERCENTS) if len(latencies) else [NO_ANSWER] * len(PERCENTS)
+    answered = sum(len(one["latencies_s"]) for one in passes)
+    each = np.array([_percentiles(one["latencies_s"]) for one in passes])
+    middle = zip(PERCENTS, np.median(each, axis=0).tolist(), strict=True)
     return {
         "offered_rps": round(total["requests"] / total["arrivals_s"], 3),
-        "answered_rps": round(len(latencies) / total["seconds"], 3),
+        "answered_rps": round(answered / total["seconds"], 3),
         "requests": total["requests"],
         "rejected": total["rejected"],
         "late": total["late"],
-        **{f"p{p}_s": round(float(v), 6) for p, v in zip(PERCENTS, values, strict=True)},
+        **{f"p{percent}_s": round(value, 6) for percent, value in middle},
+        "p99_s_of_passes": each[:, PERCENTS.index(99)].round(6).tolist(),
     }
+
+
+def _percentiles(latencies: NDArray[np.float64]) -> list[float]:
+    if len(latencies) == 0:
+        return [NO_ANSWER] * len(PERCENTS)
+    found: list[float] = np.percentile(latencies, PERCENTS).tolist()
+    return found
