@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kosine_bench.arrivals import poisson_times, serve
+from kosine_bench.arrivals import num_requests, poisson_times, serve
 
 
 class Clock:
@@ -62,3 +62,18 @@ def test_poisson_times_have_the_rate_and_the_seed() -> None:
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.03)
     assert (times == poisson_times(50.0, 20_000, seed=4)).all()
     assert (times != poisson_times(50.0, 20_000, seed=5)).any()
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (1_000.0, 600),  # The most there may be.
+        (50.0, 200),  # All that arrive in the seconds.
+        (10.0, 100),  # As many as are wanted, in longer.
+        (2.0, 40),  # As many as arrive in the longest time.
+        (0.1, 8),  # The least, however long that takes.
+    ],
+)
+def test_a_slow_contestant_is_waited_for_within_bounds(rate: float, expected: int) -> None:
+    assert num_requests(rate, 4.0, 100, 20.0, 600) == expected
+    assert num_requests(rate, 4.0, 0, 0.0, 600) == min(max(int(4 * rate), 8), 600)

@@ -12,16 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kosine.errors import InputError, UnknownOption
 from kosine_bench import command, measure, models, results, tables
 from kosine_bench.contestant import Checkpoint
 from kosine_bench.convert import STAMP, made_by
+from kosine_bench.entry import Entry
 from kosine_bench.environments import ENVIRONMENTS, TORCH
 from kosine_bench.estimate import part_seconds
-from kosine_bench.ours import KosineOnnx
-from kosine_bench.rivals import RIVALS, OnnxRuntime, TextEmbeddingsInference
+from kosine_bench.ours import (
+    KosineOnnx,
+)
+from kosine_bench.remaining import Remaining, clock
+from kosine_bench.rivals import (
+    OnnxRuntime,
+    OnnxRuntimePlain,
+    TextEmbeddingsInference,
+)
 from kosine_bench.suite import FULL, QUICK, Part, WorkFile, write_work
-from kosine_bench.workload import WORKLOADS
+from kosine_bench.workload import WORKLOADS, Column, Workload
 
 BENCH = Path(__file__).parent.parent / "bench"
 TINY = replace(
@@ -33,62 +40,6 @@ def parse(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     return parser.parse_args(words)
-
-
-def test_the_default_is_the_whole_comparison() -> None:
-    plan = command.plan(parse())
-    assert [(part.workload.name, part.size.name, part.modes) for part in plan.parts] == [
-        ("korsts", "base", ("single", "burst", "bulk", "load")),
-        ("matching", "base", ("single", "burst")),
-        ("faq", "base", ("single", "burst")),
-        ("legal", "base", ("single", "burst", "bulk")),
-        ("korsts", "large", ("single", "burst", "bulk")),
-        ("long", "large", ("single", "burst")),
-    ]
-    assert plan.modes == ("single", "burst", "bulk", "load")
-    assert plan.parts[0].scopes == ("engine", "end-to-end")
-    assert not plan.parts[0].omits
-    known = {kind.name for kind in plan.contestants}
-    assert all(part.omits < known for part in plan.parts)
-    assert {kind.name for kind in RIVALS} < {kind.name for kind in plan.contestants}
-    assert plan.effort.rounds == 3
-
-
-def test_quick_is_the_sample_on_korsts() -> None:
-    plan = command.plan(parse("--quick", "--rounds", "5", "--mode", "burst"))
-    assert [(part.workload.name, part.size.name) for part in plan.parts] == [("korsts", "sample")]
-    assert (plan.effort.rounds, plan.modes) == (5, ("burst",))
-    assert "torch-compiled" not in {kind.name for kind in plan.contestants}
-    named = command.plan(parse("--quick", "--rivals", "all,torch-compiled"))
-    assert "torch-compiled" in {kind.name for kind in named.contestants}
-
-
-@pytest.mark.parametrize(
-    ("rivals", "expected"),
-    [
-        ("none", 0),
-        ("openvino", 3),
-        ("openvino-int8,fastembed", 2),
-    ],
-)
-def test_rivals_go_by_name_or_prefix_and_kosine_is_always_there(rivals: str, expected: int) -> None:
-    chosen = command.plan(parse("--rivals", rivals)).contestants
-    assert sum(kind in RIVALS for kind in chosen) == expected
-    assert KosineOnnx in chosen
-
-
-def test_one_of_kosines_own_may_be_named_alone() -> None:
-    chosen = command.plan(parse("--rivals", "kosine-onnx,onnxruntime-plain")).contestants
-    assert [kind.name for kind in chosen] == ["kosine-onnx-float32", "onnxruntime-plain"]
-
-
-def test_bad_arguments_are_typed_errors() -> None:
-    with pytest.raises(UnknownOption, match="unknown rival 'tensorflow'"):
-        command.plan(parse("--rivals", "tensorflow"))
-    with pytest.raises(UnknownOption, match="--threads is 0"):
-        command.plan(parse("--threads", "0"))
-    with pytest.raises(InputError, match="up to 512 tokens"):
-        command.plan(parse("--workload", "long", "--model", "sample"))
 
 
 def test_every_package_of_an_environment_is_pinned() -> None:
@@ -119,8 +70,9 @@ def test_a_run_holds_figures_for_each_and_reasons_for_the_rest(
     (converted / "encoder.kosine").symlink_to(sample_bundle)
     (converted / STAMP).write_text(json.dumps(made_by("kosine")), "utf-8")
     monkeypatch.setattr(measure.places, "environments_dir", lambda: tmp_path / "venvs")
+    bulk_once = Part(WORKLOADS["korsts"], models.SIZES["sample"], rounds={"bulk": 1})
     plan = measure.Plan(
-        (Part(WORKLOADS["korsts"], models.SIZES["sample"]),),
+        (bulk_once,),
         (KosineOnnx, TextEmbeddingsInference),
         TINY,
         threads=1,
@@ -142,7 +94,7 @@ def test_a_run_holds_figures_for_each_and_reasons_for_the_rest(
         for scope in ("engine", "end-to-end")
     }
     for figure in result["figures"]:
-        assert len(figure["rounds"]) == 2
+        assert len(figure["rounds"]) == (1 if figure["mode"] == "bulk" else 2)
         assert figure["summary"]["tokens_per_second"] > 0
         assert 0 < figure["summary"]["limit_share"] < 1
     (load,) = result["load"]
@@ -151,6 +103,7 @@ def test_a_run_holds_figures_for_each_and_reasons_for_the_rest(
     assert len(run["load_seconds"]) == len(run["peak_rss_bytes"]) == 2
     absent = {entry["name"]: entry["absent"] for entry in result["contestants"]}
     assert absent["kosine-onnx-float32"] is None
+    assert result["workloads"]["korsts@sample"]["rounds"] == {"bulk": 1}
     assert "not installed" in absent["tei-float32"]
     assert "absent" in tables.text_table(result)
 
@@ -208,6 +161,11 @@ def test_the_estimate_counts_what_is_done_in_a_round(
     rival = part_seconds(OnnxRuntime, work, FULL, CEILINGS, 0)
     assert rival["tune"] > first["tune"]
     assert "load" not in rival
+    plain = part_seconds(OnnxRuntimePlain, work, FULL, CEILINGS, 0)
+    # A slower machine needs longer for 100 arrivals; a fast one has them in the seconds of each.
+    slow = {"matrix": {"float32": {"flops": 2.6e10}}}
+    assert plain["load"] > 4 * FULL.load_seconds
+    assert part_seconds(OnnxRuntimePlain, work, FULL, slow, 0)["load"] > 2 * plain["load"]
     quick = {"matrix": {"float32": {"flops": 2.6e13}}}
     assert sum(part_seconds(KosineOnnx, work, FULL, quick, 1).values()) < sum(later.values())
 
@@ -226,6 +184,50 @@ def test_a_setting_is_settled_once_for_all_sizes(checkpoint: Checkpoint, tmp_pat
     assert settled["tokens_per_second"] == pytest.approx(1_000, rel=0.05)
     assert run._settled("x", run.work[0], "burst") is None
     assert run._settled("x", run.work[2], "burst") is None
+
+
+def test_bursts_settle_bulk_on_texts_of_one_length(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    equal = Workload("equal", (Column(16, 16.0, 16),), (0,))
+    part = Part(equal, models.SIZES["sample"], rounds={"bulk": 1})
+    work = write_work(part, checkpoint, FULL, tmp_path)
+    plan = measure.Plan((part,), (OnnxRuntime,), FULL, 1, quick=False)
+    run = measure._Run(plan, print, tmp_path)
+    run.work = [work]
+    burst = {"best": {"batch_size": 16, "order": "length", "streams": 2}, "tokens_per_second": 9.0}
+    run.tuning["x", work.key, "burst"] = burst
+    settled = run._settled("x", work, "bulk")
+    assert settled == {**burst, "trials": [], "settled_by": "burst"}
+    assert run._settled("x", work, "burst") is None
+    mixed = work_file(checkpoint, tmp_path)
+    run.work, run.tuning = [mixed], {("x", mixed.key, "burst"): burst}
+    assert run._settled("x", mixed, "bulk") is None
+    tuned = part_seconds(OnnxRuntime, work, FULL, CEILINGS, 0)
+    alone = replace(work, part=replace(part, modes=("bulk",)))
+    assert "tune" in part_seconds(OnnxRuntime, alone, FULL, CEILINGS, 0)
+    assert "bulk" in tuned
+    assert "bulk" not in part_seconds(OnnxRuntime, work, FULL, CEILINGS, 1)
+
+
+def test_what_remains_is_corrected_by_what_was_seen(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    work = work_file(checkpoint, tmp_path)
+    mine, theirs = Entry(KosineOnnx), Entry(OnnxRuntime)
+    steps = [(number, work.size, entry) for number in (0, 1) for entry in (mine, theirs)]
+    remaining = Remaining(FULL, [work], CEILINGS)
+    guessed = remaining.of(steps)
+    assert guessed == pytest.approx(sum(remaining.parts(steps).values()))
+    first = remaining.of(steps[:1])
+    remaining.saw(steps[0], 2 * first)
+    # Half speed is expected of everyone, until there is more to go by.
+    assert remaining.of(steps) == pytest.approx(2 * guessed)
+    remaining.saw(steps[1], remaining.of(steps[1:2]) / 2)
+    assert remaining.of(steps[:1]) == pytest.approx(2 * first)
+    assert remaining.of(steps) < 2 * guessed
+    theirs.reason = "it failed"
+    assert remaining.of(steps[1:2]) == 0
+    said: list[str] = []
+    remaining.say(steps, said.append)
+    assert said[0] == f"about {clock(sum(remaining.parts(steps).values()))} of measuring"
+    assert [clock(s) for s in (40, 185, 3720)] == ["40 s", "3 min 05 s", "1 h 02 min"]
 
 
 def test_agreement_divides_norms_out_and_reports_them() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from bench_result import WORKLOAD, make_result
 from kosine.errors import InputError
-from kosine_bench import machine, report, results, tables
+from kosine_bench import figures, machine, ratios, report, results, tables
 from kosine_bench.gpu import Gpu
 
 
@@ -51,19 +51,19 @@ def test_the_latest_is_the_newest_full_run(result: dict[str, Any], path: Path) -
 
 
 def test_the_ratio_is_against_the_fastest_rival_that_is_right(result: dict[str, Any]) -> None:
-    best = tables.best_ratio(result, WORKLOAD, "burst", "end-to-end")
+    best = ratios.best_ratio(result, WORKLOAD, "burst", "end-to-end")
     assert best is not None
     assert (best["ours"], best["rival"]) == ("kosine-onnx-float32", "right-int8")
     assert best["ratio"] == pytest.approx(0.5)
-    within = tables.best_ratio(result, WORKLOAD, "burst", "end-to-end", "float32")
+    within = ratios.best_ratio(result, WORKLOAD, "burst", "end-to-end", "float32")
     assert within is not None
     assert (within["rival"], within["ratio"]) == ("right-float32", pytest.approx(2.0))
     assert within["spread"] == pytest.approx([2.0, 2.0])
 
 
 def test_no_ratio_without_two_sides(result: dict[str, Any]) -> None:
-    assert tables.best_ratio(result, WORKLOAD, "burst", "end-to-end", "bfloat16") is None
-    assert tables.best_ratio(result, "faq@base", "burst", "end-to-end") is None
+    assert ratios.best_ratio(result, WORKLOAD, "burst", "end-to-end", "bfloat16") is None
+    assert ratios.best_ratio(result, "faq@base", "burst", "end-to-end") is None
 
 
 def test_the_headline_has_a_row_for_each_and_says_who_is_absent(result: dict[str, Any]) -> None:
@@ -158,10 +158,10 @@ def test_a_gpus_run_has_a_file_and_a_block_of_its_own(
 def test_packed_rows_are_held_against_padding(
     result: dict[str, Any], gpu_result: dict[str, Any]
 ) -> None:
-    rows = tables.packed_rows(gpu_result)
+    rows = ratios.packed_rows(gpu_result)
     assert rows[1] == ["korsts@base", "burst", "2.00x", "not measured"]
     assert "packed rows against padding" in tables.text_table(gpu_result)
-    assert {row[2] for row in tables.packed_rows(result)} == {"not measured"}
+    assert {row[2] for row in ratios.packed_rows(result)} == {"not measured"}
 
 
 def test_a_readme_without_markers_is_refused(
@@ -171,25 +171,6 @@ def test_a_readme_without_markers_is_refused(
     readme.write_text("no markers\n", "utf-8")
     with pytest.raises(InputError, match="no markers"):
         report.update_readme(result, path, readme)
-
-
-def test_pictures_are_drawn_and_shown(result: dict[str, Any], path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="pictures need the bench extra")
-    drawn = report.draw(result, path)
-    assert [file.name.removeprefix(f"{path.stem}-") for file in drawn] == [
-        *("throughput.svg", "load.svg", "limits.svg"),
-    ]
-    first = [file.read_bytes() for file in drawn]
-    assert all(content.startswith(b"<?xml") for content in first)
-    assert [file.read_bytes() for file in report.draw(result, path)] == first
-    block = report.readme_block(result, path, path.parent.parent)
-    for file in drawn:
-        assert f"(results/{file.name})" in block
-
-
-def test_what_was_not_measured_is_not_drawn(result: dict[str, Any], path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="pictures need the bench extra")
-    assert report.draw({**result, "figures": [], "load": []}, path) == []
 
 
 def test_the_machine_is_described_without_its_name() -> None:
@@ -204,12 +185,12 @@ def test_the_machine_is_described_without_its_name() -> None:
 
 def test_a_limit_that_was_passed_is_none(result: dict[str, Any], path: Path) -> None:
     """Measured too low: shares of it would say nothing, and the report says why there are none."""
-    assert tables.beaten_limits(result) == set()
+    assert figures.beaten_limits(result) == set()
     result["ceilings"] = {"matrix": {"float32": {"flops": 2.5e11}}}
-    for figure in result["figures"]:
-        if figure["contestant"] == "right-float32":
-            figure["summary"]["limit_share"] = 1.9
-    assert tables.beaten_limits(result) == {"float32"}
+    for one in result["figures"]:
+        if one["contestant"] == "right-float32":
+            one["summary"]["limit_share"] = 1.9
+    assert figures.beaten_limits(result) == {"float32"}
     assert "left out for float32: 250 GFLOP/s" in report.readme_block(result, path, path.parent)
     shown = {row[0]: row[1] for row in tables.share_rows(result, "burst")}
     assert "%" in shown["Right int8"]

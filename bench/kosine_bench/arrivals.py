@@ -8,9 +8,22 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["poisson_times", "serve"]
+__all__ = ["num_requests", "poisson_times", "serve"]
 
 SPIN_SECONDS = 2e-4
+LEAST_REQUESTS = 8
+
+
+def num_requests(
+    rate: float, seconds: float, requests: int, most_seconds: float, most_requests: int
+) -> int:
+    """How many requests measure one rate of arrivals.
+
+    What arrives in `seconds`; where that is fewer than `requests`, as many as arrive in up to
+    `most_seconds`; never more than `most_requests`, nor fewer than 8.
+    """
+    wanted = max(rate * seconds, min(requests, rate * max(most_seconds, seconds)))
+    return int(min(max(wanted, LEAST_REQUESTS), most_requests))
 
 
 def poisson_times(rate: float, count: int, seed: int) -> NDArray[np.float64]:

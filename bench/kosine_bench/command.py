@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kosine.errors import InputError, UnknownOption
 from kosine.threads import usable_cpus
-from kosine_bench import gpu, report, results
+from kosine_bench import gpu, pictures, report, results, tables
 from kosine_bench.contestant import Contestant
 from kosine_bench.gpu import Gpu
 from kosine_bench.gpu_ours import GPU_OURS
@@ -22,16 +22,9 @@ from kosine_bench.gpu_rivals import GPU_RIVALS
 from kosine_bench.measure import Plan, measure
 from kosine_bench.models import SIZES
 from kosine_bench.ours import OURS
+from kosine_bench.parts import default_parts, gpu_parts
 from kosine_bench.rivals import RIVALS
-from kosine_bench.suite import (
-    FULL,
-    GPU_FULL,
-    GPU_QUICK,
-    MODES,
-    QUICK,
-    default_parts,
-    gpu_parts,
-)
+from kosine_bench.suite import FULL, GPU_FULL, GPU_QUICK, MODES, QUICK
 from kosine_bench.workload import WORKLOADS
 
 __all__ = ["add_arguments", "main", "run"]
@@ -66,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode",
         action="append",
         choices=MODES,
-        help="repeat for several (default: those that each workload adds something to)",
+        help="repeat for several; each is measured in full, with everyone that can take part"
+        " (default: all, the costliest ones cut; see bench/README.md)",
     )
     parser.add_argument(
         "--rivals",
@@ -115,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
             _say(f"wrote {_relative(path)}")
         _say(f"done in {(time.monotonic() - start) / 60:.1f} min")
         if not args.json:
-            sys.stdout.write(report.text_table(result))
+            sys.stdout.write(tables.text_table(result))
     if args.json:
         (first, *others) = done.values()
         json.dump(done if others else first, sys.stdout, ensure_ascii=False)
@@ -226,7 +220,7 @@ def _chosen(
         return tuple(kind for kind in kinds if kind.name not in omits or kind in named)
     if any(kind.ours for kind in named):
         return tuple(named)
-    return (*(kind for kind in kinds if kind.ours), *named)
+    return (*(kind for kind in kinds if kind.ours and kind.name not in omits), *named)
 
 
 def _report(path: Path | None) -> int:
@@ -239,7 +233,7 @@ def _report(path: Path | None) -> int:
             paths.append(results.latest(wanted="cuda"))
     for one in paths:
         result = results.read(one)
-        for drawn in report.draw(result, one):
+        for drawn in pictures.draw(result, one):
             _say(f"wrote {_relative(drawn)}")
         readme = report.update_readme(result, one)
         if readme:

@@ -138,6 +138,8 @@ class Contestant(ABC):
         engine: Whether token ids can be passed in, past the tokenizer.
         sorts: Whether its own way from text to vectors sorts a call's texts by length anyway.
         serves: Whether it takes part in the latency under load.
+        forced: The instruction-set level that its process is held to; None leaves it the choice.
+            A forced level stands beside what is chosen and is never taken for the fastest.
         start_seconds: About how long a process takes before it measures, for estimates.
         most_rounds: Rounds on a model size that it takes part in, where it starts too slowly for
             all of them.
@@ -156,6 +158,7 @@ class Contestant(ABC):
     engine: ClassVar[bool] = True
     sorts: ClassVar[bool] = False
     serves: ClassVar[bool] = False
+    forced: ClassVar[str | None] = None
     start_seconds: ClassVar[float] = 1.5
     most_rounds: ClassVar[dict[str, int]] = {}
 
@@ -179,6 +182,14 @@ class Contestant(ABC):
 
     def apply(self, setting: Setting) -> None:  # noqa: B027  most have nothing to do
         """Get ready for `setting`, where that takes time that no call should be charged."""
+
+    def isa_level(self) -> str | None:
+        """The instruction-set level that it computes at here; None where it does not tell.
+
+        Raises:
+            Absent: This machine lacks the level that it is held to.
+        """
+        return None
 
     def settings(self, mode: str) -> list[Setting]:
         """What tuning tries for `mode`; the first one is used where there is no tuning."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kosine_bench.arrivals import num_requests
 from kosine_bench.contestant import Contestant
 from kosine_bench.models import flops_per_text, weight_bytes
 from kosine_bench.suite import Effort, WorkFile
 
-__all__ = ["LOAD_SHARES", "part_seconds", "start_seconds"]
+__all__ = ["part_seconds", "start_seconds"]
 
-LOAD_SHARES = (0.3, 0.5, 0.7, 0.9)
 # Of the peak, what runtimes reach on real lengths; and what a worker loads a second.
 REACHED = {"float32": 0.65, "bfloat16": 0.5, "float16": 0.3, "int8": 0.35}
 READ_BYTES_PER_SECOND = 5e8
 TRIED_SETTINGS = {"burst": 4, "bulk": 3}
 WARM_TOKENS = 768
 OWN_WARM_UP_SECONDS = 1.5
+MOST_REQUESTS = 600
 
 
 def start_seconds(kind: type[Contestant], work: WorkFile) -> float:
@@ -46,7 +47,7 @@ def part_seconds(
     scopes = [scope for scope in work.part.scopes if scope != "engine" or kind.engine]
     seconds: dict[str, float] = {}
     for mode in work.part.modes:
-        if mode == "load":
+        if not work.part.measures(mode, number) or mode == "load":
             continue
         total = work.flops(mode) / speed
         least = work.flops(mode, work.least(mode)) / speed
@@ -60,7 +61,7 @@ def part_seconds(
             if number == 0:
                 seconds["tune"] = seconds.get("tune", 0.0) + TRIED_SETTINGS.get(mode, 1) * 0.2
             continue
-        if number == 0 and not settled:
+        if number == 0 and not (settled or (mode == "bulk" and work.settles_bulk)):
             tokens = max(effort.tune_tokens, work.workload.burst * work.workload.mean)
             first = one if mode == "single" else tokens / work.workload.mean * one
             again = 6 * one if mode == "single" else first
@@ -69,8 +70,12 @@ def part_seconds(
             if not kind.ours and mode != "single":
                 tries = 2 if work.workload.equal else TRIED_SETTINGS[mode]
             seconds["tune"] = seconds.get("tune", 0.0) + tries * trial
-    if "load" in work.part.modes and kind.serves and number < effort.load_rounds:
-        seconds["load"] = len(LOAD_SHARES) * effort.load_seconds + len(work.lengths["burst"]) * one
+    if work.part.loads(kind) and number < effort.load_rounds:
+        seconds["load"] = len(work.lengths["burst"]) * one
+        for share in work.part.load_shares:
+            rate = share / one
+            most = (effort.load_requests, effort.most_load_seconds, MOST_REQUESTS)
+            seconds["load"] += num_requests(rate, effort.load_seconds, *most) / rate
     if number == 0:
         seconds["check"] = len(scopes) * len(work.lengths["parity"]) * one
     return seconds

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -15,10 +14,11 @@ import numpy as np
 
 from kosine_bench import environments, machine, models, places, results
 from kosine_bench.contestant import Absent, Checkpoint, Contestant, installed_version
-from kosine_bench.estimate import LOAD_SHARES, part_seconds, start_seconds
+from kosine_bench.entry import Entry, leave_out_repeated
 from kosine_bench.gpu import Gpu
 from kosine_bench.gpu_rivals import GPU_REFERENCE
 from kosine_bench.process import WorkerFailed, WorkerProcess, import_seconds
+from kosine_bench.remaining import Remaining, clock, work_of
 from kosine_bench.rivals import SentenceTransformersFloat32
 from kosine_bench.suite import MODES, SEED, Effort, Part, WorkFile, write_work
 from kosine_bench.summary import limit_seconds, summarise, summarise_load
@@ -58,20 +58,6 @@ class Plan:
         return tuple(mode for mode in MODES if any(mode in part.modes for part in self.parts))
 
 
-@dataclass(slots=True)
-class _Entry:
-    """A contestant during a run; `reason` says why it is not, or no longer, in it."""
-
-    kind: type[Contestant]
-    python: Path = Path()
-    versions: dict[str, str] = field(default_factory=dict)
-    import_seconds: list[float] = field(default_factory=list)
-    reason: str | None = None
-
-
-_Step = tuple[int, models.ModelSize, _Entry]
-
-
 def measure(plan: Plan, say: Say) -> dict[str, Any]:
     """Run `plan`; the whole content of a result file.
 
@@ -87,7 +73,7 @@ class _Run:
         self.plan = plan
         self.say = say
         self.folder = folder
-        self.entries = [_Entry(kind) for kind in plan.contestants]
+        self.entries = [Entry(kind) for kind in plan.contestants]
         self.checkpoints: dict[str, Checkpoint] = {}
         self.work: list[WorkFile] = []
         self.ceilings: dict[str, Any] = {}
@@ -97,7 +83,6 @@ class _Run:
         self.tuning: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.rounds: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
         self.load: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        self.spent: dict[str, list[float]] = {}
 
     def run(self) -> dict[str, Any]:
         self._prepare()
@@ -111,14 +96,15 @@ class _Run:
             if self._work_of(size, entry)
             and number < entry.kind.most_rounds.get(size.name, self.plan.effort.rounds)
         ]
-        self._say_how_long(steps)
+        remaining = Remaining(self.plan.effort, self.work, self.ceilings)
+        remaining.say(steps, self.say)
         for i, (number, size, entry) in enumerate(steps):
             if entry.reason:
                 continue
-            left = self._left(steps[i:])
+            left = remaining.of(steps[i:])
             self.say(
                 f"round {number + 1}/{self.plan.effort.rounds} {size.name:6}"
-                f" {entry.kind.label}  (about {_clock(left)} left)"
+                f" {entry.label}  (about {clock(left)} left)"
             )
             start = time.monotonic()
             try:
@@ -127,9 +113,7 @@ class _Run:
                 entry.reason = str(problem)
                 self.say(f"  left out: {problem}")
             else:
-                pair = self.spent.setdefault(entry.kind.name, [0.0, 0.0])
-                pair[0] += time.monotonic() - start
-                pair[1] += self._guess(number, size, entry)
+                remaining.saw((number, size, entry), time.monotonic() - start)
         return self._result()
 
     # Before the first round
@@ -152,16 +136,18 @@ class _Run:
             calibration = self._calibration(size)
             for entry in self.entries:
                 self._convert(entry, size, calibration)
+        leave_out_repeated(self.entries)
         self.say("measuring the machine's ceilings and PyTorch's vectors, the reference")
         for size in self.plan.sizes:
             self._refer(size)
 
-    def _convert(self, entry: _Entry, size: models.ModelSize, calibration: list[list[int]]) -> None:
+    def _convert(self, entry: Entry, size: models.ModelSize, calibration: list[list[int]]) -> None:
         if entry.reason:
             return
         try:
             with self._worker(entry, size) as worker:
                 entry.versions = worker.ask("versions")
+                entry.isa = worker.ask("isa_level")
                 seconds = worker.ask("convert", calibration=calibration)
         except (Absent, WorkerFailed) as problem:
             entry.reason = str(problem)
@@ -204,7 +190,7 @@ class _Run:
         except Absent as absent:
             self.say(f"no reference, so outputs go unchecked: {absent}")
             interpreter = None
-        with self._worker(_Entry(kind, interpreter or Path(sys.executable)), size) as worker:
+        with self._worker(Entry(kind, interpreter or Path(sys.executable)), size) as worker:
             try:
                 if not self.ceilings:
                     self.ceilings = self._ceilings(worker)
@@ -226,7 +212,7 @@ class _Run:
 
     # Rounds
 
-    def _round(self, number: int, size: models.ModelSize, entry: _Entry) -> None:
+    def _round(self, number: int, size: models.ModelSize, entry: Entry) -> None:
         plan, name = self.plan, entry.kind.name
         if number < plan.effort.import_rounds:
             entry.import_seconds.append(
@@ -242,15 +228,16 @@ class _Run:
                 if number == 0:
                     self._compare(worker, entry, work)
                     self._tune(worker, name, work)
-                self._modes(worker, entry, work)
-                load = "load" in work.part.modes and entry.kind.serves
-                if load and number < plan.effort.load_rounds:
+                self._modes(worker, number, entry, work)
+                if work.part.loads(entry.kind) and number < plan.effort.load_rounds:
                     answer = worker.ask(
                         "load_test",
                         setting=self.tuning[name, work.key, "burst"]["best"],
-                        shares=LOAD_SHARES,
+                        shares=work.part.load_shares,
                         seconds=plan.effort.load_seconds,
                         seed=SEED,
+                        requests=plan.effort.load_requests,
+                        most_seconds=plan.effort.most_load_seconds,
                     )
                     self.load.setdefault((name, work.key), []).append(answer)
             run["peak_rss_bytes"].append(worker.ask("peak_rss"))
@@ -273,7 +260,18 @@ class _Run:
             self.tuning[name, work.key, mode] = tuned
 
     def _settled(self, name: str, work: WorkFile, mode: str) -> dict[str, Any] | None:
-        """What was best for the same workload on another size, its speed scaled to this one."""
+        """What is known to be best: for bursts where that settles bulk; on another size.
+
+        The speed on another size is scaled to this one.
+        """
+        if mode == "bulk" and work.settles_bulk:
+            burst = self.tuning[name, work.key, "burst"]
+            return {
+                "best": burst["best"],
+                "tokens_per_second": burst["tokens_per_second"],
+                "trials": [],
+                "settled_by": "burst",
+            }
         for other in self.work:
             tuned = self.tuning.get((name, other.key, mode))
             if tuned and other.workload is work.workload and other.size is not work.size:
@@ -290,10 +288,10 @@ class _Run:
                 }
         return None
 
-    def _modes(self, worker: WorkerProcess, entry: _Entry, work: WorkFile) -> None:
+    def _modes(self, worker: WorkerProcess, number: int, entry: Entry, work: WorkFile) -> None:
         name = entry.kind.name
-        for mode in work.part.modes:
-            if mode == "load":
+        for mode in MODES[:3]:
+            if not work.part.measures(mode, number):
                 continue
             tuned = self.tuning[name, work.key, mode]
             for scope in work.part.scopes:
@@ -308,7 +306,7 @@ class _Run:
                 )
                 self.rounds.setdefault((name, work.key, mode, scope), []).append(samples)
 
-    def _compare(self, worker: WorkerProcess, entry: _Entry, work: WorkFile) -> None:
+    def _compare(self, worker: WorkerProcess, entry: Entry, work: WorkFile) -> None:
         reference = self.reference.get(work.key)
         if reference is None:
             return
@@ -326,15 +324,10 @@ class _Run:
                     }
                 )
 
-    def _work_of(self, size: models.ModelSize, entry: _Entry | None = None) -> list[WorkFile]:
-        """The work on `size`; with `entry`, only what it takes part in."""
-        return [
-            work
-            for work in self.work
-            if work.size is size and (entry is None or entry.kind.name not in work.part.omits)
-        ]
+    def _work_of(self, size: models.ModelSize, entry: Entry | None = None) -> list[WorkFile]:
+        return work_of(self.work, size, entry.kind if entry else None)
 
-    def _worker(self, entry: _Entry, size: models.ModelSize) -> WorkerProcess:
+    def _worker(self, entry: Entry, size: models.ModelSize) -> WorkerProcess:
         checkpoint = self.checkpoints[size.name]
         return WorkerProcess(
             entry.python,
@@ -345,51 +338,6 @@ class _Run:
             entry.kind.environ,
             self.folder / f"{entry.kind.name}.log",
         )
-
-    # Time left
-
-    def _guess(self, number: int, size: models.ModelSize, entry: _Entry) -> float:
-        """Seconds of one step, reckoned from the machine's peaks."""
-        work = self._work_of(size, entry)
-        return start_seconds(entry.kind, work[0]) + sum(
-            sum(self._part_seconds(number, one, entry).values()) for one in work
-        )
-
-    def _part_seconds(self, number: int, work: WorkFile, entry: _Entry) -> dict[str, float]:
-        earlier = self.work[: self.work.index(work)]
-        settled = any(other.workload is work.workload for other in earlier)
-        return part_seconds(
-            entry.kind, work, self.plan.effort, self.ceilings, number, settled=settled
-        )
-
-    def _left(self, steps: Sequence[_Step]) -> float:
-        """Seconds that `steps` will take: as reckoned, corrected by what was seen so far."""
-        spent, guessed = (sum(pair) for pair in zip(*self.spent.values(), (0.0, 0.0), strict=True))
-        overall = spent / guessed if guessed else 1.0
-        total = 0.0
-        for number, size, entry in steps:
-            if entry.reason:
-                continue
-            seen = self.spent.get(entry.kind.name)
-            factor = seen[0] / seen[1] if seen else overall
-            total += factor * self._guess(number, size, entry)
-        return total
-
-    def _say_how_long(self, steps: Sequence[_Step]) -> None:
-        """The whole and its parts, before the first round."""
-        parts: dict[str, float] = {}
-        for number, size, entry in steps:
-            if entry.reason:
-                continue
-            work = self._work_of(size, entry)
-            parts["processes"] = parts.get("processes", 0.0) + start_seconds(entry.kind, work[0])
-            for one in work:
-                for what, seconds in self._part_seconds(number, one, entry).items():
-                    key = f"{one.key} {what}"
-                    parts[key] = parts.get(key, 0.0) + seconds
-        self.say(f"about {_clock(sum(parts.values()))} of measuring")
-        for what, seconds in parts.items():
-            self.say(f"  {what:24} {_clock(seconds)}")
 
     # After the last round
 
@@ -422,20 +370,7 @@ class _Run:
                 for size in plan.sizes
             },
             "workloads": {work.key: work.describe() for work in self.work},
-            "contestants": [
-                {
-                    "name": entry.kind.name,
-                    "label": entry.kind.label,
-                    "ours": entry.kind.ours,
-                    "precision": entry.kind.precision,
-                    "device": entry.kind.device,
-                    "python": platform.python_version(),
-                    "versions": entry.versions,
-                    "import_seconds": [round(second, 4) for second in entry.import_seconds],
-                    "absent": entry.reason,
-                }
-                for entry in self.entries
-            ],
+            "contestants": [entry.describe() for entry in self.entries],
             "runs": [
                 {"contestant": name, "model": size, **run}
                 for (name, size), run in self.runs.items()
@@ -503,11 +438,3 @@ def agreement(vectors: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> 
         "mean_cosine": float(cosines.mean()),
         "max_norm_error": float(np.abs(norms - 1).max()),
     }
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

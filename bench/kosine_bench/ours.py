@@ -11,7 +11,7 @@ import numpy as np
 
 from kosine_bench.contestant import Absent, Checkpoint, Contestant, Float32, Rows, Setting
 
-__all__ = ["OURS"]
+__all__ = ["FORCED", "OURS"]
 
 
 class Kosine(Contestant):
@@ -93,18 +93,47 @@ class KosineNativeFloat32(Kosine):
     precision = "float32"
     backend = "native"
 
+    def isa_level(self) -> str:
+        from kosine_kernels.engine import Unavailable, select_isa
 
-class KosineNativeBfloat16(Kosine):
+        try:
+            return select_isa(self.precision)
+        except Unavailable as error:
+            raise Absent(str(error)) from error
+
+
+class KosineNativeBfloat16(KosineNativeFloat32):
     """The native engine in bfloat16."""
 
     name = "kosine-native-bfloat16"
     label = "kosine native bf16"
     precision = "bfloat16"
-    backend = "native"
+
+
+class KosineNativeAvx512(KosineNativeFloat32):
+    """The native engine with nothing above AVX512, whatever else this CPU has."""
+
+    name = "kosine-native-avx512-float32"
+    label = "kosine native fp32 (AVX512, forced)"
+    forced = "avx512"
+    environ: ClassVar[dict[str, str]] = {"KOSINE_ISA": forced}
+    serves = False
+
+
+class KosineNativeAvx2(KosineNativeAvx512):
+    """The native engine with nothing above AVX2."""
+
+    name = "kosine-native-avx2-float32"
+    label = "kosine native fp32 (AVX2, forced)"
+    forced = "avx2"
+    environ: ClassVar[dict[str, str]] = {"KOSINE_ISA": forced}
 
 
 OURS: tuple[type[Contestant], ...] = (
     KosineOnnx,
     KosineNativeFloat32,
     KosineNativeBfloat16,
+    KosineNativeAvx512,
+    KosineNativeAvx2,
 )
+FORCED = frozenset(kind.name for kind in OURS if kind.forced)

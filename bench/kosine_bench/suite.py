@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kosine_bench import places
-from kosine_bench.contestant import Checkpoint
+from kosine_bench.contestant import Checkpoint, Contestant
 from kosine_bench.models import ModelSize, flops_per_text
+from kosine_bench.ours import FORCED
 from kosine_bench.workload import Texts, Workload, make_texts
 
 __all__ = [
-    *("GPU_FULL", "GPU_QUICK", "gpu_parts"),
-    *("FULL", "MODES", "QUICK", "SCOPES", "Effort", "Part", "WorkFile", "default_parts"),
-    "write_work",
+    *("FULL", "GPU_FULL", "GPU_QUICK", "LOAD_SHARES", "MODES", "QUICK", "SCOPES", "WRAPPERS"),
+    *("Effort", "Part", "WorkFile", "write_work"),
 ]
 
 MODES = ("single", "burst", "bulk", "load")
 SCOPES = ("engine", "end-to-end")
+LOAD_SHARES = (0.3, 0.5, 0.7, 0.9)
 SEED = 7
 PARITY_TEXTS = 32
 LEAST_TOKENS = {"single": 96, "burst": 1_024, "bulk": 2_048}
 LEAST_BULK_BURSTS = 2
-# Their engines are measured as contestants of their own; and what large models add nothing to.
+# Their engines are measured as contestants of their own.
 WRAPPERS = frozenset({"fastembed-float32", "infinity-float32"})
-ON_BASE_ONLY = frozenset({"onnxruntime-plain"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,9 @@ class Part:
 
     Attributes:
         omits: Contestants that do not take part.
+        rounds: Modes that are measured in fewer rounds than the effort's, and in how many.
+        load_shares: Rates of arrivals under load, as shares of the capacity.
+        under_load: Contestants that are measured under load; None: all that serve.
     """
 
     workload: Workload
@@ -44,6 +47,19 @@ class Part:
     modes: tuple[str, ...] = MODES
     scopes: tuple[str, ...] = SCOPES
     omits: frozenset[str] = frozenset()
+    rounds: Mapping[str, int] = field(default_factory=dict)
+    load_shares: tuple[float, ...] = LOAD_SHARES
+    under_load: frozenset[str] | None = None
+
+    def loads(self, kind: type[Contestant]) -> bool:
+        """Whether `kind` is measured under load."""
+        if "load" not in self.modes:
+            return False
+        return kind.serves if self.under_load is None else kind.name in self.under_load
+
+    def measures(self, mode: str, number: int) -> bool:
+        """Whether round `number`, counted from 0, measures `mode` (other than load)."""
+        return mode in self.modes and number < self.rounds.get(mode, number + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +72,8 @@ class Effort:
         omits: Contestants left out unless they are named.
         seconds: What one contestant spends on one mode in one round and scope, if the texts
             last that long; where a mode is missing, all its texts are measured.
+        load_seconds, load_requests, most_load_seconds: How much each rate of arrivals measures;
+            see `arrivals.num_requests`.
         tune_tokens: Tokens that a setting is tried on, in whole calls.
         import_rounds: Rounds that time the import in a fresh interpreter.
     """
@@ -71,6 +89,8 @@ class Effort:
     load_seconds: float
     omits: frozenset[str] = frozenset()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    load_requests: int = 100
+    most_load_seconds: float = 20.0
     tune_tokens: int = 3_072
     import_rounds: int = 1
 
@@ -82,9 +102,9 @@ FULL = Effort(
 )
 QUICK = Effort(
     *(2, 1, 24, 6, 512, 1e11, 3e11, 4e11, 0.5),
-    # The first compiles for a minute; the others are engines measured here, in wrappers that
-    # are slow to start.
-    omits=frozenset({"torch-compiled", *WRAPPERS}),
+    # The first compiles for a minute; the others are engines measured here: in wrappers that are
+    # slow to start, or held to an older instruction set.
+    omits=frozenset({"torch-compiled", *WRAPPERS, *FORCED}),
     seconds={"single": 0.3, "burst": 0.3, "bulk": 0.3},
     tune_tokens=2_048,
     import_rounds=0,
@@ -121,6 +141,11 @@ class WorkFile:
     def key(self) -> str:
         return f"{self.workload.name}@{self.size.name}"
 
+    @property
+    def settles_bulk(self) -> bool:
+        """Whether what is best for bursts is best in bulk: nothing to sort, nothing to cut."""
+        return self.workload.equal and "burst" in self.part.modes
+
     def calls(self, mode: str, texts: int | None = None) -> list[list[int]]:
         """Lengths of the texts of each call of `mode`, of the first `texts` texts."""
         lengths = self.lengths[mode][:texts]
@@ -148,6 +173,7 @@ class WorkFile:
             "sentences": self.source,
             "burst": self.workload.burst,
             "modes": list(self.part.modes),
+            "rounds": dict(self.part.rounds),
             "columns": [
                 {
                     "minimum": column.minimum,
@@ -208,44 +234,6 @@ def write_work(part: Part, checkpoint: Checkpoint, effort: Effort, folder: Path)
     path.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
     lengths = {mode: made.lengths.tolist() for mode, made in texts.items()}
     return WorkFile(workload, size, path, texts["bulk"].source, lengths, part)
-
-
-def default_parts(
-    pairs: Sequence[tuple[Workload, ModelSize]], modes: Sequence[str] | None
-) -> tuple[Part, ...]:
-    """What is measured of each pair: `modes` where they were asked for, else what it adds.
-
-    Short workloads of one burst's worth say nothing more in bulk; arrivals under load are
-    measured once, on the workload that mixes lengths most; texts that fill the model leave
-    nothing to sort; on a large model tokenising costs nothing beside computing.
-    """
-    parts = []
-    for workload, size in pairs:
-        if modes is not None:
-            parts.append(Part(workload, size, tuple(mode for mode in MODES if mode in modes)))
-        elif workload.equal:
-            parts.append(Part(workload, size, MODES[:2], SCOPES[1:], WRAPPERS | ON_BASE_ONLY))
-        elif size.name == "large":
-            parts.append(Part(workload, size, MODES[:3], SCOPES[1:], WRAPPERS | ON_BASE_ONLY))
-        elif workload.name == "korsts":
-            parts.append(Part(workload, size))
-        elif workload.name in ("matching", "faq"):
-            parts.append(Part(workload, size, MODES[:2], SCOPES[1:], WRAPPERS))
-        else:
-            parts.append(Part(workload, size, MODES[:3], SCOPES, WRAPPERS))
-    return tuple(parts)
-
-
-def gpu_parts(
-    pairs: Sequence[tuple[Workload, ModelSize]], modes: Sequence[str] | None
-) -> tuple[Part, ...]:
-    """The same on a GPU, which is fast enough for every mode of every pair but load."""
-    parts = []
-    for workload, size in pairs:
-        loaded = workload.name == "korsts" and size.name == "base"
-        asked = modes or (MODES if loaded else MODES[:3])
-        parts.append(Part(workload, size, tuple(mode for mode in MODES if mode in asked)))
-    return tuple(parts)
 
 
 def _within(wanted: float, least: int, most: int) -> int:

@@ -1,142 +1,31 @@
-"""Tables out of a result: what was measured, side by side, with the ratio to the best rival."""
+"""Tables out of a result: what was measured, side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from kosine_bench.figures import (
+    ENOUGH_ARRIVALS,
+    MODES,
+    beaten_limits,
+    figure_of,
+    min_cosine,
+)
+from kosine_bench.ratios import (
+    LEVEL_HEADS,
+    PACKED_HEADS,
+    RATIO_HEADS,
+    level_rows,
+    packed_rows,
+    ratio_rows,
+)
 from kosine_bench.results import device
-from kosine_bench.summary import ratio
 
-__all__ = [
-    *("best_ratio", "figure_of", "headline", "heads", "markdown", "packed_rows", "ratio_rows"),
-    *("beaten_limits", "share_rows", "text_table"),
-]
+__all__ = ["headline", "heads", "markdown", "share_rows", "text_table"]
 
-WRONG_COSINE = 0.9
 # What float16 must keep on a GPU.
 LEAST_GPU_COSINE = 0.9998
-# A limit that somebody passes by more than noise was measured too low, and is none.
-MOST_SHARE = 1.05
-# Packed rows, and the same runtime with padding: plain, and at its best setting.
-PACKED = {
-    "cpu": ("kosine-onnx-float32", "onnxruntime-plain", "onnxruntime-float32"),
-    "cuda": (
-        *("kosine-onnx-float16-cuda", "onnxruntime-plain-float16-cuda"),
-        "onnxruntime-float16-cuda",
-    ),
-}
-MODES = ("single", "burst", "bulk")
-
-
-def figure_of(
-    result: dict[str, Any], contestant: str, workload: str, mode: str, scope: str
-) -> dict[str, Any] | None:
-    """That figure, or None where it was not measured."""
-    wanted = (contestant, workload, mode, scope)
-    for figure in result["figures"]:
-        if (figure["contestant"], figure["workload"], figure["mode"], figure["scope"]) == wanted:
-            return dict(figure)
-    return None
-
-
-def min_cosine(result: dict[str, Any], contestant: str, workload: str) -> float | None:
-    """The lowest cosine to PyTorch's vectors over both ways in, or None where unchecked."""
-    found = [
-        float(entry["min_cosine"])
-        for entry in result["parity"]
-        if (entry["contestant"], entry["workload"]) == (contestant, workload)
-    ]
-    return min(found, default=None)
-
-
-def beaten_limits(result: dict[str, Any]) -> set[str]:
-    """Precisions whose matrix limit, as it was measured, some contestant passed."""
-    precision = {entry["name"]: str(entry["precision"]) for entry in result["contestants"]}
-    return {
-        precision[figure["contestant"]]
-        for figure in result["figures"]
-        if (figure["summary"].get("limit_share") or 0.0) > MOST_SHARE
-    }
-
-
-def best_ratio(
-    result: dict[str, Any], workload: str, mode: str, scope: str, precision: str | None = None
-) -> dict[str, Any] | None:
-    """kosine's fastest against the fastest rival that computes the right thing.
-
-    Args:
-        precision: Compare within that precision only.
-
-    Returns:
-        `ours` and `rival` (names), `ratio` and `spread` (times faster, over interleaved
-        rounds); None where either side is missing. A rival whose lowest cosine to the
-        reference is under 0.9 does not count.
-    """
-    sides: dict[bool, tuple[float, dict[str, Any]]] = {}
-    for contestant in result["contestants"]:
-        if precision and contestant["precision"] != precision:
-            continue
-        figure = figure_of(result, contestant["name"], workload, mode, scope)
-        cosine = min_cosine(result, contestant["name"], workload)
-        if figure is None or (cosine is not None and cosine < WRONG_COSINE):
-            continue
-        speed = figure["summary"]["tokens_per_second"]
-        if contestant["ours"] not in sides or speed > sides[contestant["ours"]][0]:
-            sides[contestant["ours"]] = (speed, figure)
-    if len(sides) < 2:
-        return None
-    ours, rival = sides[True][1], sides[False][1]
-    return {
-        "ours": ours["contestant"],
-        "rival": rival["contestant"],
-        **ratio(ours["rounds"], rival["rounds"]),
-    }
-
-
-def ratio_rows(
-    result: dict[str, Any], scope: str = "end-to-end", precision: str | None = None
-) -> list[list[str]]:
-    """One row per workload and mode: who is best on either side, and how many times faster.
-
-    With `precision`, among those that compute in it.
-    """
-    labels = {entry["name"]: entry["label"] for entry in result["contestants"]}
-    rows = []
-    for workload in result["workloads"]:
-        for mode in MODES:
-            best = best_ratio(result, workload, mode, scope, precision)
-            if best:
-                low, high = best["spread"]
-                rows.append(
-                    [
-                        *(workload, mode, labels[best["ours"]], labels[best["rival"]]),
-                        f"{best['ratio']:.2f}x",
-                        f"{low:.2f}-{high:.2f}",
-                    ]
-                )
-    return rows
-
-
-def packed_rows(result: dict[str, Any], scope: str = "engine") -> list[list[str]]:
-    """One row per workload and mode: packed rows against the same runtime with padding."""
-    ours, *rivals = PACKED[device(result)]
-    rows = []
-    for workload in result["workloads"]:
-        for mode in MODES:
-            packed = figure_of(result, ours, workload, mode, scope)
-            if packed is None:
-                continue
-            cells = []
-            for rival in rivals:
-                padded = figure_of(result, rival, workload, mode, scope)
-                found = ratio(packed["rounds"], padded["rounds"]) if padded else None
-                cells.append(f"{found['ratio']:.2f}x" if found else "not measured")
-            rows.append([workload, mode, *cells])
-    return rows
-
-
-PACKED_HEADS = ("workload", "mode", "against plain padding", "against its best setting")
 
 
 def share_rows(result: dict[str, Any], mode: str, scope: str = "end-to-end") -> list[list[str]]:
@@ -175,12 +64,17 @@ def heads(result: dict[str, Any]) -> tuple[str, ...]:
 
 
 def headline(result: dict[str, Any], workload: str, scope: str) -> list[list[str]]:
-    """Cells of `heads`, one row a contestant, fastest burst first; absent ones last."""
+    """Cells of `heads`, one row a contestant, fastest burst first; absent ones last.
+
+    Those that are held to an instruction set have tables of their own.
+    """
     size = workload.split("@")[1]
     gpu = device(result) == "cuda"
     rows: list[tuple[float, list[str]]] = []
     absent = []
     for contestant in result["contestants"]:
+        if contestant.get("forced"):
+            continue
         name, label = contestant["name"], contestant["label"]
         figures = {mode: figure_of(result, name, workload, mode, scope) for mode in MODES}
         if not any(figures.values()):
@@ -245,17 +139,22 @@ def text_table(result: dict[str, Any]) -> str:
                 [
                     labels[entry["contestant"]],
                     f"{entry['capacity']:,.0f}",
-                    *(f"{row['p50_ms']:.1f} / {row['p95_ms']:.1f}" for row in entry["rows"]),
+                    *map(_latencies, entry["rows"]),
                 ]
                 for entry in loads
             ]
             names = ["runtime", "capacity, sentences/s"]
             names += [f"at {row['share']:.0%}, p50 / p95 ms" for row in loads[0]["rows"]]
-            parts.append(f"{workload}, Poisson arrivals\n{_aligned([names, *rows])}")
+            title = f"{workload}, Poisson arrivals (* fewer than {ENOUGH_ARRIVALS})"
+            parts.append(f"{title}\n{_aligned([names, *rows])}")
     rows = ratio_rows(result)
     if rows:
-        names = ["workload", "mode", "kosine", "best rival", "times faster", "rounds"]
-        parts.append(f"kosine against the best rival, end to end\n{_aligned([names, *rows])}")
+        title = "kosine against the best rival, end to end"
+        parts.append(f"{title}\n{_aligned([RATIO_HEADS, *rows])}")
+    rows = level_rows(result)
+    if rows:
+        title = "kosine native float32 by instruction set, end to end, times faster"
+        parts.append(f"{title}\n{_aligned([LEVEL_HEADS, *rows])}")
     rows = packed_rows(result)
     if rows:
         title = "packed rows against padding on ONNX Runtime, engine, times faster"
@@ -278,6 +177,11 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def _latencies(row: dict[str, Any]) -> str:
+    few = " *" if row["requests"] < ENOUGH_ARRIVALS else ""
+    return f"{row['p50_ms']:.1f} / {row['p95_ms']:.1f}{few}"
 
 
 def _value(figure: dict[str, Any] | None, key: str) -> float:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from kosine_bench.arrivals import poisson_times, serve
+from kosine_bench.arrivals import num_requests, poisson_times, serve
 from kosine_bench.contestant import (
     Absent,
     Checkpoint,
@@ -38,7 +38,7 @@ OWN_WARM_UP_SECONDS = 1.5
 WARM_TEXTS = 3
 WARM_TOKENS = 768
 GPU_WARM_PASSES = 2
-LEAST_REQUESTS, MOST_REQUESTS, MOST_GPU_REQUESTS = 8, 600, 3_000
+MOST_REQUESTS, MOST_GPU_REQUESTS = 600, 3_000
 
 
 def find(name: str) -> Contestant:
@@ -71,6 +71,9 @@ class Worker:
 
     def versions(self) -> dict[str, str]:
         return {name: installed_version(name) for name in self.contestant.packages}
+
+    def isa_level(self) -> str | None:
+        return self.contestant.isa_level()
 
     def convert(self, calibration: list[list[int]]) -> dict[str, float]:
         """Seconds that each of the contestant's conversions took."""
@@ -193,9 +196,19 @@ class Worker:
         }
 
     def load_test(
-        self, setting: dict[str, Any], shares: Sequence[float], seconds: float, seed: int
+        self,
+        setting: dict[str, Any],
+        shares: Sequence[float],
+        seconds: float,
+        seed: int,
+        requests: int = 0,
+        most_seconds: float = 0.0,
     ) -> dict[str, Any]:
-        """Capacity with every text waiting at once, then latencies at shares of it."""
+        """Capacity with every text waiting at once, then latencies at shares of it.
+
+        Args:
+            seconds, requests, most_seconds: How much each share measures; see `num_requests`.
+        """
         part, most = self.sets["parts"]["burst"], self.sets["burst"]
         call = self._call("end-to-end", Setting(**setting))
         texts = part["texts"]
@@ -206,7 +219,7 @@ class Worker:
         for i, share in enumerate(shares):
             rate = share * capacity
             most_requests = MOST_GPU_REQUESTS if self.on_gpu else MOST_REQUESTS
-            count = int(min(max(rate * seconds, LEAST_REQUESTS), most_requests))
+            count = num_requests(rate, seconds, requests, most_seconds, most_requests)
             asked = [texts[k % len(texts)] for k in range(count)]
             gc.collect()
             cpu = self.contestant.cpu_seconds()
@@ -247,7 +260,7 @@ class Worker:
 REQUESTS = frozenset(
     {
         *("versions", "convert", "load", "texts", "outputs", "tune", "measure", "load_test"),
-        *("peak_rss", "ceilings"),
+        *("isa_level", "peak_rss", "ceilings"),
     }
 )
 
