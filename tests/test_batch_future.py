@@ -79,6 +79,11 @@ def test_errors(make):
     with pytest.raises(ValueError, match="x"):
         future.result(timeout=10)
     assert isinstance(future.exception(), ValueError)
+    # Nothing of how the result is looked up shows in what the caller sees.
+    assert future.exception().__context__ is None
+    with pytest.raises(TimeoutError) as late:
+        make(1).result(timeout=0)
+    assert late.value.__context__ is None
 
 
 def test_cancelling_wins_or_loses_but_never_both(make):
@@ -114,6 +119,19 @@ def test_wait(make, when):
     assert done
     assert set(as_completed(futures, timeout=10)) == set(futures)
     assert wait(futures, timeout=10).not_done == set()
+
+
+def test_settling_in_bulk_tells_only_when_all_are_done(make):
+    futures, seen = [make(i) for i in range(6)], []
+    for future in futures[::2]:
+        future.add_done_callback(lambda _: seen.append([other.done() for other in futures[1::2]]))
+    futures[1].cancel()
+    settle_all(futures[:1] + futures[2:], [0, 2, 3, 4, 5])
+    if isinstance(futures[0], LeanFuture):
+        assert seen == [[True, True, True]] * 3
+    assert len(seen) == 3
+    assert futures[1].cancelled()
+    assert [future.result(timeout=0) for future in futures[2:]] == [2, 3, 4, 5]
 
 
 def test_as_completed_while_settling_in_bulk(make):

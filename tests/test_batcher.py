@@ -124,10 +124,29 @@ class TestAnswers:
             )
 
     def test_answers_are_their_owners_alone(self):
-        with Batcher(FakeEncoder()) as batcher:
-            rows = [future.result(10) for future in batcher.submit_many(TEXTS)]
-        assert all(row.base is None for row in rows)
-        assert all(row.flags.writeable for row in rows)
+        """Requests that ran in one batch share no memory, but for texts of one `submit_many`."""
+        backend = GatedBackend()
+        with Batcher(FakeEncoder(backend)) as batcher:
+            first = held(batcher, backend)
+            futures = [
+                [batcher.submit(TEXTS[0])],
+                [batcher.submit(TEXTS[1])],
+                batcher.submit_many(TEXTS),
+                batcher.submit_many(TEXTS),
+                [batcher.submit(TEXTS)],
+                batcher.submit_many(TEXTS[:1]),
+            ]
+            backend.open_for_good()
+            answers = [[future.result(10) for future in own] for own in futures]
+            first.result(10)
+        assert len(backend.batches) <= 3  # they did run together
+        for own, others in ((a, answers[:i] + answers[i + 1 :]) for i, a in enumerate(answers)):
+            assert all(row.flags.writeable for row in own)
+            for row in own:
+                assert not any(np.shares_memory(row, other) for rows in others for other in rows)
+                row[...] = 0.0  # and is seen by nobody else
+        for single in answers[0], answers[1], answers[4]:
+            assert single[0].base is None
 
     def test_one_huge_request_is_split_and_reassembled(self):
         backend = FakeBackend()
@@ -229,6 +248,14 @@ class TestBadInput:
     def test_limits_that_make_no_sense(self, options):
         with pytest.raises(InputError):
             Batcher(FakeEncoder(), **options)
+
+    def test_a_call_of_many_is_cut_into_whole_batches(self):
+        backend = FakeBackend()
+        texts = [f"{number:09}" for number in range(45)]  # 10 tokens each
+        with Batcher(FakeEncoder(backend), max_batch_tokens=100) as batcher:
+            rows = [future.result(30) for future in batcher.submit_many(texts)]
+        assert np.array_equal(rows, FakeEncoder().encode(texts))
+        assert backend.batches == [(10, 100)] * 4 + [(5, 50)]
 
     def test_submit_many_wants_a_list(self):
         with Batcher(FakeEncoder()) as batcher, pytest.raises(InputError):

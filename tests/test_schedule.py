@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from kosine.admission import cut
 from kosine.ageing_queue import AgeingQueue
 from kosine.job import Job
 from kosine.latency import LatencyModel
@@ -247,6 +248,51 @@ class TestAdmission:
         tokenise(schedule, {job: [10, 15]})
         assert schedule.tokens == schedule.ready_tokens == 25
         assert schedule.estimate_ratio < 1.0
+
+
+class TestCutting:
+    """How the texts of one `submit_many` are parted."""
+
+    @pytest.mark.parametrize(
+        ("sizes", "parts"),
+        [
+            ([], []),
+            ([8], [(0, 1)]),
+            ([8, 8, 8], [(0, 3)]),
+            ([8, 8, 9], [(0, 2), (2, 3)]),
+            ([8] * 7, [(0, 3), (3, 6), (6, 7)]),
+            ([1] * 11, [(0, 5), (5, 10), (10, 11)]),
+            ([28, 29, 28], [(0, 1), (1, 2), (2, 3)]),
+            ([500, 1, 1, 500], [(0, 1), (1, 3), (3, 4)]),
+            ([1, 1, 500, 1], [(0, 2), (2, 3), (3, 4)]),
+        ],
+    )
+    def test_parts_end_where_the_next_text_is_too_much(self, sizes, parts):
+        assert list(cut(sizes, 2, 100, 30, 5)) == parts
+
+    def test_long_texts_count_as_what_is_left_of_them(self):
+        assert list(cut([10_000] * 6, 2, 10, 30, 5)) == [(0, 3), (3, 6)]
+
+    def test_any_sizes_are_parted_without_gaps_and_as_full_as_can_be(self):
+        generator = np.random.default_rng(3)
+        for _ in range(200):
+            sizes = generator.integers(0, 60, int(generator.integers(1, 80))).tolist()
+            parts = list(cut(sizes, 2, 50, 90, 7))
+            weights = [min(size + 2, 50) for size in sizes]
+            assert [index for part in parts for index in range(*part)] == list(range(len(sizes)))
+            for start, stop in parts:
+                assert 1 <= stop - start <= 7
+                assert stop - start == 1 or sum(weights[start:stop]) <= 90
+                if stop < len(sizes) and stop - start < 7:
+                    assert sum(weights[start : stop + 1]) > 90
+
+    def test_exact_estimates_fill_a_batch_and_others_leave_some_room(self):
+        schedule = Schedule(Limits(batch_tokens=1_000))
+        assert schedule.part_tokens() == 1_000
+        schedule.estimate_ratio = 0.99
+        assert schedule.part_tokens() == 1_000
+        schedule.estimate_ratio = 0.25
+        assert schedule.part_tokens() == 3_800
 
 
 class TestDeadlines:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from kosine.errors import InputError, KosineError, QueueFull, TextError
 from kosine.schedule import Refusal
 
-__all__ = ["refusal_error", "utf8_sizes"]
+__all__ = ["cut", "refusal_error", "utf8_sizes"]
 
 
 def utf8_sizes(texts: Sequence[str]) -> list[int]:
@@ -25,6 +27,41 @@ def utf8_sizes(texts: Sequence[str]) -> list[int]:
         for position, text in enumerate(texts):
             _check_text(text, position)
         raise
+
+
+def cut(
+    sizes: Sequence[int], overhead: int, max_tokens: int, room: int, max_texts: int
+) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the parts in which the texts of one call are queued, in order.
+
+    Args:
+        sizes: UTF-8 bytes of each text.
+        overhead: Tokens that each text has besides its own, at most.
+        max_tokens: The encoder's limit per text.
+        room: Tokens per part, by the upper estimate; a text over it is a part of its own.
+        max_texts: Texts per part.
+    """
+    start, count = 0, len(sizes)
+    # Most calls are settled by sums alone, which cost a tenth of what follows.
+    while start < count:
+        stop = min(count, start + max_texts)
+        if sum(sizes[start:stop]) + overhead * (stop - start) > room:
+            break
+        yield start, stop
+        start = stop
+    if start < count and overhead + max(sizes) > max_tokens:
+        sizes, overhead = [min(overhead + size, max_tokens) for size in sizes], 0
+    ends = list(accumulate(sizes, initial=0)) if start < count else []
+    while start < count:
+        # With the overhead of all texts before it, what a part may end at is one number.
+        full = ends[start] + overhead * start + room
+        stop = min(count, start + max_texts)
+        if ends[stop] + overhead * stop > full:
+            fitting = range(start + 1, stop)
+            stop = start + bisect_right(fitting, full, key=lambda at: ends[at] + overhead * at)
+            stop = max(stop, start + 1)
+        yield start, stop
+        start = stop
 
 
 def _check_text(text: object, position: int) -> None:

@@ -36,6 +36,8 @@ class BatchFuture(Future[Any]):
     """
 
     _index: int = 0
+    # Anything but None: it always has a condition, which `settle_all` has to mind.
+    _made: Watch | bool | None = True
 
     def __init__(self, job: Job, index: int = 0) -> None:
         super().__init__()
@@ -217,7 +219,7 @@ def settle_all(futures: Sequence[BatchFuture], values: Sequence[object]) -> None
     """Set the result of each; only for whom the books named."""
     watched: list[tuple[BatchFuture, object]] = []
     for future, value in zip(futures, values, strict=True):
-        if type(future) is LeanFuture and future._made is None:
+        if future._made is None:
             # `settle` without the call, which is a third of its cost.
             future._result = value
             future._state = FINISHED

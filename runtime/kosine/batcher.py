@@ -19,7 +19,7 @@ from typing import Final, Self
 
 import numpy as np
 
-from kosine.admission import utf8_sizes
+from kosine.admission import cut, utf8_sizes
 from kosine.batch_future import BatchFuture, new_future, new_futures
 from kosine.batcher_stats import BatcherStats
 from kosine.clock import Clock, SystemClock
@@ -32,8 +32,8 @@ from kosine.workers import Health, Workers, forked_error
 
 __all__ = ["Batcher", "Health"]
 
-# A `submit_many` is queued in parts of so many texts, so that the first of them can run while
-# the last are tokenised.
+# A `submit_many` is queued in parts that are about a batch each, of at most so many texts, so that
+# the first of them can run while the last are tokenised.
 PART_TEXTS: Final = 512
 # `aencode` weighs longer input, and perhaps tokenises it, beside the event loop.
 ON_LOOP_CHARS: Final = 10_000
@@ -167,7 +167,8 @@ class Batcher:
 
         Returns:
             A future of a (dim,) float32 array for each text. They succeed, fail and are
-            cancelled independently.
+            cancelled independently. Vectors of one call that ran in one batch are rows of one
+            array, and nobody else's: copy one to keep it for long without its neighbours.
 
         Raises:
             As `submit`.
@@ -181,8 +182,8 @@ class Batcher:
         sizes = utf8_sizes(texts)
         futures: list[BatchFuture] = []
         jobs: list[Job] = []
-        for start in range(0, len(texts), PART_TEXTS):
-            stop = start + PART_TEXTS
+        room = self._pipeline.schedule.part_tokens()
+        for start, stop in cut(sizes, overhead, self._max_tokens, room, PART_TEXTS):
             job = Job(texts[start:stop], sizes[start:stop], overhead, self._max_tokens)
             job.grouped = True
             job.requests = job.count

@@ -59,6 +59,9 @@ class Histogram:
         self.total_s += seconds
 
     def observe_many(self, durations: list[float]) -> None:
+        if len(durations) == 1:
+            self.observe(durations[0])
+            return
         durations.sort()
         below = 0
         for index, bound in enumerate(BUCKETS_S):

@@ -24,7 +24,8 @@ class LatencyModel:
         self._window = window
         self._recent: deque[tuple[int, float]] = deque()
         self._observed = 0
-        self._sums: tuple[float, ...] = (0.0,) * 5
+        # Of n, s, n*n, n*s and s*s, where n are the tokens of a batch and s its seconds.
+        self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)
         self.per_token_s = 0.0
         self.per_batch_s = 0.0
         self.spread_s = 0.0
@@ -37,16 +38,23 @@ class LatencyModel:
         """Remember that a batch of `tokens` took `seconds`."""
         recent = self._recent
         recent.append((tokens, seconds))
-        self._sums = _plus(self._sums, tokens, seconds, 1)
+        n, s, nn, ns, ss = self._sums
+        # Written out: this runs once per batch, and the fastest batches take microseconds.
+        n, s = n + tokens, s + seconds
+        nn, ns, ss = nn + tokens * tokens, ns + tokens * seconds, ss + seconds * seconds
         if len(recent) > self._window:
-            self._sums = _plus(self._sums, *recent.popleft(), -1)
+            tokens, seconds = recent.popleft()
+            n, s = n - tokens, s - seconds
+            nn, ns, ss = nn - tokens * tokens, ns - tokens * seconds, ss - seconds * seconds
         self._observed += 1
         if self._observed % self._window == 0:
             # Adding and subtracting floats for ever would drift.
-            self._sums = (0.0,) * 5
-            for old_tokens, old_seconds in recent:
-                self._sums = _plus(self._sums, old_tokens, old_seconds, 1)
-        self._fit(len(recent), *self._sums)
+            n, s = math.fsum(n for n, _ in recent), math.fsum(s for _, s in recent)
+            nn = math.fsum(n * n for n, _ in recent)
+            ns = math.fsum(n * s for n, s in recent)
+            ss = math.fsum(s * s for _, s in recent)
+        self._sums = (n, s, nn, ns, ss)
+        self._fit(len(recent), n, s, nn, ns, ss)
 
     def _fit(self, count: int, n: float, s: float, nn: float, ns: float, ss: float) -> None:
         spread = nn - n * n / count
@@ -79,17 +87,3 @@ class LatencyModel:
             return 0.0
         batches = -(-tokens // batch_tokens)
         return self.drain(tokens, batch_tokens) + 2.0 * self.spread_s * math.sqrt(batches)
-
-
-def _plus(
-    sums: tuple[float, ...], tokens: float, seconds: float, sign: int
-) -> tuple[float, float, float, float, float]:
-    """The sums of n, s, nn, ns and ss with one batch more, or less."""
-    n, s, nn, ns, ss = sums
-    return (
-        n + sign * tokens,
-        s + sign * seconds,
-        nn + sign * tokens * tokens,
-        ns + sign * tokens * seconds,
-        ss + sign * seconds * seconds,
-    )

@@ -350,8 +350,7 @@ class Pipeline:
             for segment in segments:
                 self.fail_segment(segment, error)
             return
-        # Copied row by row, so that who keeps one vector does not keep a whole batch.
-        rows = [row.copy() for row in vectors]
+        rows = _own_rows(segments, vectors)
         values: list[Float32] = []
         # An answer never comes after its deadline, however late the thread that watches is.
         self.expire_step()
@@ -505,6 +504,21 @@ class Pipeline:
                 per_token_s=self.schedule.latency.per_token_s,
                 per_batch_s=self.schedule.latency.per_batch_s,
             )
+
+
+def _own_rows(segments: Sequence[Segment], vectors: Float32) -> list[Float32]:
+    """The rows of a batch, copied by caller: who keeps a vector keeps none of somebody else's.
+
+    Texts of one `submit_many` share an array. A copy each would cost more than all else about
+    them.
+    """
+    if len(segments) == len(vectors):
+        return [row.copy() for row in vectors]
+    rows: list[Float32] = []
+    for _, start, stop in segments:
+        at = len(rows)
+        rows.extend(vectors[at : at + stop - start].copy())
+    return rows
 
 
 def _closed() -> BatcherClosed:

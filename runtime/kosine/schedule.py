@@ -32,6 +32,9 @@ __all__ = ["Batch", "Limits", "Refusal", "Schedule"]
 # A request is admitted, and a batch grown, if the answer is predicted within this part of the
 # time that is left: under overload the queue settles at the limit, and predictions are not exact.
 HEADROOM = 0.9
+# How full a part of a call is meant to make a batch where upper estimates are not exact: a part
+# that is over the budget after all leaves a remnant, which may have to run alone.
+PART_SHARE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +225,10 @@ class Schedule:
         return self.latency.predict(self.limits.batch_tokens) if self.latency else 1.0
 
     # Tokenising
+
+    def part_tokens(self) -> int:
+        """Tokens, by the upper estimate, of a part of a call that should make one whole batch."""
+        return int(self.limits.batch_tokens * max(1.0, PART_SHARE / self.estimate_ratio))
 
     def take_waiting(self) -> list[Job]:
         """Who is tokenised next: one prompt, about a batch's worth, in order."""
