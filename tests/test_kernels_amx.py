@@ -98,6 +98,29 @@ def test_the_emulation_gives_the_bits_of_the_processor():
     assert np.array_equal(found[0].view(np.int32), found[1].view(np.int32))
 
 
+@needs_emulation
+def test_the_machine_check(tmp_path):
+    """The table against its emulation where there is AMX, else the emulation by itself."""
+    library = HERE.parent / "build" / "native" / "libkosine_engine.a"
+    compiler = shutil.which("g++")
+    if compiler is None or not library.exists():
+        pytest.skip("there is no g++" if compiler is None else "no `make native` has run here")
+    program = tmp_path / "machine_check"
+    source = SOURCES.parent / "emulator" / "machine_check.cpp"
+    command = [
+        *(compiler, "-std=c++20", "-O2", f"-I{SOURCES}", str(source), str(library)),
+        *("-Wl,--whole-archive", "-lpthread", "-Wl,--no-whole-archive", "-o", str(program)),
+    ]
+    subprocess.run(command, check=True, env={**os.environ, "LD_PRELOAD": ""})
+    alone = ["emulated"] if why_not("bfloat16", "amx_bf16") else []
+    done = run(str(program), *alone)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "right"
+    # The bits that an emulated Sapphire Rapids gave with tiles of its own.
+    assert "digest 136a65164213d216" in done.stdout
+
+
 # Rows: one tile, one and a half, pairs, a pair and a single one, more than a group of pairs, two
 # groups. Depths: below and above one step, a panel in one part, in two, in three and a bit.
 @amx
