@@ -10,6 +10,7 @@ namespace kosine {
 namespace {
 
 constexpr int kSpinsPerLook = 32;  // at the clock
+constexpr int kYields = 4;         // before a thread sleeps
 constexpr int kRankBits = 11;      // kMaxThreads fits
 constexpr std::uint32_t kRankMask = (1u << kRankBits) - 1;
 constexpr std::uint32_t kStop = kRankMask;  // more ranks than there can be
@@ -37,40 +38,42 @@ Patience patience_for(int threads, Patience patience) {
   return threads <= CPU_COUNT(&usable) ? patience : kNever;
 }
 
-std::uint32_t wait_while(const std::atomic<std::uint32_t>& word, std::uint32_t old,
-                         Patience patience) {
-  std::uint32_t seen = word.load(std::memory_order_acquire);
+std::uint32_t wait_while(const Word& word, std::uint32_t old, Patience patience) {
+  std::uint32_t seen = word.get();
   if (seen == old && patience != kNever) {
     const auto end = std::chrono::steady_clock::now() + patience;
     do {
       for (int i = 0; i < kSpinsPerLook && seen == old; ++i) {
         __builtin_ia32_pause();
-        seen = word.load(std::memory_order_acquire);
+        seen = word.get();
       }
     } while (seen == old && std::chrono::steady_clock::now() < end);
   }
+  // Where there are more threads than processors, the one that is waited for may just need this.
+  for (int i = 0; i < kYields && seen == old; ++i) {
+    sched_yield();
+    seen = word.get();
+  }
   while (seen == old) {
-    word.wait(old, std::memory_order_acquire);
-    seen = word.load(std::memory_order_acquire);
+    word.sleep(old);
+    seen = word.get();
   }
   return seen;
 }
 
 void Barrier::wait() {
   if (count_ == 1) return;
-  const std::uint32_t round = round_.load(std::memory_order_relaxed);
+  const std::uint32_t round = round_.get();
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
     arrived_.store(0, std::memory_order_relaxed);
-    round_.store(round + 1, std::memory_order_release);
-    round_.notify_all();
+    round_.set(round + 1);
   } else {
     wait_while(round_, round, patience_);
   }
 }
 
 Pool::~Pool() {
-  call_.fetch_or(kStop, std::memory_order_acq_rel);
-  call_.notify_all();
+  call_.set(call_.get() | kStop);
   for (std::thread& thread : threads_) thread.join();
 }
 
@@ -80,15 +83,12 @@ void Pool::run(int threads, const std::function<void(int)>& task, Patience idle)
   grow(threads);
   task_ = &task;
   idle_ = patience_for(threads, idle);
-  unfinished_.store(static_cast<std::uint32_t>(threads - 1), std::memory_order_relaxed);
-  const std::uint32_t before = call_.load(std::memory_order_relaxed);
-  const std::uint32_t count = (before >> kRankBits) + 1;
-  call_.store(count << kRankBits | static_cast<std::uint32_t>(threads),
-              std::memory_order_release);
-  call_.notify_all();
+  unfinished_.reset(static_cast<std::uint32_t>(threads - 1));
+  const std::uint32_t count = (call_.get() >> kRankBits) + 1;
+  call_.set(count << kRankBits | static_cast<std::uint32_t>(threads));
   task(0);
   const Patience patience = patience_for(threads, kGap);
-  for (std::uint32_t left; (left = unfinished_.load(std::memory_order_acquire)) != 0;) {
+  for (std::uint32_t left; (left = unfinished_.get()) != 0;) {
     wait_while(unfinished_, left, patience);
   }
 }
@@ -115,7 +115,7 @@ void Pool::serve(int rank) {
     }
     idle = idle_;
     (*task_)(rank);
-    if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_all();
+    unfinished_.count_down();
   }
 }
 

@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "futex.h"
+
 namespace kosine {
 
 // How long a thread watches for what it waits for before it sleeps in the kernel.
@@ -21,8 +23,7 @@ constexpr Patience kIdle{10'000};   // between batches, where the program wants 
 Patience patience_for(int threads, Patience patience);
 
 // Returns the first value seen that is not `old`.
-std::uint32_t wait_while(const std::atomic<std::uint32_t>& word, std::uint32_t old,
-                         Patience patience);
+std::uint32_t wait_while(const Word& word, std::uint32_t old, Patience patience);
 
 // All `count` threads meet, over and over.
 class Barrier {
@@ -35,7 +36,7 @@ class Barrier {
   const std::uint32_t count_;
   const Patience patience_;
   alignas(64) std::atomic<std::uint32_t> arrived_{0};
-  alignas(64) std::atomic<std::uint32_t> round_{0};
+  Word round_;
 };
 
 class Pool {
@@ -63,8 +64,8 @@ class Pool {
   Patience idle_ = kGap;
   // What the threads watch: a counter in the upper bits, how many ranks take part in the lower.
   // One word, so that a thread that takes no part never looks at task_.
-  alignas(64) std::atomic<std::uint32_t> call_{0};
-  alignas(64) std::atomic<std::uint32_t> unfinished_{0};
+  Word call_;
+  Word unfinished_;
 };
 
 }  // namespace kosine
