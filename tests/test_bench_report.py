@@ -13,6 +13,9 @@ from kosine.errors import InputError
 from kosine_bench import figures, machine, ratios, report, results, tables
 from kosine_bench.gpu import Gpu
 
+ROOT = Path(__file__).parents[1]
+PACKED_RUNS = ROOT / "bench" / "results" / "packed"
+
 
 @pytest.fixture
 def result() -> dict[str, Any]:
@@ -195,3 +198,12 @@ def test_a_limit_that_was_passed_is_none(result: dict[str, Any], path: Path) -> 
     shown = {row[0]: row[1] for row in tables.share_rows(result, "burst")}
     assert "%" in shown["Right int8"]
     assert "%" not in shown["Right fp32"] + shown["kosine onnx fp32"]
+
+
+@pytest.mark.parametrize("path", sorted(PACKED_RUNS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_readme_has_the_tables_of_runs_of_fewer_contestants(path: Path) -> None:
+    found = results.read(path)
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert path.relative_to(ROOT).as_posix() in text
+    assert tables.markdown(ratios.PACKED_HEADS, ratios.packed_rows(found)) in text
+    assert tables.markdown(ratios.LEVEL_HEADS, ratios.level_rows(found, "engine")) in text
