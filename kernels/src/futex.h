@@ -34,7 +34,7 @@ class Word {
     if (value_.fetch_sub(1, std::memory_order_acq_rel) == 1) wake();
   }
 
-  // Returns once the value is not `old`, or after `kLongest` at the latest.
+  // Returns once the value is not `old`, or after `kLongestNs` at the latest.
   void sleep(std::uint32_t old) const {
     sleepers_.fetch_add(1, std::memory_order_seq_cst);
     // The kernel compares once more, and does not sleep where the value has changed.
