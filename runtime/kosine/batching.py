@@ -27,9 +27,9 @@ WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MAX_TRIES = 6
 MAX_ROW_COUNTS = 3
 SLACK = (0, 1, 2)
-# Chosen in trials of ONNX Runtime, float32, on one CPU, which no committed benchmark holds: one more
-# run reads all the weights again, and in very large rectangles what one layer hands to the next no
-# longer stays in the cache.
+# Chosen in trials of ONNX Runtime, float32, on one CPU, which no committed benchmark holds: one
+# more run reads all the weights again, and in very large rectangles what one layer hands to the
+# next no longer stays in the cache.
 RUN_COST = 24
 RECTANGLE_TOKENS = 1_024
 WIDTH_COST = 0.0005
