@@ -173,7 +173,13 @@ def test_the_pool_under_thread_sanitizer(tmp_path):
     program = tmp_path / "pool_race"
     command = [
         *(compiler, "-std=c++20", "-O1", "-g", "-fsanitize=thread", "-pthread", f"-I{SOURCES}"),
-        *(str(HERE / "pool_race.cpp"), str(SOURCES / "pool.cpp"), "-o", str(program)),
+        *(
+            str(HERE / "pool_race.cpp"),
+            str(SOURCES / "pool.cpp"),
+            str(SOURCES / "seats.cpp"),
+            "-o",
+            str(program),
+        ),
     ]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if "cannot find -ltsan" in built.stderr or "libtsan" in built.stderr:

@@ -16,6 +16,22 @@ constexpr std::uint32_t kRankMask = (1u << kRankBits) - 1;
 constexpr std::uint32_t kStop = kRankMask;  // more ranks than there can be
 static_assert(Pool::kMaxThreads < static_cast<int>(kStop));
 
+constexpr int kMostMoves = 4;      // in a call: a kernel that insists has its reasons
+
+// What this thread has to do with the call that it takes part in.
+struct Part {
+  Seats* seats = nullptr;  // null where there are more threads than processors
+  int rank = 0;
+  int ranks = 0;
+  int moves = 0;
+};
+thread_local Part part;
+
+void keep_apart() {
+  if (part.seats == nullptr || part.moves == kMostMoves) return;
+  part.moves += part.seats->sit(part.rank, part.ranks);
+}
+
 // Signals belong to the threads of the program, not to ours.
 class SignalsBlocked {
  public:
@@ -70,6 +86,8 @@ void Barrier::wait() {
   } else {
     wait_while(round_, round, patience_);
   }
+  // Who slept may have been woken on the processor of another.
+  keep_apart();
 }
 
 Pool::~Pool() {
@@ -84,9 +102,14 @@ void Pool::run(int threads, const std::function<void(int)>& task, Patience idle)
   task_ = &task;
   idle_ = patience_for(threads, idle);
   unfinished_.reset(static_cast<std::uint32_t>(threads - 1));
+  cpu_set_t allowed;
+  apart_ = sched_getaffinity(0, sizeof allowed, &allowed) == 0 && threads <= CPU_COUNT(&allowed);
+  if (apart_) seats_.call(threads, allowed);
+  part = {apart_ ? &seats_ : nullptr, 0, threads, 0};
   const std::uint32_t count = (call_.get() >> kRankBits) + 1;
   call_.set(count << kRankBits | static_cast<std::uint32_t>(threads));
   task(0);
+  part = {};
   const Patience patience = patience_for(threads, kGap);
   for (std::uint32_t left; (left = unfinished_.get()) != 0;) {
     wait_while(unfinished_, left, patience);
@@ -103,6 +126,7 @@ void Pool::grow(int threads) {
 }
 
 void Pool::serve(int rank) {
+  seats_.enter(rank);
   std::uint32_t seen = 0;
   Patience idle = kNever;
   for (;;) {
@@ -114,7 +138,10 @@ void Pool::serve(int rank) {
       continue;
     }
     idle = idle_;
+    part = {apart_ ? &seats_ : nullptr, rank, static_cast<int>(ranks), 0};
+    keep_apart();
     (*task_)(rank);
+    part = {};
     unfinished_.count_down();
   }
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "futex.h"
+#include "seats.h"
 
 namespace kosine {
 
@@ -41,7 +42,7 @@ class Barrier {
 
 class Pool {
  public:
-  static constexpr int kMaxThreads = 1024;
+  static constexpr int kMaxThreads = Seats::kMost;
 
   Pool() = default;
   ~Pool();
@@ -51,6 +52,7 @@ class Pool {
   // Calls task(0) here and task(1) .. task(threads - 1) on the pool's threads, and returns when
   // all are done. One call at a time: others wait. `task` must not throw. Afterwards the threads
   // watch for the next call for as long as `idle` says.
+  // Each is on a processor of its own, as far as this can be had (seats.h).
   // Throws std::system_error where a thread cannot be started; then nothing has run.
   void run(int threads, const std::function<void(int)>& task, Patience idle = kGap);
 
@@ -62,6 +64,8 @@ class Pool {
   std::vector<std::thread> threads_;
   const std::function<void(int)>* task_ = nullptr;
   Patience idle_ = kGap;
+  Seats seats_;
+  bool apart_ = false;  // whether this call's threads keep to seats of their own
   // What the threads watch: a counter in the upper bits, how many ranks take part in the lower.
   // One word, so that a thread that takes no part never looks at task_.
   Word call_;
