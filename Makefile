@@ -5,7 +5,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 CMAKE = PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/cmake
 SAMPLE = out/sample.kosine
 
-.PHONY: help setup demo native sanitize test test-gpu lint format bench bench-report soak clean
+.PHONY: help setup demo native sanitize test test-gpu lint format bench bench-report load soak clean
 
 help:
 	@echo "make setup   .venv with kosine, ONNX Runtime and the exporter (no PyTorch)"
@@ -18,6 +18,7 @@ help:
 	@echo "make format  let ruff rewrite the sources"
 	@echo "make bench   kosine and its rivals side by side: about an hour (says first)"
 	@echo "make bench-report  pictures and the README's table from the newest result"
+	@echo "make load    latency against load, packed beside padded: about half an hour (LOAD_ARGS)"
 	@echo "make soak    the batcher under mixed faults for 8 hours (SOAK_ARGS to change it)"
 
 setup: .venv/.runtime
@@ -67,6 +68,9 @@ bench: .venv/.bench
 
 bench-report: .venv/.bench
 	.venv/bin/kosine bench --report
+
+load: .venv/.bench
+	.venv/bin/python -m kosine_bench.load $(LOAD_ARGS)
 
 # First what is counted, not timed: the model of the scheduler, needles, forks.
 soak: .venv/.test native

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kosine.packed import Packed
 from kosine.testing import FakeBackend, FakeEncoder, linear_cost, rectangle_cost
 from kosine_bench import load
+from kosine_bench.effort import Effort
 from kosine_bench.equal_p99 import P99_LEVELS, advantage, interval, load_at_p99, resampled_p99
+from kosine_bench.ideal import BATCH_TOKENS, batch_of, measure_batches, without_overhead
 from kosine_bench.offered import mixed_texts, summary
 from kosine_bench.rectangles import PaddedEncoder
 from kosine_bench.simulation import capacity_tps, simulate
@@ -71,10 +74,10 @@ def test_the_advantage_is_given_at_fixed_levels_within_what_was_measured():
             assert low < p99 < high
             points.append({"way": way, "offered_rps": times * rate, "p99_s": p99})
             resampled.append(again)
-    rows = advantage(points, resampled, full_batch_s=1.0)
-    assert [row["full_batches"] for row in rows] == list(P99_LEVELS)
+    rows = advantage(points, resampled, P99_LEVELS)
+    assert [row["p99_s"] for row in rows] == list(P99_LEVELS)
     inside = [row for row in rows if "ratio" in row]
-    assert [row["full_batches"] for row in inside] == [1.0, 1.5, 2.0, 3.0]
+    assert [row["p99_s"] for row in inside] == [1.0, 1.5, 2.0, 3.0]
     for row in inside:
         assert row["interval"][0] <= row["ratio"] <= row["interval"][1]
         assert row["interval"][0] < 3.0 < row["interval"][1]
@@ -117,7 +120,7 @@ def test_a_pass_without_answers_has_no_finite_percentile():
 
 
 def test_a_point_has_enough_requests_and_seconds():
-    effort = load.Effort(loads=(0.1, 1.0), seconds=20.0, requests=500, passes=2)
+    effort = Effort(loads=(0.1, 1.0), seconds=20.0, requests=500, passes=2)
     assert effort.count(2.0) == 250
     assert effort.count(100.0) == 2_000
     assert effort.total_s({"packed": 100.0}) == pytest.approx(2 * (250 / 10.0 + 20.0))
@@ -126,7 +129,7 @@ def test_a_point_has_enough_requests_and_seconds():
 def test_the_whole_measurement(tmp_path, capsys):
     backend = FakeBackend(cost=linear_cost(5e-5, 5e-4))
     backend.name = "fake"
-    effort = load.Effort((0.1, 0.7), seconds=0.4, requests=100, passes=2)
+    effort = Effort((0.1, 0.7), seconds=0.4, requests=100, passes=2)
     report = load.curve(FakeEncoder(backend), effort)
     assert "minutes" in capsys.readouterr().err
     print({key: value for key, value in report.items() if key != "points"})
@@ -144,10 +147,73 @@ def test_the_whole_measurement(tmp_path, capsys):
         assert point["p99_interval_s"][0] <= point["p99_s"] <= point["p99_interval_s"][1]
     assert report["at_200_percent"]["rejected"] + report["at_200_percent"]["late"] > 0
     assert len(report["packed_over_padded_at_equal_p99"]) == len(P99_LEVELS)
+    bar = report["at_70_percent"]["bar_s"]
+    assert report["packed_over_padded_at_the_bar"]["p99_s"] == pytest.approx(bar, abs=1e-4)
+    levels = report["without_overhead"]["levels"]
+    asked = [row["p99_s"] for row in report["packed_over_padded_at_equal_p99"]]
+    assert [row["p99_s"] for row in levels[:-1]] == asked
+    assert levels[-1]["p99_s"] == report["packed_over_padded_at_the_bar"]["p99_s"]
     assert json.loads(json.dumps(report)) == report
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     load.plot(report, tmp_path / "curve.svg")
     assert "<svg" in (tmp_path / "curve.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("packed", "padded", "status"), [(210.0, 100.0, 0), (199.0, 100.0, 1), (None, 100.0, 1)]
+)
+def test_the_command_asks_for_twice_the_load_at_the_bar(packed, padded, status):
+    row = {"p99_s": 0.4, "packed_rps": packed, "padded_rps": padded}
+    if packed:
+        row["ratio"] = packed / padded
+    report = {
+        "at_70_percent": {"within": True},
+        "at_200_percent": {"accepted_p99_within": True},
+        "packed_over_padded_at_the_bar": row,
+    }
+    assert load.status(report) == status
+    for late in ("at_70_percent", "at_200_percent"):
+        assert load.status(report | {late: {"within": False, "accepted_p99_within": False}}) == 1
+
+
+def test_a_batch_of_so_many_tokens():
+    texts = Packed.of([[1, 2, 3], [4, 5]])
+    assert [ids.tolist() for ids in rows_of(batch_of(12, texts))] == [
+        [1, 2, 3],
+        [4, 5],
+        [1, 2, 3],
+        [4, 5],
+        [1, 2],
+    ]
+    assert [ids.tolist() for ids in rows_of(batch_of(2, texts))] == [[1, 2]]
+    assert [ids.tolist() for ids in rows_of(batch_of(5, texts))] == [[1, 2, 3], [4, 5]]
+
+
+def rows_of(batch):
+    return np.split(batch.ids, batch.starts[1:-1])
+
+
+def test_batches_are_timed_by_their_tokens():
+    clocked = FakeBackend(cost=linear_cost(2e-5, 1e-3))
+    texts = FakeEncoder().prepare(["x" * n for n in (5, 17, 60)]).batch
+    seconds = measure_batches(FakeEncoder(clocked), texts)
+    assert len(seconds) == len(BATCH_TOKENS)
+    assert (seconds >= 1e-3 + 2e-5 * np.array(BATCH_TOKENS)).all()
+
+
+def test_without_overhead_rectangles_carry_as_much_where_nothing_waits():
+    """Equal lengths: packing has nothing to gain. Unequal: the more, the longer the queue."""
+    seconds = 1e-3 + 1.6e-4 * np.array(BATCH_TOKENS)
+    effort = Effort((0.3, 0.6, 0.8, 0.9, 1.0), seconds=4.0, requests=100, passes=3)
+    same = without_overhead([17] * 500, seconds, 2_048, effort, 0, [0.05, 0.5])
+    for row in same["levels"]:
+        assert row["ratio"] == pytest.approx(1.0)
+    mixed = np.random.default_rng(3).gamma(2.0, 8.0, 500).clip(5, 63).astype(int).tolist()
+    found = without_overhead(mixed, seconds, 2_048, effort, 0, [0.04, 0.2, 1.0])
+    ratios = [row["ratio"] for row in found["levels"]]
+    print("packed over padded without overhead, p99 of 40, 200 and 1000 ms:", ratios)
+    assert 1.3 < ratios[0] < ratios[1] < ratios[2]
+    assert found == without_overhead(mixed, seconds, 2_048, effort, 0, [0.04, 0.2, 1.0])
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)

@@ -76,17 +76,17 @@ def interval(values: Floats) -> list[float]:
 def advantage(
     points: Sequence[Mapping[str, Any]],
     resampled: Sequence[Floats],
-    full_batch_s: float,
+    levels_s: Sequence[float],
     *,
     mine: str = "packed",
     other: str = "padded",
 ) -> list[dict[str, Any]]:
-    """How many times the load of `other` `mine` carries, at each of `P99_LEVELS`.
+    """How many times the load of `other` `mine` carries, at each p99.
 
     Args:
         points: `way`, `offered_rps` and `p99_s` of each.
         resampled: The points' `resampled_p99`.
-        full_batch_s: What the levels are parts of.
+        levels_s: The p99 to keep, in seconds.
 
     Returns:
         For each level its `p99_s`; the load of each way, where it is within what was measured;
@@ -101,11 +101,9 @@ def advantage(
         p99_s = [float(points[index]["p99_s"]) for index in chosen]
         curves[way] = loads, p99_s, np.array([resampled[index] for index in chosen])
     found = []
-    for level in P99_LEVELS:
-        level_s = level * full_batch_s
+    for level_s in levels_s:
         carried = {way: load_at_p99(*curve[:2], level_s) for way, curve in curves.items()}
         row: dict[str, Any] = {
-            "full_batches": level,
             "p99_s": round(level_s, 6),
             **{f"{way}_rps": _rounded(load, 2) for way, load in carried.items()},
         }

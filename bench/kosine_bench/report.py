@@ -50,8 +50,10 @@ def readme_block(result: dict[str, Any], path: Path, root: Path) -> str:
     for precision in () if gpu else ("bfloat16", "float32"):
         rows = ratios.ratio_rows(result, precision=precision)
         if rows:
-            lines += [f"The same among those that compute in {precision}:", ""]
-            lines += [tables.markdown(ratios.RATIO_HEADS, rows), ""]
+            lines += _folded(
+                f"The same among those that compute in {precision}",
+                tables.markdown(ratios.RATIO_HEADS, rows),
+            )
     rows = ratios.level_rows(result)
     if rows:
         lines += [
@@ -78,6 +80,11 @@ def readme_block(result: dict[str, Any], path: Path, root: Path) -> str:
             shown = Path(os.path.relpath(file, root)).as_posix()
             lines += [f"![{picture}]({shown})", ""]
     return "\n".join(lines).rstrip()
+
+
+def _folded(summary: str, table: str) -> list[str]:
+    """A table that a page shows when asked to; Markdown wants the empty lines."""
+    return ["<details>", f"<summary>{summary}</summary>", "", table, "", "</details>", ""]
 
 
 def _hardware(result: dict[str, Any]) -> str:
