@@ -14,7 +14,6 @@ from kosine_bench import figures, machine, ratios, report, results, tables
 from kosine_bench.gpu import Gpu
 
 ROOT = Path(__file__).parents[1]
-PACKED_RUNS = ROOT / "bench" / "results" / "packed"
 
 
 @pytest.fixture
@@ -200,10 +199,7 @@ def test_a_limit_that_was_passed_is_none(result: dict[str, Any], path: Path) -> 
     assert "%" not in shown["Right fp32"] + shown["kosine onnx fp32"]
 
 
-@pytest.mark.parametrize("path", sorted(PACKED_RUNS.glob("*.json")), ids=lambda path: path.stem)
-def test_the_readme_has_the_tables_of_runs_of_fewer_contestants(path: Path) -> None:
-    found = results.read(path)
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert path.relative_to(ROOT).as_posix() in text
-    assert tables.markdown(ratios.PACKED_HEADS, ratios.packed_rows(found)) in text
-    assert tables.markdown(ratios.LEVEL_HEADS, ratios.level_rows(found, "engine")) in text
+def test_the_readme_shows_the_newest_full_run() -> None:
+    newest = results.latest(ROOT / "bench" / "results")
+    block = report.readme_block(results.read(newest), newest, ROOT)
+    assert f"{report.BEGIN}\n{block}\n{report.END}" in (ROOT / "README.md").read_text("utf-8")
