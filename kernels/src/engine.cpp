@@ -132,7 +132,7 @@ Engine::Engine(const Tensors& tensors, const Config& config, const std::string& 
     : model_(tensors, config, select_kernels(dtype_named(dtype), isa),
              select_kernels(Dtype::kFloat32, isa), guard),
       threads_(checked_threads(threads)),
-      idle_(spin ? kIdle : kGap) {}
+      idle_(spin ? kIdle : kRest) {}
 
 void Engine::run(std::span<const std::int32_t> ids, std::span<const std::int32_t> starts,
                  std::span<const std::int32_t> positions,

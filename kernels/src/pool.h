@@ -17,7 +17,10 @@ namespace kosine {
 // How long a thread watches for what it waits for before it sleeps in the kernel.
 using Patience = std::chrono::microseconds;
 constexpr Patience kNever{0};       // more threads than processors: spinning keeps others out
-constexpr Patience kGap{50};        // the gaps between two parts of a batch are shorter than this
+constexpr Patience kRest{50};       // after a batch: the next may follow at once
+// Within a batch: longer than it takes a host to start a sleeping virtual processor again, or its
+// first barrier would send the caller to sleep, and where that one then wakes is the kernel's choice.
+constexpr Patience kGap{300};
 constexpr Patience kIdle{10'000};   // between batches, where the program wants that
 
 // kNever where `threads` are more than the processors that this process may use, else `patience`.
@@ -54,7 +57,7 @@ class Pool {
   // watch for the next call for as long as `idle` says.
   // Each is on a processor of its own, as far as this can be had (seats.h).
   // Throws std::system_error where a thread cannot be started; then nothing has run.
-  void run(int threads, const std::function<void(int)>& task, Patience idle = kGap);
+  void run(int threads, const std::function<void(int)>& task, Patience idle = kRest);
 
  private:
   void grow(int threads);
@@ -63,7 +66,7 @@ class Pool {
   std::mutex running_;
   std::vector<std::thread> threads_;
   const std::function<void(int)>* task_ = nullptr;
-  Patience idle_ = kGap;
+  Patience idle_ = kRest;
   Seats seats_;
   bool apart_ = false;  // whether this call's threads keep to seats of their own
   // What the threads watch: a counter in the upper bits, how many ranks take part in the lower.
