@@ -333,3 +333,20 @@ def test_over_the_cap_is_refused_faster_than_the_cap_is_read(real, text):
             real.prepare([text])
 
     assert seconds(refused) < seconds(real.prepare, [allowed], repeats=3)
+
+
+def test_few_texts_have_the_ids_that_they_have_among_many(real):
+    """Few short ones are tokenised one by one, many or long ones in one call."""
+    texts = [
+        "남자가 기타를 친다.",
+        "",
+        "kosine 2026",
+        "  앞뒤 공백 ",
+        "감사합니다 " * 300,
+        "끝",
+        "e\u0301",
+    ]
+    together = sentences(real.prepare(texts).batch)
+    for stop in range(len(texts) + 1):
+        assert sentences(real.prepare(texts[:stop]).batch) == together[:stop]
+    assert [sentences(real.prepare([text]).batch)[0] for text in texts] == together

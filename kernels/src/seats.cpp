@@ -1,5 +1,6 @@
 #include "seats.h"
 
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstddef>
@@ -13,7 +14,7 @@ constexpr auto kRelaxed = std::memory_order_relaxed;
 }  // namespace
 
 void Seats::enter(int rank) {
-  seats_[static_cast<std::size_t>(rank)].thread.store(gettid(), kRelaxed);
+  seats_[static_cast<std::size_t>(rank)].thread.store(static_cast<pid_t>(syscall(SYS_gettid)), kRelaxed);
 }
 
 void Seats::call(int ranks, const cpu_set_t& allowed) {

@@ -34,6 +34,9 @@ class Packed:
     @classmethod
     def of(cls, sentences: Sequence[Sequence[int] | Int32], skip: Int32 | None = None) -> Packed:
         """Lay token-id sequences end to end."""
+        if len(sentences) == 1:  # most requests to a service
+            ids = np.array(sentences[0], np.int32)
+            return cls(ids, np.array([0, len(ids)], np.int32), skip)
         starts = np.zeros(len(sentences) + 1, np.int32)
         np.cumsum([len(ids) for ids in sentences], out=starts[1:])
         ids = np.empty(int(starts[-1]), np.int32)

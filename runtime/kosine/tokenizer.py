@@ -17,6 +17,7 @@ __all__ = ["MAX_TEXT_BYTES", "Prepared", "Tokenizer"]
 # Tokenising happens before truncation and takes time in proportion to the text; this is about
 # a hundred times what 512 tokens can hold.
 MAX_TEXT_BYTES = 262_144
+MAX_SINGLES = 4
 MAX_SINGLE_CHARACTERS = 1024
 
 
@@ -135,9 +136,10 @@ class Tokenizer:
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         try:
-            # The batch call has a fixed cost; the other computes offsets, which long texts feel.
-            if len(texts) == 1 and len(texts[0]) <= MAX_SINGLE_CHARACTERS:
-                return [self._tokenizer.encode(texts[0]).ids]
+            # The batch call has a fixed cost, and its threads take the processors from a batch that
+            # runs; the other computes offsets, which long texts feel.
+            if len(texts) <= MAX_SINGLES and all(len(t) <= MAX_SINGLE_CHARACTERS for t in texts):
+                return [self._tokenizer.encode(text).ids for text in texts]
             return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
