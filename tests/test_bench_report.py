@@ -14,6 +14,7 @@ from kosine_bench import figures, machine, ratios, report, results, tables
 from kosine_bench.gpu import Gpu
 
 ROOT = Path(__file__).parents[1]
+ONNX_RUNS = ROOT / "bench" / "results" / "onnx"
 
 
 @pytest.fixture
@@ -203,3 +204,10 @@ def test_the_readme_shows_the_newest_full_run() -> None:
     newest = results.latest(ROOT / "bench" / "results")
     block = report.readme_block(results.read(newest), newest, ROOT)
     assert f"{report.BEGIN}\n{block}\n{report.END}" in (ROOT / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", sorted(ONNX_RUNS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_readme_has_the_table_of_onnx_runtime_alone(path: Path) -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert path.relative_to(ROOT).as_posix() in text
+    assert tables.markdown(ratios.PACKED_HEADS, ratios.packed_rows(results.read(path))) in text
