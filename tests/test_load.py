@@ -160,16 +160,29 @@ def test_the_whole_measurement(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("packed", "padded", "status"), [(210.0, 100.0, 0), (199.0, 100.0, 1), (None, 100.0, 1)]
+    ("at_the_bar", "at_the_level", "possible", "status"),
+    [
+        (2.1, 2.1, 2.2, 0),
+        (1.99, 2.1, 2.2, 1),
+        (None, 2.1, 2.2, 1),
+        (2.1, 1.8, 1.9, 0),
+        (2.1, 1.8, 2.0, 1),
+        (2.1, None, 2.2, 1),
+        (2.1, 1.8, None, 0),
+    ],
 )
-def test_the_command_asks_for_twice_the_load_at_the_bar(packed, padded, status):
-    row = {"p99_s": 0.4, "packed_rps": packed, "padded_rps": padded}
-    if packed:
-        row["ratio"] = packed / padded
+def test_twice_the_load_is_asked_for_at_the_bar_and_where_it_is_possible(
+    at_the_bar, at_the_level, possible, status
+):
+    def row(p99_s, ratio):
+        return {"p99_s": p99_s} | ({} if ratio is None else {"ratio": ratio})
+
     report = {
         "at_70_percent": {"within": True},
         "at_200_percent": {"accepted_p99_within": True},
-        "packed_over_padded_at_the_bar": row,
+        "packed_over_padded_at_the_bar": row(0.4, at_the_bar),
+        "packed_over_padded_at_equal_p99": [row(0.05, at_the_level)],
+        "without_overhead": {"levels": [row(0.05, possible), row(0.4, 2.2)]},
     }
     assert load.status(report) == status
     for late in ("at_70_percent", "at_200_percent"):

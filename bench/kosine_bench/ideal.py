@@ -4,8 +4,7 @@ The batcher's policy runs on a fake clock (`kosine_bench.simulation`). A batch t
 engine took for as many tokens a moment ago, call after call; nothing else takes any time: no
 tokenising, no thread, no waking up. So there are two things to hold the real measurement against:
 what is lost between engine and caller, and how far packing can be ahead at all. Near the unloaded
-latency few texts wait for each other, small batches have little padding, and no batcher that
-keeps such a p99 can carry much more with packing than without.
+latency few texts wait for each other, and small batches have less padding to save.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ from kosine_bench.rectangles import PaddedEncoder
 __all__ = ["curve", "main", "plot", "status"]
 
 WIDE: Final[dict[str, Any]] = {"max_queue_tokens": 1 << 22, "max_queue_requests": 1 << 20}
-# Times the load of padded batching, at the bar's p99.
+# Times the load of padded batching, at equal p99.
 ADVANTAGE: Final = 2.0
 
 
@@ -261,7 +261,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write, draw; exits 1 if a figure is outside its bar.
 
-    Twice the load of padded batching is asked for where the p99 is the bar's.
+    Twice the load of padded batching is asked for; see `status`.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("bundle", nargs="?", help="the benchmark's base model if left out")
@@ -306,10 +306,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def status(report: Mapping[str, Any]) -> int:
-    """Exit status of a report: 0 if every figure is within its bar, else 1."""
+    """Exit status of a report: 0 if every figure is within its bar, else 1.
+
+    Packed batches have to carry twice the load of padded ones where the p99 is the bar's, and at
+    each level where they would if only the engine took any time.
+    """
     within = report["at_70_percent"]["within"] and report["at_200_percent"]["accepted_p99_within"]
-    ratio = report["packed_over_padded_at_the_bar"].get("ratio", 0.0)
-    return 0 if within and ratio >= ADVANTAGE else 1
+    bar = report["packed_over_padded_at_the_bar"]
+    possible = {
+        row["p99_s"]
+        for row in report["without_overhead"]["levels"]
+        if row.get("ratio", 0.0) >= ADVANTAGE
+    }
+    asked = [
+        bar,
+        *(row for row in report["packed_over_padded_at_equal_p99"] if row["p99_s"] in possible),
+    ]
+    return 0 if within and all(row.get("ratio", 0.0) >= ADVANTAGE for row in asked) else 1
 
 
 if __name__ == "__main__":
