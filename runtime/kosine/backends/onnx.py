@@ -24,7 +24,7 @@ from kosine.threads import usable_cpus
 __all__ = ["OnnxBackend", "graph_path", "import_onnxruntime"]
 
 GRAPHS = {"float32": ("packed.onnx", "onnx"), "float16": ("fp16/packed.onnx", "onnx-fp16")}
-# Its fused residual and LayerNorm does on a CPU in eight times the time what the two do apart.
+# Its fused residual and LayerNorm takes about five times as long on a CPU as the two apart.
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 QUIET = 3  # ONNX Runtime's severity "error": its warnings concern its own optimiser
 
