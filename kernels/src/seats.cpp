@@ -14,7 +14,8 @@ constexpr auto kRelaxed = std::memory_order_relaxed;
 }  // namespace
 
 void Seats::enter(int rank) {
-  seats_[static_cast<std::size_t>(rank)].thread.store(static_cast<pid_t>(syscall(SYS_gettid)), kRelaxed);
+  const auto self = static_cast<pid_t>(syscall(SYS_gettid));  // gettid() is younger than some libcs
+  seats_[static_cast<std::size_t>(rank)].thread.store(self, kRelaxed);
 }
 
 void Seats::call(int ranks, const cpu_set_t& allowed) {

@@ -24,7 +24,8 @@ from kosine.threads import usable_cpus
 __all__ = ["OnnxBackend", "graph_path", "import_onnxruntime"]
 
 GRAPHS = {"float32": ("packed.onnx", "onnx"), "float16": ("fp16/packed.onnx", "onnx-fp16")}
-# Its fused residual and LayerNorm takes about five times as long on a CPU as the two apart.
+# In trials its fused residual and LayerNorm took about five times as long on a CPU as the two
+# apart; what that makes of an encoder is in bench/results/onnx.
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 QUIET = 3  # ONNX Runtime's severity "error": its warnings concern its own optimiser
 
