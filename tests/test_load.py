@@ -236,6 +236,13 @@ def test_a_committed_run_can_still_be_drawn(path, tmp_path):
     assert "<svg" in (tmp_path / "curve.svg").read_text()
 
 
+def test_the_readme_has_the_table_of_the_newest_run():
+    newest = max(RESULTS.glob("*.json"))
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    assert newest.name in readme
+    assert load.level_table(json.loads(newest.read_text("utf-8"))) in readme
+
+
 def test_packed_carries_twice_the_load_of_rectangles():
     """Simulated, so exact: the same policy, budget and arrivals, two costs."""
     lengths = np.random.default_rng(3).gamma(2.0, 7.0, 6_000).clip(4, 62).astype(int)

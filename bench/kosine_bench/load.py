@@ -57,12 +57,17 @@ from kosine_bench.offered import (
     summary,
 )
 from kosine_bench.rectangles import PaddedEncoder
+from kosine_bench.tables import markdown
 
-__all__ = ["curve", "main", "plot", "status"]
+__all__ = ["curve", "level_table", "main", "plot", "status"]
 
 WIDE: Final[dict[str, Any]] = {"max_queue_tokens": 1 << 22, "max_queue_requests": 1 << 20}
 # Times the load of padded batching, at equal p99.
 ADVANTAGE: Final = 2.0
+LEVEL_HEADS: Final = (
+    *("p99, ms", "packed, texts/s", "padded, texts/s"),
+    *("times more", "90 % interval", "without overhead"),
+)
 
 
 def capacities_rps(
@@ -256,6 +261,31 @@ def plot(report: dict[str, Any], path: Path) -> None:
     axes.legend()
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def level_table(report: Mapping[str, Any]) -> str:
+    """Markdown: the load that each way carries at each p99, measured and without overhead.
+
+    Levels that half of the resamples or more leave out of range are left out.
+    """
+    possible = {row["p99_s"]: row.get("ratio") for row in report["without_overhead"]["levels"]}
+    rows = []
+    for row in report["packed_over_padded_at_equal_p99"]:
+        if row.get("resamples_in_range", 0.0) < 0.5:
+            continue
+        low, high = row["interval"]
+        best = possible[row["p99_s"]]
+        rows.append(
+            [
+                f"{row['p99_s'] * 1e3:.0f}",
+                f"{row['packed_rps']:.0f}",
+                f"{row['padded_rps']:.0f}",
+                f"{row['ratio']:.2f}x",
+                f"{low:.2f}-{high:.2f}",
+                "" if best is None else f"{best:.2f}x",
+            ]
+        )
+    return markdown(LEVEL_HEADS, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
