@@ -5,6 +5,7 @@ The same experiments run in real time, and for hours, under `python -m kosine_be
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kosine.packed import Packed
 from kosine.schedule import Schedule
 from kosine.testing import FakeBackend, FakeEncoder, linear_cost
 from kosine_bench import reliability, soak
@@ -133,6 +135,28 @@ class TestOverload:
         assert p99 <= deadline
         assert outcome.most_queue_tokens <= 16_384
         assert outcome.late <= 0.02 * len(outcome.latencies_s)
+
+    def test_a_machine_that_slows_down_makes_nobody_late(self, monkeypatch):
+        """Every other half a minute 15 % slower; with no room for that, many are late."""
+        capacity = capacity_tps(LOAD[:4_000], linear_cost(1.7e-4, 1e-3), 2_048)
+
+        def late() -> tuple[int, int]:
+            batches = itertools.count()
+
+            def cost(batch: Packed) -> float:
+                slow = 1.15 if next(batches) // 80 % 2 else 1.0
+                return slow * linear_cost(1.7e-4, 1e-3)(batch)
+
+            outcome = simulate(LOAD, capacity * 2, cost, deadline=0.72, max_batch_tokens=2_048)
+            return outcome.late, len(outcome.latencies_s)
+
+        kept = late()
+        monkeypatch.setattr("kosine.schedule.HEADROOM", 1.0)
+        tight = late()
+        print(f"15 % slower at times: {kept} late and answered; without headroom {tight}")
+        assert kept[0] == 0
+        assert tight[0] > 0.001 * tight[1]
+        assert kept[1] > 0.97 * tight[1]
 
     def test_without_shedding_the_goodput_collapses(self, monkeypatch):
         """The negative control: serve in order whatever is queued, late or not."""

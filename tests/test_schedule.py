@@ -316,8 +316,8 @@ class TestDeadlines:
         refusal = schedule.admit([make_job(10, deadline=NOW + 2.0)], NOW)
         assert refusal.what == "deadline"
         assert refusal.value == pytest.approx(6.0)  # in the sixth full batch
-        assert refusal.retry_after == pytest.approx(4.2)  # 0.9 of the deadline is allowed
-        assert schedule.admit([make_job(10, deadline=NOW + 6.7)], NOW) is None
+        assert refusal.retry_after == pytest.approx(4.3)  # 0.85 of the deadline is allowed
+        assert schedule.admit([make_job(10, deadline=NOW + 7.1)], NOW) is None
 
     def test_the_running_batch_counts_too(self):
         schedule = self.trained()

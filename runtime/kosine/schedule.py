@@ -31,7 +31,9 @@ __all__ = ["Batch", "Limits", "Refusal", "Schedule"]
 
 # A request is admitted, and a batch grown, if the answer is predicted within this part of the
 # time that is left: under overload the queue settles at the limit, and predictions are not exact.
-HEADROOM = 0.9
+# A machine may become a tenth slower at any time, and then everybody in the queue is late together.
+# A shorter queue serves no fewer: as many have to be refused, only earlier.
+HEADROOM = 0.85
 # How full a part of a call is meant to make a batch where upper estimates are not exact: a part
 # that is over the budget after all leaves a remnant, which may have to run alone.
 PART_SHARE = 0.95
