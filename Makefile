@@ -18,7 +18,7 @@ help:
 	@echo "make format  let ruff rewrite the sources"
 	@echo "make bench   kosine and its rivals side by side: about an hour (says first)"
 	@echo "make bench-report  pictures and the README's table from the newest result"
-	@echo "make load    latency against load, packed beside padded: about half an hour (LOAD_ARGS)"
+	@echo "make load    latency against load, packed beside padded: about an hour (LOAD_ARGS)"
 	@echo "make soak    the batcher under mixed faults for 8 hours (SOAK_ARGS to change it)"
 
 setup: .venv/.runtime

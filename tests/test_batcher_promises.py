@@ -178,6 +178,20 @@ class TestOverload:
         print(f"at 70 %: p99 {loaded * 1e3:.1f} ms, bar {bar * 1e3:.1f} ms")
         assert loaded <= bar
 
+    @pytest.mark.parametrize(("late", "within"), [(0, True), (10, True), (11, False)])
+    def test_who_was_accepted_and_failed_counts_against_the_bar(self, late, within):
+        figures = {
+            "goodput_over_capacity": 0.95,
+            "accepted": 1_000 - late,
+            "admitted_but_late": late,
+            "accepted_p99_s": 0.29,
+            "deadline_s": 0.3,
+            "refusal_p99_s": 0.001,
+            "most_queue_tokens": 10,
+            "max_queue_tokens": 10,
+        }
+        assert reliability.within_overload_bar(figures) == within
+
     def test_refusals_are_quick(self):
         figures = reliability.overload(10.0, seconds=2.0)
         show("row 7, in real time", figures)

@@ -14,7 +14,7 @@ from kosine_bench import load
 from kosine_bench.effort import Effort
 from kosine_bench.equal_p99 import P99_LEVELS, advantage, interval, load_at_p99, resampled_p99
 from kosine_bench.ideal import BATCH_TOKENS, batch_of, measure_batches, without_overhead
-from kosine_bench.offered import mixed_texts, summary
+from kosine_bench.offered import kept_deadline, mixed_texts, summary
 from kosine_bench.rectangles import PaddedEncoder
 from kosine_bench.simulation import capacity_tps, simulate
 
@@ -129,7 +129,7 @@ def test_a_point_has_enough_requests_and_seconds():
 def test_the_whole_measurement(tmp_path, capsys):
     backend = FakeBackend(cost=linear_cost(5e-5, 5e-4))
     backend.name = "fake"
-    effort = Effort((0.1, 0.7), seconds=0.4, requests=100, passes=2)
+    effort = Effort((0.1, 0.7), seconds=0.4, requests=100, passes=2, simulated=3)
     report = load.curve(FakeEncoder(backend), effort)
     assert "minutes" in capsys.readouterr().err
     print({key: value for key, value in report.items() if key != "points"})
@@ -153,6 +153,8 @@ def test_the_whole_measurement(tmp_path, capsys):
     asked = [row["p99_s"] for row in report["packed_over_padded_at_equal_p99"]]
     assert [row["p99_s"] for row in levels[:-1]] == asked
     assert levels[-1]["p99_s"] == report["packed_over_padded_at_the_bar"]["p99_s"]
+    for smaller in report["without_overhead_at_smaller_budgets"].values():
+        assert [row["p99_s"] for row in smaller] == [row["p99_s"] for row in levels]
     assert json.loads(json.dumps(report)) == report
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     load.plot(report, tmp_path / "curve.svg")
@@ -189,6 +191,13 @@ def test_twice_the_load_is_asked_for_at_the_bar_and_where_it_is_possible(
         assert load.status(report | {late: {"within": False, "accepted_p99_within": False}}) == 1
 
 
+@pytest.mark.parametrize(
+    ("p99_s", "late", "in_time"), [(0.7, 0, True), (0.7, 5, True), (0.7, 6, False), (0.8, 0, False)]
+)
+def test_who_is_failed_at_the_deadline_is_not_in_time(p99_s, late, in_time):
+    assert kept_deadline(p99_s, 0.75, accepted=500, late=late) == in_time
+
+
 def test_a_batch_of_so_many_tokens():
     texts = Packed.of([[1, 2, 3], [4, 5]])
     assert [ids.tolist() for ids in rows_of(batch_of(12, texts))] == [
@@ -217,7 +226,7 @@ def test_batches_are_timed_by_their_tokens():
 def test_without_overhead_rectangles_carry_as_much_where_nothing_waits():
     """Equal lengths: packing has nothing to gain. Unequal: the more, the longer the queue."""
     seconds = 1e-3 + 1.6e-4 * np.array(BATCH_TOKENS)
-    effort = Effort((0.3, 0.6, 0.8, 0.9, 1.0), seconds=4.0, requests=100, passes=3)
+    effort = Effort((0.3, 0.6, 0.8, 0.9, 1.0), seconds=4.0, requests=100, passes=1, simulated=3)
     same = without_overhead([17] * 500, seconds, 2_048, effort, 0, [0.05, 0.5])
     for row in same["levels"]:
         assert row["ratio"] == pytest.approx(1.0)

@@ -20,6 +20,7 @@ from kosine.packed import Packed
 from kosine.pipeline import StagedEncoder
 from kosine_bench.effort import CLIMB, MOST_LOAD, Effort
 from kosine_bench.equal_p99 import load_at_p99
+from kosine_bench.offered import ENDLESS
 from kosine_bench.simulation import capacity_tps, simulate
 
 __all__ = ["BATCH_TOKENS", "batch_of", "measure_batches", "without_overhead"]
@@ -27,8 +28,6 @@ __all__ = ["BATCH_TOKENS", "batch_of", "measure_batches", "without_overhead"]
 # From a word to a rectangle of a full batch's texts, all as long as the longest.
 BATCH_TOKENS: Final = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1_024, 2_048, 8_192)
 ROUNDS: Final = 7
-# No queue is ever refused: beyond capacity it grows for as long as it is simulated.
-ENDLESS: Final[dict[str, Any]] = {"max_queue_tokens": 1 << 24, "max_queue_requests": 1 << 22}
 
 Cost = Callable[[Packed], float]
 
@@ -69,7 +68,8 @@ def without_overhead(
         lengths: Tokens of each text, in the order in which they are asked for.
         batch_s: Seconds of a batch of each of `BATCH_TOKENS`; between them it is interpolated.
         batch_tokens: Budget of real tokens per batch, the same for both.
-        effort: As of the real measurement, so that a growing queue grows for as long.
+        effort: As of the real measurement, so that a growing queue grows for as long; but for
+            the number of passes.
         seed: Of the arrivals.
         levels_s: The p99 to keep, in seconds.
 
@@ -129,7 +129,7 @@ def _curve(
                 max_batch_tokens=batch_tokens,
                 **ENDLESS,
             ).percentile_s(99)
-            for number in range(effort.passes)
+            for number in range(effort.simulated)
         ]
         rates.append(rate)
         p99_s.append(float(np.median(found)))

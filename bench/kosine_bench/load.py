@@ -16,7 +16,8 @@ In the result: p99 at 70 % of capacity against its bar, 4 x the unloaded p50 + o
 requests that kept their deadline at 200 %; and how many times the load of padded batching packed
 batching carries at equal p99, at that bar and at levels fixed beforehand
 (`kosine_bench.equal_p99`). Beside them, under "without_overhead", what both ways would carry if
-nothing but the engine took any time (`kosine_bench.ideal`).
+nothing but the engine took any time (`kosine_bench.ideal`); and the same at smaller budgets, which
+suit padding better where small batches cost little more per token.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import wait
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -47,10 +49,12 @@ from kosine_bench.effort import CLIMB, FULL, MOST_LOAD, QUICK, Effort
 from kosine_bench.equal_p99 import P99_LEVELS, advantage, interval, resampled_p99
 from kosine_bench.ideal import measure_batches, without_overhead
 from kosine_bench.offered import (
+    ENDLESS,
     LENGTHS,
     LONGEST,
     SHORTEST,
     CountingEncoder,
+    kept_deadline,
     mixed_texts,
     offer,
     saturate,
@@ -61,9 +65,11 @@ from kosine_bench.tables import markdown
 
 __all__ = ["curve", "level_table", "main", "plot", "status"]
 
-WIDE: Final[dict[str, Any]] = {"max_queue_tokens": 1 << 22, "max_queue_requests": 1 << 20}
 # Times the load of padded batching, at equal p99.
 ADVANTAGE: Final = 2.0
+# Tokens per batch at which both ways are simulated besides: a small batch has less padding, and a
+# CPU computes it nearly as fast per token.
+SMALLER_BUDGETS: Final = (48, 128, 512)
 LEVEL_HEADS: Final = (
     *("p99, ms", "packed, texts/s", "padded, texts/s"),
     *("times more", "90 % interval", "without overhead"),
@@ -107,7 +113,7 @@ def measure_points(
         rate = load * capacities[name]
         # The same arrivals and texts for both ways, but for the pace.
         drawn = seed + 10_000 * number + round(1_000 * load)
-        with Batcher(ways[name], max_batch_tokens=batch_tokens, **WIDE) as batcher:
+        with Batcher(ways[name], max_batch_tokens=batch_tokens, **ENDLESS) as batcher:
             found = offer(batcher, texts, rate, effort.count(rate), drawn)
         measured.setdefault((load, name), []).append(found)
 
@@ -151,7 +157,7 @@ def curve(
     texts = mixed_texts(encoder, 2_000, seed, lengths)
     ways: dict[str, StagedEncoder] = {"packed": encoder, "padded": PaddedEncoder(encoder)}
     for way in ways.values():
-        with Batcher(way, max_batch_tokens=batch_tokens, **WIDE) as batcher:
+        with Batcher(way, max_batch_tokens=batch_tokens, **ENDLESS) as batcher:
             wait(batcher.submit_many(texts[:64]))  # warms up
     capacities = capacities_rps(ways, texts, batch_tokens, effort)
     sys.stderr.write(
@@ -180,6 +186,12 @@ def curve(
         overload = summary([offer(batcher, texts, twice, effort.count(twice), seed + 1, deadline)])
     bar_s = 4 * unloaded["p50_s"] + full_batch_s["packed"]
     levels_s = [level * full_batch_s["packed"] for level in P99_LEVELS]
+    rough = replace(effort, simulated=-(-effort.simulated // 3))
+
+    def possible(budget: int, effort: Effort) -> dict[str, Any]:
+        asked_s = [*levels_s, bar_s]
+        return without_overhead(full.lengths.tolist(), batch_s, budget, effort, seed, asked_s)
+
     return {
         "machine": machine.describe(threads=0),
         **machine.commit(),
@@ -188,6 +200,8 @@ def curve(
         "mean_tokens": round(full.num_tokens / len(full), 2),
         "batch_tokens": batch_tokens,
         "passes": effort.passes,
+        "pass_seconds": effort.seconds,
+        "simulated_passes": effort.simulated,
         "real_fraction_of_a_rectangle": round(full.num_tokens / (len(full) * LONGEST), 3),
         "capacity_rps": {name: round(value, 2) for name, value in capacities.items()},
         "full_batch_s": round(full_batch_s["packed"], 5),
@@ -201,14 +215,20 @@ def curve(
         "at_200_percent": {
             "deadline_s": round(deadline, 5),
             **overload,
-            "accepted_p99_within": overload["p99_s"] <= deadline,
+            "accepted_p99_within": kept_deadline(
+                overload["p99_s"],
+                deadline,
+                accepted=overload["requests"] - overload["rejected"],
+                late=overload["late"],
+            ),
             "goodput_over_capacity": round(overload["answered_rps"] / capacities["packed"], 3),
         },
         "packed_over_padded_at_equal_p99": advantage(points, resampled, levels_s),
         "packed_over_padded_at_the_bar": advantage(points, resampled, [bar_s])[0],
-        "without_overhead": without_overhead(
-            full.lengths.tolist(), batch_s, batch_tokens, effort, seed, [*levels_s, bar_s]
-        ),
+        "without_overhead": possible(batch_tokens, effort),
+        "without_overhead_at_smaller_budgets": {
+            str(budget): possible(budget, rough)["levels"] for budget in SMALLER_BUDGETS
+        },
     }
 
 
@@ -306,7 +326,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=FULL.requests, help="at least, per point")
     parser.add_argument("--passes", type=int, default=FULL.passes)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="few loads, 4 s each, one pass")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="few loads, 4 s each, one pass: too short for twice the load to show",
+    )
     parser.add_argument("--out", type=Path, help="where to write the JSON")
     parser.add_argument("--plot", type=Path, help="where to draw the curve (.svg or .png)")
     options = parser.parse_args(argv)

@@ -19,10 +19,12 @@ from kosine_bench.arrivals import poisson_times
 from kosine_bench.workload import WORDS, WORKLOADS, draw_lengths
 
 __all__ = [
+    "ENDLESS",
     "LENGTHS",
     "LONGEST",
     "SHORTEST",
     "CountingEncoder",
+    "kept_deadline",
     "mixed_texts",
     "offer",
     "saturate",
@@ -32,6 +34,10 @@ __all__ = [
 KORSTS: Final = WORKLOADS["korsts"].columns[0]
 SHORTEST, LONGEST = KORSTS.minimum, KORSTS.maximum
 LENGTHS: Final = ("korsts", "uniform")
+# No queue is ever refused: beyond capacity it grows for as long as texts arrive.
+ENDLESS: Final[dict[str, Any]] = {"max_queue_tokens": 1 << 24, "max_queue_requests": 1 << 22}
+# Of accepted requests: what a 99th percentile leaves out.
+LATE: Final = 0.01
 PERCENTS: Final = (50, 90, 99)
 # Latencies are answers' only; a point without any says so by an infinite p99.
 NO_ANSWER: Final = float("inf")
@@ -139,6 +145,19 @@ def offer(
         "rejected": rejected,
         "late": late,
     }
+
+
+def kept_deadline(p99_s: float, deadline_s: float, *, accepted: int, late: int) -> bool:
+    """Whether the p99 of all accepted requests is within their deadline.
+
+    Args:
+        p99_s: Of the answered ones. Who was failed at the deadline has no latency, and is over it
+            all the same.
+        deadline_s: Counted like the latencies.
+        accepted: How many, those that were failed included.
+        late: How many were failed.
+    """
+    return p99_s <= deadline_s and late <= LATE * accepted
 
 
 def summary(passes: Sequence[dict[str, Any]]) -> dict[str, Any]:
