@@ -1,8 +1,8 @@
 """The batcher's steps under every order that Hypothesis can think of: no threads, no sleeps.
 
-The model knows what every future must end in. Steps of the pipeline that threads would take are
-rules, so that any interleaving of whole steps is tried; what may happen while the encoder runs
-outside the lock (a cancellation, a deadline, an arrival) is tried from inside the encoder.
+The model knows what every future must end in. Steps that threads would take are rules, so that
+any interleaving of whole steps is tried; what may happen while the encoder runs outside the lock
+(a cancellation, a deadline, an arrival) is tried from inside the encoder.
 """
 
 from __future__ import annotations
@@ -16,16 +16,22 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kosine.batcher import Batcher
 from kosine.errors import (
     BackendError,
     DeadlineExceeded,
+    InputError,
     NonFiniteVector,
     QueueFull,
     WorkerCrashed,
 )
-from kosine.recovery import recover
-from kosine.testing import FAULT_MARKS, FakeBackend, FakeClock, FakeCrash, FakeEncoder
+from kosine.testing import (
+    FAULT_MARKS,
+    FakeBackend,
+    FakeClock,
+    FakeCrash,
+    FakeEncoder,
+    SteppedBatcher,
+)
 
 EXAMPLES, STEPS = 150, 100
 QUEUE_TOKENS, QUEUE_REQUESTS, QUEUE_BYTES = 300, 24, 260
@@ -58,7 +64,7 @@ class BatcherModel(RuleBasedStateMachine):
         self.clock = FakeClock()
         self.backend = Interrupting(dim=4, faults=FAULT_MARKS, clock=self.clock)
         self.encoder = FakeEncoder(self.backend, max_tokens=40, prompts={"query": "q: "})
-        self.batcher = Batcher(
+        self.batcher = SteppedBatcher(
             self.encoder,
             max_batch_tokens=60,
             max_queue_tokens=QUEUE_TOKENS,
@@ -66,9 +72,6 @@ class BatcherModel(RuleBasedStateMachine):
             max_queue_bytes=QUEUE_BYTES,
             clock=self.clock,
         )
-        # The rules take the steps instead of the threads.
-        self.batcher._workers._notify = str
-        self.pipeline = self.batcher._pipeline
         self.expected = []  # (future, texts, single, prompt_name)
         self.resolutions = {}
 
@@ -116,13 +119,16 @@ class BatcherModel(RuleBasedStateMachine):
         for future, text in zip(futures, texts, strict=True):
             self.remember(future, [text], True, None)
 
-    @rule(through=st.booleans())
-    def prepare(self, through):
-        self.pipeline.prepare_step("runner" if through else "preparer", run_through=through)
-
     @rule()
     def run(self):
-        self.pipeline.run_step()
+        self.run_batch()
+
+    def run_batch(self):
+        try:
+            return self.batcher.run_batch()
+        except FakeCrash as error:
+            self.batcher.crash(error)
+            return True
 
     @rule(texts=st.lists(WORDS, min_size=2, max_size=6), data=st.data())
     def cancel_some_of_what_runs(self, texts, data):
@@ -135,9 +141,7 @@ class BatcherModel(RuleBasedStateMachine):
             self.remember(future, [text], True, None)
         chosen = data.draw(st.sets(st.integers(0, len(texts) - 1), min_size=1))
         self.backend.during = lambda: [futures[number].cancel() for number in chosen]
-        while self.pipeline.prepare_step("runner", run_through=True):
-            pass
-        while self.pipeline.run_step():
+        while self.run_batch():
             pass
         self.backend.during = None
 
@@ -151,11 +155,11 @@ class BatcherModel(RuleBasedStateMachine):
                 if number < len(self.expected):
                     self.expected[-1 - number][0].cancel()
             self.clock.advance(0.3)
-            self.pipeline.expire_step()
+            self.batcher.expire()
             self.submit_during()
 
         self.backend.during = during
-        self.pipeline.run_step()
+        self.run_batch()
         self.backend.during = None
 
     def submit_during(self):
@@ -175,7 +179,7 @@ class BatcherModel(RuleBasedStateMachine):
 
     @rule()
     def expire(self):
-        self.pipeline.expire_step()
+        self.batcher.expire()
 
     @rule()
     def crash(self):
@@ -184,44 +188,46 @@ class BatcherModel(RuleBasedStateMachine):
         except QueueFull:
             return
         self.remember(future, ["kill \x14"], True, None)
+        while self.run_batch():
+            pass
+
+    @rule(texts=st.lists(WORDS, min_size=20, max_size=24))
+    def cancel_a_long_request_that_has_begun(self, texts):
+        """What a request of many batches has left is not run once nobody waits for it."""
         try:
-            while self.pipeline.prepare_step("runner"):
-                pass
-            while self.pipeline.run_step():
-                pass
-        except FakeCrash as error:
-            recover(self.pipeline, "runner", 0, True, error)
+            future = self.batcher.submit(texts, priority=9)
+        except (QueueFull, InputError):
+            return
+        self.remember(future, texts, False, None)
+        self.run_batch()
+        if future.done():
+            return
+        before = self.batcher.stats()
+        assert future.cancel()
+        after = self.batcher.stats()
+        assert after.queue_requests == before.queue_requests - 1
+        assert after.queue_tokens < before.queue_tokens
 
     @invariant()
-    def books_balance(self):
+    def sums_are_right(self):
         totals["steps"] += 1
-        schedule = self.pipeline.schedule
-        assert 0 <= schedule.tokens <= QUEUE_TOKENS
-        assert 0 <= schedule.requests <= QUEUE_REQUESTS
-        assert 0 <= schedule.nbytes <= QUEUE_BYTES
-        queued = [*schedule.waiting, *schedule.ready]
-        assert schedule.tokens == sum(job.tokens for job in queued)
-        assert schedule.requests == sum(job.requests for job in queued)
-        assert schedule.nbytes == sum(job.nbytes for job in queued)
-        assert schedule.ready_tokens == sum(job.tokens for job in schedule.ready)
-        levels = {}
-        for job in queued:
-            levels[job.priority] = levels.get(job.priority, 0) + job.tokens
-        levels.pop(0, None)
-        assert schedule._level_tokens == {p: n for p, n in levels.items() if n}
-        assert set(queued) == self.pipeline.live
-        assert not self.pipeline.owed
+        stats = self.batcher.stats()
+        assert 0 <= stats.queue_tokens <= QUEUE_TOKENS
+        assert 0 <= stats.queue_requests <= QUEUE_REQUESTS
+        assert 0 <= stats.queue_bytes <= QUEUE_BYTES
+        assert stats.running_tokens == 0
+        open_futures = [entry for entry in self.expected if not entry[0].done()]
+        assert stats.queue_requests == len(open_futures)
+        if not open_futures:
+            assert (stats.queue_tokens, stats.queue_bytes) == (0, 0)
+            assert self.batcher.run_at() == float("inf")
 
     def teardown(self):
         for _ in range(1_000):
-            try:
-                if not self.pipeline.prepare_step("runner") and not self.pipeline.run_step():
-                    break
-            except FakeCrash as error:
-                recover(self.pipeline, "runner", 0, True, error)
+            if not self.run_batch():
+                break
         stats = self.batcher.stats()
         assert (stats.queue_tokens, stats.queue_requests, stats.queue_bytes) == (0, 0, 0)
-        assert not self.pipeline.live
         ended = stats.completed + stats.failed + stats.cancelled + stats.expired + stats.shed
         assert stats.submitted == ended == len(self.expected)
         for future, texts, single, prompt_name in self.expected:
@@ -281,11 +287,10 @@ def test_the_model_notices(broken):
     first = model.batcher.submit_many(["one", "two"])
     for future, text in zip(first, ["one", "two"], strict=True):
         model.remember(future, [text], True, None)
-    model.pipeline.prepare_step("runner")
     if broken == "swapped":
         finish = model.encoder.finish
         model.encoder.finish = lambda pooled, **options: finish(pooled, **options)[::-1]
-    model.pipeline.run_step()
+    model.run_batch()
     if broken == "twice":
         model.resolutions[id(first[0])] += 1
     if broken == "never":

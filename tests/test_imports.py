@@ -24,7 +24,7 @@ FLOORS = [
     {"backends"},
     {"encoder"},
     {"admission", "ageing_queue", "batch_future", "batcher", "batcher_stats", "isolation", "job",
-     "pipeline", "recovery", "schedule", "segments", "workers"},
+     "pipeline", "recovery", "schedule", "segments", "workers", "serving"},
     {"__init__", "testing"},
     {"commands", "server"},
     {"cli"},
@@ -37,7 +37,7 @@ OUTSIDE = {
     "tqdm": {"progress"},
     "onnxruntime": {"backends.onnx"},
     "kosine_kernels": {"backends.native"},
-    "prometheus_client": {"batcher_stats"},
+    "prometheus_client": {"batcher_stats", "serving.stats"},
 }
 
 

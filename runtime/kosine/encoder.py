@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -164,7 +164,7 @@ class Encoder:
                     window, prefix, truncate=truncate, first=counts.texts
                 )
                 counts.add(prepared)
-                pooled = self.run(prepared.batch, max_texts=batch_size, bar=bar)
+                pooled = self._run_in_batches(prepared.batch, batch_size, bar)
                 vectors = self.finish(
                     pooled, truncate_dim=truncate_dim, normalize_embeddings=normalize_embeddings
                 )
@@ -200,44 +200,33 @@ class Encoder:
         self._report(counts)
         return prepared
 
-    def run(self, batch: Packed, *, max_texts: int | None = None, bar: Any = None) -> Pooled:
-        """Run packed sentences, in calls of at most `max_batch_tokens` tokens.
+    def run(self, batch: Packed) -> Pooled:
+        """Run packed sentences in one call of the backend, however many tokens they have.
 
         Raises:
             NonFiniteVector: `indices` are the rows that came out NaN or infinite.
         """
-        vectors = np.empty((len(batch), self.dim), np.float32)
-        norms = np.empty(len(batch), np.float32)
-        for indices in self._batches(batch, max_texts):
-            whole = len(indices) == len(batch) and max_texts is None
-            # A batch that fits goes as it is: backends need no particular order.
-            pooled = self.backend.run(batch if whole else batch.take(indices))
-            if pooled.vectors.shape != (len(indices), self.dim):
-                raise BackendError(
-                    f"backend {self.backend.name!r} returned vectors {pooled.vectors.shape}",
-                    limit=f"expected {(len(indices), self.dim)}",
-                    remedy="report this backend",
-                )
-            target = slice(None) if whole else indices
-            vectors[target], norms[target] = pooled.vectors, pooled.norms
-            if bar is not None:
-                bar.update(len(indices))
-        for row in _not_finite(vectors, norms):
+        pooled = self.backend.run(batch)
+        if pooled.vectors.shape != (len(batch), self.dim):
+            raise BackendError(
+                f"backend {self.backend.name!r} returned vectors {pooled.vectors.shape}",
+                limit=f"expected {(len(batch), self.dim)}",
+                remedy="report this backend",
+            )
+        vectors, norms = pooled.vectors, pooled.norms
+        bad = _not_finite(vectors, norms)
+        if bad and len(batch) > 1:
             # Sentences that share a row of a rectangle share its NaN (0 * NaN is NaN): alone,
             # only the guilty one gives it again.
-            if len(batch) > 1:
+            vectors, norms = vectors.copy(), norms.copy()
+            for row in bad:
                 alone = self.backend.run(batch.take([row]))
                 vectors[row], norms[row] = alone.vectors[0], alone.norms[0]
-        bad = _not_finite(vectors, norms)
+            bad = _not_finite(vectors, norms)
+            pooled = Pooled(vectors, norms)
         if bad:
-            raise NonFiniteVector(
-                f"{len(bad)} of {len(batch)} vectors came out NaN or infinite (first: {bad[0]})",
-                indices=bad,
-                pooled=Pooled(vectors, norms),
-                limit="finite numbers",
-                remedy="run `kosine verify` on the bundle, or choose dtype='float32'",
-            )
-        return Pooled(vectors, norms)
+            raise _not_finite_error(bad, pooled)
+        return pooled
 
     def finish(
         self,
@@ -330,6 +319,27 @@ class Encoder:
             return {**options, "prompt_name": found}
         return options
 
+    def _run_in_batches(self, batch: Packed, max_texts: int | None, bar: Any) -> Pooled:
+        """Run packed sentences, in calls of at most `max_batch_tokens` tokens; errors as `run`."""
+        vectors = np.empty((len(batch), self.dim), np.float32)
+        norms = np.empty(len(batch), np.float32)
+        bad: list[int] = []
+        for indices in self._batches(batch, max_texts):
+            # A batch that fits goes as it is: backends need no particular order.
+            whole = len(indices) == len(batch) and max_texts is None
+            try:
+                pooled = self.run(batch if whole else batch.take(indices))
+            except NonFiniteVector as error:
+                pooled = cast(Pooled, error.pooled)
+                bad += [int(row) if whole else int(indices[row]) for row in error.indices]
+            target = slice(None) if whole else indices
+            vectors[target], norms[target] = pooled.vectors, pooled.norms
+            if bar is not None:
+                bar.update(len(indices))
+        if bad:
+            raise _not_finite_error(tuple(sorted(bad)), Pooled(vectors, norms))
+        return Pooled(vectors, norms)
+
     def _batches(self, batch: Packed, max_texts: int | None) -> Iterator[NDArray[np.intp]]:
         for indices in split_batches(batch.lengths, self.max_batch_tokens):
             step = max_texts or len(indices)
@@ -396,6 +406,16 @@ class Counts:
         self.tokens += other.tokens
         self.truncated_texts += other.truncated_texts
         self.unknown_tokens += other.unknown_tokens
+
+
+def _not_finite_error(bad: tuple[int, ...], pooled: Pooled) -> NonFiniteVector:
+    return NonFiniteVector(
+        f"{len(bad)} of {len(pooled.norms)} vectors came out NaN or infinite (first: {bad[0]})",
+        indices=bad,
+        pooled=pooled,
+        limit="finite numbers",
+        remedy="run `kosine verify` on the bundle, or choose dtype='float32'",
+    )
 
 
 def _not_finite(vectors: Float32, norms: Float32) -> tuple[int, ...]:

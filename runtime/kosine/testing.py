@@ -19,6 +19,8 @@ from kosine.backends.fake import FakeBackend, FakeCrash, Fault, linear_cost, rec
 from kosine.clock import FakeClock
 from kosine.errors import NonFiniteVector, TextTooLong, UnknownPrompt
 from kosine.packed import Float32, Packed, Pooled
+from kosine.serving.batcher import Batcher
+from kosine.serving.runner import Runner
 
 __all__ = [
     "FAULT_MARKS",
@@ -28,6 +30,7 @@ __all__ = [
     "FakeEncoder",
     "FakePrepared",
     "Fault",
+    "SteppedBatcher",
     "linear_cost",
     "rectangle_cost",
 ]
@@ -58,6 +61,7 @@ class FakeEncoder:
     Args:
         backend: What runs; a `FakeBackend` by default.
         max_tokens: Where texts are cut.
+        max_batch_tokens: Tokens that suit one call of the backend.
         prompts: Prompt texts by name.
     """
 
@@ -66,11 +70,13 @@ class FakeEncoder:
         backend: FakeBackend | None = None,
         *,
         max_tokens: int = 512,
+        max_batch_tokens: int = 4_096,
         prompts: dict[str, str] | None = None,
     ) -> None:
         self.backend = backend or FakeBackend()
         self.dim = self.backend.dim
         self.max_tokens = max_tokens
+        self.max_batch_tokens = max_batch_tokens
         self.prompts = prompts or {}
 
     def prepare(
@@ -141,3 +147,40 @@ class FakeEncoder:
         if not texts:
             return np.empty((0, self.dim), np.float32)
         return self.backend.vectors(self.prepare(texts, prompt_name=prompt_name).batch)
+
+
+class _ThreadlessRunner(Runner):
+    """Its steps are taken by whoever calls them."""
+
+    def start(self) -> None:
+        """Nothing: there are no threads."""
+
+
+class SteppedBatcher(Batcher):
+    """A batcher without threads, whose steps the caller takes: for simulations and for tests that
+    try one order of steps after another. On a `FakeClock` nothing depends on the machine.
+    """
+
+    _make_runner = _ThreadlessRunner
+
+    def run_batch(self) -> bool:
+        """Take the next batch, run and answer it, due or not; False if nothing waits."""
+        return self._runner.run_batch()
+
+    def run_at(self) -> float:
+        """When the next batch is due, by the clock; infinite if nothing waits."""
+        return self._runner.queue.run_at(self._clock.now())
+
+    def expire(self) -> None:
+        """Fail what has missed its deadline."""
+        self._runner.expire()
+
+    def crash(self, error: BaseException) -> None:
+        """Go on as after a runner that has died of `error`."""
+        self._runner.recover(error)
+
+    def close(self, drain: bool = True, timeout: float | None = None) -> bool:
+        """See `Batcher.close`."""
+        while drain and self.run_batch():
+            pass
+        return super().close(drain, timeout)

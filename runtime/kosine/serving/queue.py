@@ -1,0 +1,379 @@
+"""The batcher's policy: who is admitted, who goes next, who is dropped. No threads, no clock.
+
+Every method takes the time as an argument and returns a decision; the caller carries it out.
+
+- The queue is bounded in requests, tokens and bytes; a call is admitted whole or not at all.
+- Calls are served in the order of their arrival, with a head start of `ageing_s` seconds per
+  level of priority. Everybody ages alike, so that order never changes while waiting: nothing
+  starves, and nothing is sorted again.
+- A batch takes texts in that order until the next one does not fit. A text over the budget goes
+  alone. A call that is not through goes to the end of its level, so that a huge one neither
+  blocks the others nor waits for them for ever.
+- A text whose deadline has passed, or is predicted to pass before its batch ends, is shed before
+  it costs anything.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import NamedTuple
+
+from kosine.serving.latency import LatencyModel
+from kosine.serving.request import BatchFuture, Call, Text
+
+__all__ = ["Batch", "Limits", "Queue", "Refusal"]
+
+# A request is admitted, and a batch grown, if the answer is predicted within this part of the
+# time that is left: under overload the queue settles at the limit, and predictions are not exact.
+# A machine may become a tenth slower at any time, and then everybody in the queue is late together.
+# A shorter queue serves no fewer: as many have to be refused, only earlier.
+HEADROOM = 0.85
+# The heap of deadlines is rebuilt when settled calls outnumber the others and this.
+SWEEP_AT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the queue may hold and how batches are cut. Seconds, tokens, UTF-8 bytes."""
+
+    batch_tokens: int = 2_048
+    wait_s: float = 0.0
+    queue_tokens: int = 65_536
+    queue_requests: int = 8_192
+    queue_bytes: int = 16 << 20
+    ageing_s: float = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """What runs next, and what is dropped on the way to it."""
+
+    texts: list[Text] = field(default_factory=list)
+    tokens: int = 0
+    shed: list[Text] = field(default_factory=list)
+
+
+class Refusal(NamedTuple):
+    """Why a call was not admitted.
+
+    Attributes:
+        what: "tokens", "requests", "bytes" or "deadline".
+        value: What the queue would have held; for a deadline, the predicted wait in seconds.
+        limit: The bound; for a deadline, the time that was left.
+        retry_after: Seconds until there should be room; infinite where there never can be.
+    """
+
+    what: str
+    value: float
+    limit: float
+    retry_after: float
+
+
+class Level:
+    """The calls of one priority that wait, in order, and their tokens."""
+
+    __slots__ = ("calls", "tokens")
+
+    def __init__(self) -> None:
+        self.calls: OrderedDict[Call, None] = OrderedDict()
+        self.tokens = 0
+
+    def first(self) -> Call:
+        return next(iter(self.calls))
+
+
+class Queue:
+    """The texts that wait.
+
+    Args:
+        limits: Bounds and budget.
+
+    Attributes:
+        tokens, requests, nbytes: What waits.
+        latency: What batches take.
+        busy_until: When the batch that runs is predicted to end.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.latency = LatencyModel()
+        self.tokens = self.requests = self.nbytes = 0
+        self.busy_until = -math.inf
+        self._levels: dict[int, Level] = {}
+        # Calls with a deadline and an open future, and the heap that orders them. Entries of
+        # other calls in the heap are passed over.
+        self._timed: set[Call] = set()
+        self._heap: list[tuple[float, int, Call]] = []
+        self._serial = count()
+
+    # Coming in
+
+    def refusal(
+        self, tokens: int, requests: int, nbytes: int, priority: int, deadline: float, now: float
+    ) -> Refusal | None:
+        """Why a call of this size cannot be admitted now; None if it can.
+
+        Args:
+            tokens, requests, nbytes: Of the call, or the least that they can be.
+            priority: Its level.
+            deadline: When its answer must be there; infinite for none.
+            now: The time.
+        """
+        limits = self.limits
+        worst: Refusal | None = None
+        for what, held, extra, limit in (
+            ("requests", self.requests, requests, limits.queue_requests),
+            ("bytes", self.nbytes, nbytes, limits.queue_bytes),
+            ("tokens", self.tokens, tokens, limits.queue_tokens),
+        ):
+            if held + extra <= limit:
+                continue
+            if extra > limit:
+                return Refusal(what, extra, limit, math.inf)
+            # What must leave first is a part of what is held: so is the time that it takes.
+            share = (held + extra - limit) / held
+            worst = Refusal(what, held + extra, limit, self._backlog_s(now) * share)
+        if worst is not None:
+            return worst._replace(retry_after=max(worst.retry_after, self._batch_s()))
+        return None if deadline == math.inf else self._late(tokens, priority, deadline, now)
+
+    def push(self, call: Call, now: float) -> None:
+        """Take a call in; `refusal` had nothing against it."""
+        call.arrived = call.queued = now
+        level = self._levels.get(call.priority)
+        if level is None:
+            level = self._levels[call.priority] = Level()
+        level.calls[call] = None
+        if call.deadline != math.inf:
+            if len(self._heap) > SWEEP_AT + 2 * len(self._timed):
+                self._rebuild_heap()
+            self._timed.add(call)
+            heapq.heappush(self._heap, (call.deadline, next(self._serial), call))
+        level.tokens += call.tokens
+        self.tokens += call.tokens
+        self.requests += len(call.futures)
+        self.nbytes += sum([text.nbytes for text in call.texts])
+
+    def _late(self, tokens: int, priority: int, deadline: float, now: float) -> Refusal | None:
+        """Whether the backlog ahead leaves no time; an idle batcher always tries."""
+        if not self.tokens and now >= self.busy_until:
+            return None
+        budget = self.limits.batch_tokens
+        total = self._tokens_ahead(priority, now) + tokens
+        if total > budget:
+            # Behind a full batch the next one will be full too, and ends for all of it at once.
+            total = -(-total // budget) * budget
+        finish = max(now, self.busy_until) + self.latency.drain_at_most(total, budget)
+        allowed = HEADROOM * (deadline - now)
+        if finish - now <= allowed:
+            return None
+        return Refusal("deadline", finish - now, deadline - now, finish - now - allowed)
+
+    def _tokens_ahead(self, priority: int, now: float) -> int:
+        """Tokens that go before what arrives now with that priority."""
+        ageing_s = self.limits.ageing_s
+        key = now - priority * ageing_s
+        return sum(
+            level.tokens
+            for own, level in self._levels.items()
+            if own >= priority or level.first().queued - own * ageing_s < key
+        )
+
+    def _backlog_s(self, now: float) -> float:
+        left = max(0.0, self.busy_until - now)
+        return left + self.latency.drain(self.tokens, self.limits.batch_tokens)
+
+    def _batch_s(self) -> float:
+        return self.latency.predict(self.limits.batch_tokens) if self.latency else 1.0
+
+    # Going out
+
+    def run_at(self, now: float) -> float:
+        """When the next batch should start: now or earlier, a time to wait for, or never."""
+        if not self._levels:
+            return math.inf
+        if self.limits.wait_s <= 0.0 or self.tokens >= self.limits.batch_tokens:
+            return now
+        oldest = min(level.first().arrived for level in self._levels.values())
+        latest = self.next_deadline() - self.latency.predict(self.tokens)
+        return min(oldest + self.limits.wait_s, latest)
+
+    def take(self, batch: Batch, now: float) -> None:
+        """Fill a batch, in order, up to the budget; shed who cannot make it.
+
+        A batch also ends where the next text would make it too long for the deadline of one that
+        is in it already. Texts are put into the batch before they leave the queue: whoever is
+        interrupted in between loses none.
+        """
+        budget = self.limits.batch_tokens
+        predict = self.latency.drain_at_most
+        patience = math.inf
+        probe: Call | None = None
+        last: Call | None = None
+        while batch.tokens < budget and (call := self._head()) is not None:
+            text = call.texts[0]
+            total = batch.tokens + text.tokens
+            if call.deadline != math.inf and (call is not last or not text.future.matrix):
+                # Texts that are answered together are worth nothing until the last one has run.
+                needed = batch.tokens + call.tokens if text.future.matrix else total
+                if now + predict(needed, budget) > call.deadline:
+                    if probe is None and call.deadline > now:
+                        probe = call
+                    self._shed(batch, call)
+                    continue
+            if batch.texts and (total > budget or predict(total, budget) > patience):
+                break
+            patience = min(patience, HEADROOM * (call.deadline - now))
+            batch.texts.append(text)
+            batch.tokens = total
+            self._leave(text)
+            last = call
+        if probe is not None and not batch.texts:
+            # Nothing else to run: trying costs nobody's place and keeps the prediction honest.
+            self._try_again(batch, probe)
+        if last is not None and last.texts:
+            # Served for now: the others of its level go first.
+            last.queued = now
+            self._levels[last.priority].calls.move_to_end(last)
+        if batch.texts:
+            self.busy_until = now + self.latency.predict(batch.tokens)
+
+    def _head(self) -> Call | None:
+        """The call that goes next; its first text waits. None if nobody does."""
+        best: Call | None = None
+        best_key = math.inf
+        ageing_s = self.limits.ageing_s
+        for priority, level in self._levels.items():
+            call = level.first()
+            key = call.queued - priority * ageing_s
+            if key < best_key:
+                best, best_key = call, key
+        if best is not None and not best.texts[0].waits:
+            self._drop_dead(best)
+        return best
+
+    def _leave(self, text: Text) -> None:
+        """The first text of a call leaves the queue for a batch."""
+        self._discharge(text)
+        texts = text.call.texts
+        texts.popleft()
+        if not texts:
+            self._forget(text.call)
+        elif not texts[0].waits:
+            self._drop_dead(text.call)
+
+    def _shed(self, batch: Batch, call: Call) -> None:
+        """The first text of a call leaves for good, with those that are answered with it."""
+        leaving = list(call.texts) if call.texts[0].future.matrix else [call.texts[0]]
+        batch.shed += [text for text in leaving if text.waits]
+        for text in leaving:
+            if text.waits:
+                self._leave(text)
+
+    def _try_again(self, batch: Batch, call: Call) -> None:
+        budget = self.limits.batch_tokens
+        for text in [text for text in batch.shed if text.call is call]:
+            if batch.texts and batch.tokens + text.tokens > budget:
+                break
+            batch.texts.append(text)
+            batch.tokens += text.tokens
+            batch.shed.remove(text)
+
+    def learn(self, tokens: int, seconds: float) -> None:
+        """What a batch has taken."""
+        self.latency.observe(tokens, seconds)
+
+    # Leaving early
+
+    def claim(self, future: BatchFuture) -> None:
+        """A future is answered, failed or cancelled: its texts no longer wait."""
+        future.open = False
+        texts, future.texts = future.texts, ()
+        call = texts[0].call
+        call.open -= 1
+        if not call.open:
+            self._timed.discard(call)
+        if not future.waiting:
+            return
+        for text in texts:
+            if text.waits:
+                self._discharge(text)
+                call.dead += 1
+        # The dead never outnumber the living: what nobody waits for takes no memory.
+        if call.dead * 2 > len(call.texts):
+            self._drop_dead(call)
+
+    def expired(self, now: float) -> list[BatchFuture]:
+        """Open futures whose deadline has passed, whether they wait or run."""
+        late: list[BatchFuture] = []
+        while self._heap and self._heap[0][0] <= now:
+            call = heapq.heappop(self._heap)[2]
+            late += [future for future in call.futures if future.open]
+        return late
+
+    def next_deadline(self) -> float:
+        """The earliest deadline of an open future; infinite if there is none."""
+        while self._heap and self._heap[0][2] not in self._timed:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else math.inf
+
+    def waiting(self) -> Iterator[Text]:
+        """Every text that waits."""
+        for level in self._levels.values():
+            for call in level.calls:
+                yield from (text for text in call.texts if text.waits)
+
+    def recount(self) -> None:
+        """Recompute all sums from the texts: a killed thread may have left a half-done step."""
+        for priority, level in list(self._levels.items()):
+            for call in list(level.calls):
+                self._drop_dead(call)
+            level.tokens = 0
+            if not level.calls:
+                self._levels.pop(priority, None)
+        texts = list(self.waiting())
+        for text in texts:
+            text.call.tokens = text.future.waiting = 0
+        for text in texts:
+            text.call.tokens += text.tokens
+            text.future.waiting += 1
+            self._levels[text.call.priority].tokens += text.tokens
+        self.tokens = sum(text.tokens for text in texts)
+        self.nbytes = sum(text.nbytes for text in texts)
+        self.requests = len({text.future for text in texts})
+        self._rebuild_heap()
+
+    def _discharge(self, text: Text) -> None:
+        """A text no longer counts."""
+        text.waits = False
+        call, future, tokens = text.call, text.future, text.tokens
+        call.tokens -= tokens
+        self._levels[call.priority].tokens -= tokens
+        self.tokens -= tokens
+        self.nbytes -= text.nbytes
+        future.waiting -= 1
+        if not future.waiting:
+            self.requests -= 1
+
+    def _drop_dead(self, call: Call) -> None:
+        """Remove the texts that nobody waits for."""
+        call.texts = deque(text for text in call.texts if text.waits)
+        call.dead = 0
+        if not call.texts:
+            self._forget(call)
+
+    def _forget(self, call: Call) -> None:
+        """A call has no text left that waits."""
+        level = self._levels[call.priority]
+        level.calls.pop(call, None)
+        if not level.calls:
+            del self._levels[call.priority]
+
+    def _rebuild_heap(self) -> None:
+        self._heap = [(call.deadline, next(self._serial), call) for call in self._timed]
+        heapq.heapify(self._heap)

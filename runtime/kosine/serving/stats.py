@@ -1,0 +1,240 @@
+"""Numbers for operators: what the batcher holds, has done, refused, and how long stages take.
+
+Counts and durations only: nothing in here comes from a text.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from importlib import import_module
+from typing import Any, Final, Protocol
+
+from kosine.errors import MissingExtra
+
+__all__ = ["BatcherStats", "Counters", "Histogram", "HistogramSnapshot", "prometheus_collector"]
+
+# Seconds: 0.1 ms to 10 s, about three to a decade.
+BUCKETS_S: Final = (
+    *(1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2),
+    *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+STAGES: Final = ("queue", "prepare", "run", "finish")
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramSnapshot:
+    """Durations in seconds.
+
+    Attributes:
+        count: How many were observed.
+        total_s: Their sum.
+        buckets: For each upper bound in seconds, how many were at most that long.
+    """
+
+    count: int
+    total_s: float
+    buckets: Mapping[float, int]
+
+    @property
+    def mean_s(self) -> float:
+        return self.total_s / self.count if self.count else 0.0
+
+
+class Histogram:
+    """Durations counted into fixed buckets."""
+
+    __slots__ = ("_counts", "total_s")
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BUCKETS_S) + 1)
+        self.total_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(BUCKETS_S, seconds)] += 1
+        self.total_s += seconds
+
+    def observe_many(self, durations: list[float]) -> None:
+        if len(durations) == 1:
+            self.observe(durations[0])
+            return
+        durations.sort()
+        below = 0
+        for index, bound in enumerate(BUCKETS_S):
+            at_most = bisect_right(durations, bound, below)
+            self._counts[index] += at_most - below
+            below = at_most
+        self._counts[-1] += len(durations) - below
+        self.total_s += sum(durations)
+
+    def snapshot(self) -> HistogramSnapshot:
+        counts = list(self._counts)
+        below = 0
+        buckets = {}
+        for bound, number in zip(BUCKETS_S, counts, strict=False):
+            below += number
+            buckets[bound] = below
+        return HistogramSnapshot(sum(counts), self.total_s, buckets)
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherStats:
+    """A snapshot. "Requests" are futures: one per `submit`, one per text of `submit_many`.
+
+    Attributes:
+        queue_requests, queue_tokens, queue_bytes: What waits now.
+        running_tokens: Tokens in the batch that runs now.
+        submitted: Requests admitted so far; each ends in one of completed, failed, cancelled,
+            expired or shed.
+        completed: Ended with a result.
+        failed: Ended with an error of their own, of the backend or of the worker.
+        cancelled: Ended by `cancel`.
+        expired: Ended because their deadline passed.
+        shed: Ended because their deadline could no longer be met.
+        rejected: Calls refused at the door, by reason: tokens, requests, bytes, deadline.
+        batches, batch_tokens, batch_texts: Batches run, and what was in them altogether.
+        bisections: Failed batches that were split to find the guilty text.
+        truncated: Texts cut at the encoder's limit.
+        unknown: Tokens that the tokenizer did not know.
+        worker_crashes: How often a worker thread died and was replaced.
+        stages: Durations by stage: "queue" per text from arrival to batch, "prepare" per
+            tokenised call, "run" and "finish" per batch.
+        per_token_s, per_batch_s: The fitted line of what batches take.
+    """
+
+    queue_requests: int
+    queue_tokens: int
+    queue_bytes: int
+    running_tokens: int
+    submitted: int
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+    shed: int
+    rejected: Mapping[str, int]
+    batches: int
+    batch_tokens: int
+    batch_texts: int
+    bisections: int
+    truncated: int
+    unknown: int
+    worker_crashes: int
+    stages: Mapping[str, HistogramSnapshot]
+    per_token_s: float
+    per_batch_s: float
+
+
+@dataclass(slots=True)
+class Counters:
+    """The batcher's own, mutable count; changed only while its lock is held."""
+
+    submitted: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    shed: int = 0
+    batches: int = 0
+    batch_tokens: int = 0
+    batch_texts: int = 0
+    bisections: int = 0
+    truncated: int = 0
+    unknown: int = 0
+    worker_crashes: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    stages: dict[str, Histogram] = field(
+        default_factory=lambda: {stage: Histogram() for stage in STAGES}
+    )
+
+    def reject(self, what: str) -> None:
+        self.rejected[what] = self.rejected.get(what, 0) + 1
+
+    def snapshot(self, **gauges: Any) -> BatcherStats:
+        """Everything counted so far, beside what is passed in."""
+        counted = {name: getattr(self, name) for name in COUNTED}
+        stages = {name: stage.snapshot() for name, stage in self.stages.items()}
+        return BatcherStats(rejected=dict(self.rejected), stages=stages, **counted, **gauges)
+
+
+COUNTED: Final = tuple(
+    field.name for field in fields(Counters) if field.name not in ("rejected", "stages")
+)
+
+
+GAUGES: Final = {
+    "queue_requests": "Requests that wait.",
+    "queue_tokens": "Tokens that wait.",
+    "queue_bytes": "Bytes of text that wait.",
+    "running_tokens": "Tokens in the running batch.",
+}
+TOTALS: Final = {
+    "batches": "Batches run.",
+    "batch_tokens": "Tokens run.",
+    "batch_texts": "Texts run.",
+    "bisections": "Failed batches that were split.",
+    "truncated": "Texts cut at the encoder's limit.",
+    "unknown": "Unknown tokens.",
+    "worker_crashes": "Worker threads that died and were replaced.",
+    "submitted": "Requests admitted.",
+}
+ENDS: Final = ("completed", "failed", "cancelled", "expired", "shed")
+
+
+class HasStats(Protocol):
+    """A `kosine.Batcher`, or whatever else counts as it does."""
+
+    def stats(self) -> BatcherStats: ...
+
+
+def prometheus_collector(batcher: HasStats, prefix: str = "kosine_batcher") -> Any:
+    """A custom collector for `prometheus_client`: `REGISTRY.register(prometheus_collector(b))`.
+
+    Args:
+        batcher: Whose numbers are exported, read at each scrape.
+        prefix: What the metrics' names start with.
+
+    Raises:
+        MissingExtra: prometheus-client is not installed.
+    """
+    try:
+        families = import_module("prometheus_client.core")
+    except ImportError as error:
+        raise MissingExtra(
+            "prometheus-client is not installed", remedy="pip install prometheus-client"
+        ) from error
+
+    class Collector:
+        def collect(self) -> Iterator[Any]:
+            stats = batcher.stats()
+            for name, text in GAUGES.items():
+                yield families.GaugeMetricFamily(
+                    f"{prefix}_{name}", text, value=getattr(stats, name)
+                )
+            for name, text in TOTALS.items():
+                yield families.CounterMetricFamily(
+                    f"{prefix}_{name}", text, value=getattr(stats, name)
+                )
+            ended = families.CounterMetricFamily(
+                f"{prefix}_ended", "Requests by outcome.", labels=["how"]
+            )
+            for name in ENDS:
+                ended.add_metric([name], getattr(stats, name))
+            yield ended
+            rejected = families.CounterMetricFamily(
+                f"{prefix}_rejected", "Refused calls.", labels=["why"]
+            )
+            for why, number in stats.rejected.items():
+                rejected.add_metric([why], number)
+            yield rejected
+            stages = families.HistogramMetricFamily(
+                f"{prefix}_stage_seconds", "Duration of each stage.", labels=["stage"]
+            )
+            for stage, histogram in stats.stages.items():
+                buckets = [(str(bound), number) for bound, number in histogram.buckets.items()]
+                buckets.append(("+Inf", histogram.count))
+                stages.add_metric([stage], buckets=buckets, sum_value=histogram.total_s)
+            yield stages
+
+    return Collector()
