@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import kosine
-from kosine.batcher import Batcher
+from kosine import Batcher
 
 LINES_PER_REQUEST = 64
 REQUESTS_AHEAD = 32

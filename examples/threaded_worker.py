@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import kosine
-from kosine.batcher import Batcher
+from kosine import Batcher
 
 
 def score(batcher: Batcher, line: str) -> float:

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import kosine
-from kosine.batcher import Batcher
+from kosine import Batcher
 from kosine.errors import DeadlineExceeded, InputError, QueueFull
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doe
 ENCODER = """
 import json, os, sys, threading, time
 import kosine
-from kosine.batcher import Batcher
+from kosine.serving.batcher import Batcher
 from kosine.errors import ForkedBatcher
 encoder = kosine.load(os.environ["KOSINE_BUNDLE"])
 
@@ -64,17 +64,25 @@ def test_every_call_in_a_child_raises_or_returns(sample_bundle):
         """
 import asyncio
 from kosine.testing import FakeBackend, FakeEncoder
+from kosine.clock import SystemClock
+
+taken = threading.Event()
+class SlowInOneThread(SystemClock):
+    # The batcher reads its clock under its lock: a thread that is slow to read holds the lock.
+    def __init__(self):
+        pass
+    def now(self):
+        if threading.current_thread().name == "holder":
+            taken.set()
+            time.sleep(3.0)
+        return time.monotonic()
+
 backend = FakeBackend(cost=lambda batch: 3.0)
-batcher = Batcher(FakeEncoder(backend))
+batcher = Batcher(FakeEncoder(backend), clock=SlowInOneThread())
 running = batcher.submit("running")
 waiting = [batcher.submit("waiting"), *batcher.submit_many(["a", "b"])]
 time.sleep(0.1)
-taken = threading.Event()
-def hold():
-    with batcher._pipeline.lock:
-        taken.set()
-        time.sleep(3.0)
-threading.Thread(target=hold, daemon=True).start()
+threading.Thread(target=batcher.health, name="holder", daemon=True).start()
 taken.wait()
 reading, writing = os.pipe()
 pid = os.fork()

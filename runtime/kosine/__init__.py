@@ -19,7 +19,7 @@ from kosine.packed import Packed, Pooled
 from kosine.scoring import TopK, cosine, top_k
 
 if TYPE_CHECKING:
-    from kosine.batcher import Batcher
+    from kosine.serving.batcher import Batcher
 
 __all__ = [
     "Batcher",
@@ -43,7 +43,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 def __getattr__(name: str) -> Any:
     # The batcher brings asyncio along: only those who use it pay for its import.
     if name == "Batcher":
-        from kosine.batcher import Batcher
+        from kosine.serving.batcher import Batcher
 
         return Batcher
     raise AttributeError(f"module 'kosine' has no attribute {name!r}")
