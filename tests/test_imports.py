@@ -18,7 +18,7 @@ PACKAGES = {
 # batcher's floor and within one folder modules may use one another.
 FLOORS = [
     {"errors", "packed", "plans", "threads", "progress", "clock", "latency"},
-    {"backend", "batching", "graphscan", "manifest", "positions", "scoring", "tensorfile"},
+    {"backend", "batching", "graphscan", "manifest", "positions", "scoring", "tensorfile", "texts"},
     {"bundle", "rows"},
     {"canary", "tokenizer"},
     {"backends"},
