@@ -12,7 +12,7 @@ import contextlib
 import math
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -35,6 +35,7 @@ from kosine.serving.queue import Limits, Refusal
 from kosine.serving.request import BatchFuture, Call
 from kosine.serving.runner import Health, Runner, RunsBatches, forked_error
 from kosine.serving.stats import BatcherStats
+from kosine.texts import as_str, as_texts, check_characters
 
 __all__ = ["Batcher", "Health", "StagedEncoder"]
 
@@ -174,9 +175,11 @@ class Batcher:
             ForkedBatcher: In a child of the process that made this batcher.
             BatcherError: No thread can be started.
         """
-        texts, single = _listed(text_or_texts)
+        texts, sizes, single = _read(text_or_texts)
         future = BatchFuture(self._runner, len(texts), matrix=not single)
-        self._admit(texts, [future], False, prompt_name, prompt, truncate_dim, priority, deadline)
+        self._admit(
+            texts, sizes, [future], False, prompt_name, prompt, truncate_dim, priority, deadline
+        )
         if not texts:
             dim = self._encoder.dim if truncate_dim is None else truncate_dim
             future.open = False
@@ -210,9 +213,11 @@ class Batcher:
             raise InputError(
                 "submit_many was given one str", limit="a list of texts", remedy="use submit"
             )
-        texts, _ = _listed(texts)
+        texts, sizes, _ = _read(texts)
         futures = [BatchFuture(self._runner) for _ in texts]
-        self._admit(texts, futures, True, prompt_name, prompt, truncate_dim, priority, deadline)
+        self._admit(
+            texts, sizes, futures, True, prompt_name, prompt, truncate_dim, priority, deadline
+        )
         return futures
 
     async def aencode(
@@ -253,6 +258,7 @@ class Batcher:
     def _admit(
         self,
         texts: list[str],
+        sizes: list[int],
         futures: Sequence[BatchFuture],
         separate: bool,
         prompt_name: str | None,
@@ -279,7 +285,6 @@ class Batcher:
                     f"deadline={deadline!r}", limit="more than 0 seconds", remedy="allow more time"
                 )
             until = self._clock.now() + deadline
-        sizes = utf8_sizes(texts)
         runner = self._runner
         # What is certain first, so that refusing under overload costs next to nothing.
         least = self._least_tokens() * len(texts)
@@ -419,20 +424,15 @@ class Batcher:
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
 
-def utf8_sizes(texts: Sequence[str]) -> list[int]:
-    """UTF-8 bytes of each text.
+def _read(value: str | Iterable[str]) -> tuple[list[str], list[int], bool]:
+    """The texts that a caller passed, their UTF-8 bytes, and whether it was one text alone.
 
     Raises:
-        TextError: Something is not a str, or holds a lone surrogate.
+        TextError: Something in there is no text.
     """
-    try:
-        if "".join(texts).isascii():
-            return [len(text) for text in texts]
-        return [len(text.encode()) for text in texts]
-    except (TypeError, UnicodeEncodeError):
-        for position, text in enumerate(texts):
-            _check_text(text, position)
-        raise
+    given, single, _ = as_texts(value, "texts")
+    texts = [as_str(text, f"text {i}") for i, text in enumerate(given)]
+    return texts, [check_characters(text, f"text {i}") for i, text in enumerate(texts)], single
 
 
 def refusal_error(refusal: Refusal) -> KosineError:
@@ -459,36 +459,12 @@ def refusal_error(refusal: Refusal) -> KosineError:
     )
 
 
-def _check_text(text: object, position: int) -> None:
-    if not isinstance(text, str):
-        raise TextError(
-            f"text {position} is {type(text).__name__}", limit="str", remedy="decode it first"
-        ) from None
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise TextError(
-            f"text {position} has a lone surrogate at {error.start}",
-            limit="valid Unicode",
-            remedy="decode the source with errors='replace'",
-        ) from None
-
-
 def _checked(prepared: Prepared, count: int) -> Prepared:
     if len(prepared.batch) != count:
         raise BackendError(
             f"the encoder prepared {len(prepared.batch)} texts", limit=f"expected {count}"
         )
     return prepared
-
-
-def _listed(texts: str | Sequence[str]) -> tuple[list[str], bool]:
-    """The texts as a list, and whether it was a str alone."""
-    if isinstance(texts, str):
-        return [texts], True
-    if isinstance(texts, (bytes, bytearray)) or not hasattr(texts, "__iter__"):
-        raise TextError(f"a text is {type(texts).__name__}", limit="str", remedy="decode it first")
-    return list(texts), False
 
 
 def _is_short(texts: str | Sequence[str]) -> bool:

@@ -155,7 +155,7 @@ class Runner:
     ) -> None:
         """A thread's life: whatever its work dies of, it is begun again."""
         crash: BaseException | None = None
-        while not self.forked:
+        while True:
             try:
                 recover(crash)
                 crash = None
