@@ -94,6 +94,7 @@ clean:
 .venv/.test: .venv/.runtime
 	$(PIP) install torch==2.13.0
 	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,torch,bench,test]'
+	PIP_CONSTRAINT=constraints.txt $(PIP) install ./export/optimum_plugin
 	@touch $@
 
 .venv/.bench: .venv/.runtime
