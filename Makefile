@@ -77,7 +77,7 @@ soak: .venv/.test native
 	.venv/bin/python -m pytest -q -s tests/test_batcher_model.py tests/test_fork.py \
 	  tests/test_encoder_properties.py tests/test_kernels_engine.py \
 	  -k "test_batcher_model or test_fork or needles"
-	.venv/bin/python -m kosine_bench.soak $(SOAK_ARGS)
+	.venv/bin/python -m kosine_bench.reliability.soak $(SOAK_ARGS)
 
 clean:
 	rm -rf .venv .venvs out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kosine_bench.summary import summarise, summarise_load
+from kosine_bench.measuring.summary import summarise, summarise_load
 
 WORKLOAD = "korsts@base"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kosine_bench.arrivals import num_requests, poisson_times, serve
+from kosine_bench.measuring.arrivals import num_requests, poisson_times, serve
 
 
 class Clock:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kosine_bench.contestant import Checkpoint, PaddedContestant, Setting, normalise
+from kosine_bench.contestants.contestant import Checkpoint, PaddedContestant, Setting, normalise
 
 SAMPLE = Path(__file__).parent.parent / "export" / "sample"
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from kosine_bench.contestant import Absent
-from kosine_bench.entry import Entry, leave_out_repeated
-from kosine_bench.ours import (
+from kosine_bench.contestants.contestant import Absent
+from kosine_bench.contestants.kosine import (
     KosineNativeAvx2,
     KosineNativeAvx512,
     KosineNativeBfloat16,
     KosineNativeFloat32,
 )
-from kosine_bench.process import WorkerProcess
-from kosine_bench.rivals import OnnxRuntime
+from kosine_bench.contestants.rivals import OnnxRuntime
+from kosine_bench.measuring.contestant_state import Entry, leave_out_repeated
+from kosine_bench.measuring.worker_process import WorkerProcess
 from kosine_kernels.engine import Unavailable, isa_levels
 
 

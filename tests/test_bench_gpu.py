@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 from kosine.errors import InputError
-from kosine_bench import command, environments, gpu, models, worker
-from kosine_bench.contestant import Absent, Checkpoint, Setting
-from kosine_bench.estimate import part_seconds
-from kosine_bench.gpu import Gpu
-from kosine_bench.gpu_ours import GPU_OURS, KosineOnnxCuda
-from kosine_bench.gpu_rivals import (
+from kosine_bench import command
+from kosine_bench.contestants import environment
+from kosine_bench.contestants.contestant import Absent, Checkpoint, Setting
+from kosine_bench.contestants.gpu_ours import GPU_OURS, KosineOnnxCuda
+from kosine_bench.contestants.pytorch_cuda import (
     GPU_REFERENCE,
     GPU_RIVALS,
     OnnxRuntimeCuda,
@@ -27,8 +26,11 @@ from kosine_bench.gpu_rivals import (
     TorchPadded,
     TorchVarlen,
 )
-from kosine_bench.suite import GPU_FULL, Part, write_work
-from kosine_bench.workload import WORKLOADS
+from kosine_bench.measuring import gpu, models, worker
+from kosine_bench.measuring.estimate import part_seconds
+from kosine_bench.measuring.gpu import Gpu
+from kosine_bench.measuring.work_file import GPU_FULL, Part, write_work
+from kosine_bench.measuring.workload import WORKLOADS
 
 SAMPLE = Path(__file__).parent.parent / "export" / "sample"
 H200 = Gpu("NVIDIA H200", "9.0", 132, 139.8, "13.0")
@@ -175,14 +177,14 @@ def test_no_attention_over_lengths_is_a_reason(monkeypatch: pytest.MonkeyPatch) 
     def refuse(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr("kosine_bench.gpu_rivals.importlib.import_module", refuse)
+    monkeypatch.setattr("kosine_bench.contestants.pytorch_cuda.importlib.import_module", refuse)
     with pytest.raises(Absent, match="no varlen_attn"):
         contestant.attention()
 
 
 def test_ceilings_are_measured_with_every_precision() -> None:
     pytest.importorskip("torch")
-    from kosine_bench import gpu_ceilings
+    from kosine_bench.measuring import gpu_ceilings
 
     found = gpu_ceilings.measure("cpu", shapes=((32, 32, 32),), copy_bytes=1 << 16, seconds=1e-3)
     assert set(found["matrix"]) == {"float16", "bfloat16", "float32"}
@@ -290,14 +292,14 @@ def test_the_interpreter_at_hand_is_used_where_its_pytorch_sees_the_gpu(
         seen.append(interpreter)
         return len(seen) == 2
 
-    monkeypatch.setattr(environments, "_sees_gpu", probe)
-    chosen = environments.python("gpu", print, install=False)
+    monkeypatch.setattr(environment, "_sees_gpu", probe)
+    chosen = environment.python("gpu", print, install=False)
     assert seen[0] == "/named/python"
-    assert str(chosen) == seen[1] == environments.sys.executable
-    monkeypatch.setattr(environments, "_sees_gpu", lambda _: False)
-    monkeypatch.setattr(environments.places, "environments_dir", lambda: Path("/nowhere"))
+    assert str(chosen) == seen[1] == environment.sys.executable
+    monkeypatch.setattr(environment, "_sees_gpu", lambda _: False)
+    monkeypatch.setattr(environment.paths, "environments_dir", lambda: Path("/nowhere"))
     with pytest.raises(Absent, match="not installed"):
-        environments.python("gpu", print, install=False)
+        environment.python("gpu", print, install=False)
 
 
 def test_packed_rows_on_a_gpu_are_counted_with_their_filler(sample: Any) -> None:

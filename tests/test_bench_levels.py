@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bench_result import WORKLOAD, contestant, figure, make_result
-from kosine_bench import pictures, ratios, report, results, tables
+from kosine_bench.measuring import result_file
+from kosine_bench.report import page, pictures, ratios, tables
 
 
 @pytest.fixture
@@ -18,8 +19,8 @@ def result() -> dict[str, Any]:
 
 @pytest.fixture
 def path(result: dict[str, Any], tmp_path: Path) -> Path:
-    file = results.path_for(result, tmp_path / "results")
-    results.write(result, file)
+    file = result_file.path_for(result, tmp_path / "results")
+    result_file.write(result, file)
     return file
 
 
@@ -82,11 +83,11 @@ def test_a_forced_level_has_rows_of_its_own(levels: dict[str, Any]) -> None:
 
 
 def test_the_report_shows_forced_levels_by_themselves(levels: dict[str, Any], path: Path) -> None:
-    block = report.readme_block(levels, path, path.parent)
+    block = page.readme_block(levels, path, path.parent)
     assert "by the instruction set that it is held to" in block
     first, rest = block.split("| workload |", 1)
     assert "forced" not in first
     assert "forced" in rest
     levels["figures"] = [f for f in levels["figures"] if "avx2" not in f["contestant"]]
     assert ratios.level_rows(levels) == []
-    assert "instruction set" not in report.readme_block(levels, path, path.parent)
+    assert "instruction set" not in page.readme_block(levels, path, path.parent)

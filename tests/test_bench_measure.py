@@ -12,23 +12,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kosine_bench import command, measure, models, results, tables
-from kosine_bench.contestant import Checkpoint
-from kosine_bench.convert import STAMP, made_by
-from kosine_bench.entry import Entry
-from kosine_bench.environments import ENVIRONMENTS, TORCH
-from kosine_bench.estimate import part_seconds
-from kosine_bench.ours import (
+from kosine_bench import command
+from kosine_bench.contestants.contestant import Checkpoint
+from kosine_bench.contestants.conversion import STAMP, made_by
+from kosine_bench.contestants.environment import ENVIRONMENTS, TORCH
+from kosine_bench.contestants.kosine import (
     KosineOnnx,
 )
-from kosine_bench.remaining import Remaining, clock
-from kosine_bench.rivals import (
+from kosine_bench.contestants.rivals import (
     OnnxRuntime,
     OnnxRuntimePlain,
     TextEmbeddingsInference,
 )
-from kosine_bench.suite import FULL, QUICK, Part, WorkFile, write_work
-from kosine_bench.workload import WORKLOADS, Column, Workload
+from kosine_bench.measuring import models, result_file
+from kosine_bench.measuring import run as measure
+from kosine_bench.measuring.contestant_state import Entry
+from kosine_bench.measuring.duration import Remaining, clock
+from kosine_bench.measuring.estimate import part_seconds
+from kosine_bench.measuring.work_file import FULL, QUICK, Part, WorkFile, write_work
+from kosine_bench.measuring.workload import WORKLOADS, Column, Workload
+from kosine_bench.report import tables
 
 BENCH = Path(__file__).parent.parent / "bench"
 TINY = replace(
@@ -69,7 +72,7 @@ def test_a_run_holds_figures_for_each_and_reasons_for_the_rest(
     converted.mkdir(parents=True)
     (converted / "encoder.kosine").symlink_to(sample_bundle)
     (converted / STAMP).write_text(json.dumps(made_by("kosine")), "utf-8")
-    monkeypatch.setattr(measure.places, "environments_dir", lambda: tmp_path / "venvs")
+    monkeypatch.setattr(measure.paths, "environments_dir", lambda: tmp_path / "venvs")
     bulk_once = Part(WORKLOADS["korsts"], models.SIZES["sample"], rounds={"bulk": 1})
     plan = measure.Plan(
         (bulk_once,),
@@ -84,7 +87,7 @@ def test_a_run_holds_figures_for_each_and_reasons_for_the_rest(
     assert command.run(parse("--json", "--output", str(output))) == 0
     out = capsys.readouterr()
     result: dict[str, Any] = json.loads(out.out)
-    assert result == {k: v for k, v in results.read(output).items() if k != "schema"}
+    assert result == {k: v for k, v in result_file.read(output).items() if k != "schema"}
     assert "round 2/2 sample" in out.err
 
     keys = {(f["contestant"], f["mode"], f["scope"]) for f in result["figures"]}

@@ -7,11 +7,13 @@ import argparse
 import pytest
 
 from kosine.errors import InputError, UnknownOption
-from kosine_bench import command, models, parts
-from kosine_bench.ours import FORCED, KosineNativeAvx2, KosineOnnx
-from kosine_bench.rivals import RIVALS, OnnxRuntimePlain
-from kosine_bench.suite import MODES, Part
-from kosine_bench.workload import WORKLOADS
+from kosine_bench import command
+from kosine_bench.contestants.kosine import FORCED, KosineNativeAvx2, KosineOnnx
+from kosine_bench.contestants.rivals import RIVALS, OnnxRuntimePlain
+from kosine_bench.measuring import models
+from kosine_bench.measuring import plan as parts
+from kosine_bench.measuring.work_file import MODES, Part
+from kosine_bench.measuring.workload import WORKLOADS
 
 
 def parse(*words: str) -> argparse.Namespace:

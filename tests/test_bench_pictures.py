@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bench_result import WORKLOAD, make_result
-from kosine_bench import pictures, report, results, tables
+from kosine_bench.measuring import result_file
+from kosine_bench.report import page, pictures, tables
 
 
 @pytest.fixture
@@ -18,8 +19,8 @@ def result() -> dict[str, Any]:
 
 @pytest.fixture
 def path(result: dict[str, Any], tmp_path: Path) -> Path:
-    file = results.path_for(result, tmp_path / "results")
-    results.write(result, file)
+    file = result_file.path_for(result, tmp_path / "results")
+    result_file.write(result, file)
     return file
 
 
@@ -32,7 +33,7 @@ def test_pictures_are_drawn_and_shown(result: dict[str, Any], path: Path) -> Non
     first = [file.read_bytes() for file in drawn]
     assert all(content.startswith(b"<?xml") for content in first)
     assert [file.read_bytes() for file in pictures.draw(result, path)] == first
-    block = report.readme_block(result, path, path.parent.parent)
+    block = page.readme_block(result, path, path.parent.parent)
     for file in drawn:
         assert f"(results/{file.name})" in block
 

@@ -10,8 +10,9 @@ import pytest
 
 from bench_result import WORKLOAD, make_result
 from kosine.errors import InputError
-from kosine_bench import figures, machine, ratios, report, results, tables
-from kosine_bench.gpu import Gpu
+from kosine_bench.measuring import machine, result_file
+from kosine_bench.measuring.gpu import Gpu
+from kosine_bench.report import figures, page, ratios, tables
 
 ROOT = Path(__file__).parents[1]
 ONNX_RUNS = ROOT / "bench" / "results" / "onnx"
@@ -24,14 +25,14 @@ def result() -> dict[str, Any]:
 
 @pytest.fixture
 def path(result: dict[str, Any], tmp_path: Path) -> Path:
-    file = results.path_for(result, tmp_path / "results")
-    results.write(result, file)
+    file = result_file.path_for(result, tmp_path / "results")
+    result_file.write(result, file)
     return file
 
 
 def test_the_file_reads_back_as_it_was(result: dict[str, Any], path: Path) -> None:
     assert path.name == "2030-01-02-example-9000-2cpu.json"
-    assert results.read(path) == {"schema": results.SCHEMA, **result}
+    assert result_file.read(path) == {"schema": result_file.SCHEMA, **result}
 
 
 @pytest.mark.parametrize(
@@ -42,15 +43,15 @@ def test_other_files_are_refused(tmp_path: Path, content: str, message: str) -> 
     file = tmp_path / "x.json"
     file.write_text(content)
     with pytest.raises(InputError, match=message):
-        results.read(file)
+        result_file.read(file)
 
 
 def test_the_latest_is_the_newest_full_run(result: dict[str, Any], path: Path) -> None:
     later = {**result, "made": {**result["made"], "date": "2031-01-01T00:00:00Z", "quick": True}}
-    results.write(later, path.with_name("later.json"))
-    assert results.latest(path.parent) == path
+    result_file.write(later, path.with_name("later.json"))
+    assert result_file.latest(path.parent) == path
     with pytest.raises(InputError, match="no full result"):
-        results.latest(path.parent.parent)
+        result_file.latest(path.parent.parent)
 
 
 def test_the_ratio_is_against_the_fastest_rival_that_is_right(result: dict[str, Any]) -> None:
@@ -97,16 +98,16 @@ def test_the_readme_keeps_all_but_what_is_between_the_markers(
     result: dict[str, Any], path: Path, tmp_path: Path
 ) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold figures\n{report.END}\nafter\n", "utf-8")
-    assert report.update_readme(result, path, readme) == readme
+    readme.write_text(f"before\n{page.BEGIN}\nold figures\n{page.END}\nafter\n", "utf-8")
+    assert page.update_readme(result, path, readme) == readme
     text = readme.read_text("utf-8")
-    assert text.startswith(f"before\n{report.BEGIN}\nExample CPU")
-    assert text.endswith(f"{report.END}\nafter\n")
+    assert text.startswith(f"before\n{page.BEGIN}\nExample CPU")
+    assert text.endswith(f"{page.END}\nafter\n")
     assert "old figures" not in text
     assert "| **kosine onnx fp32** |" in text
     assert "results/2030-01-02-example-9000-2cpu.json" in text
     assert "![" not in text
-    report.update_readme(result, path, readme)
+    page.update_readme(result, path, readme)
     assert readme.read_text("utf-8") == text
 
 
@@ -133,21 +134,21 @@ def gpu_result(result: dict[str, Any]) -> dict[str, Any]:
 def test_a_gpus_run_has_a_file_and_a_block_of_its_own(
     result: dict[str, Any], path: Path, gpu_result: dict[str, Any], tmp_path: Path
 ) -> None:
-    file = results.path_for(gpu_result, path.parent)
+    file = result_file.path_for(gpu_result, path.parent)
     assert file.name == "2030-01-02-nvidia-h200.json"
     with pytest.raises(InputError, match="no full result of device 'cuda'"):
-        results.latest(path.parent, wanted="cuda")
-    results.write(gpu_result, file)
-    assert results.latest(path.parent) == path
-    assert results.latest(path.parent, wanted="cuda") == file
+        result_file.latest(path.parent, wanted="cuda")
+    result_file.write(gpu_result, file)
+    assert result_file.latest(path.parent) == path
+    assert result_file.latest(path.parent, wanted="cuda") == file
 
     readme = tmp_path / "README.md"
-    empty = f"{report.BEGIN}\n{report.END}\n{report.GPU_BEGIN}\nnot measured\n{report.GPU_END}\n"
+    empty = f"{page.BEGIN}\n{page.END}\n{page.GPU_BEGIN}\nnot measured\n{page.GPU_END}\n"
     readme.write_text(empty, "utf-8")
-    report.update_readme(result, path, readme)
+    page.update_readme(result, path, readme)
     assert "not measured" in readme.read_text("utf-8")
-    report.update_readme(gpu_result, file, readme)
-    cpu, gpu = readme.read_text("utf-8").split(report.GPU_BEGIN)
+    page.update_readme(gpu_result, file, readme)
+    cpu, gpu = readme.read_text("utf-8").split(page.GPU_BEGIN)
     assert "CPU s per 1000" in cpu
     assert "NVIDIA H200" not in cpu
     assert "not measured |" in gpu  # Padding at its best setting is not in this result.
@@ -173,7 +174,7 @@ def test_a_readme_without_markers_is_refused(
     readme = tmp_path / "README.md"
     readme.write_text("no markers\n", "utf-8")
     with pytest.raises(InputError, match="no markers"):
-        report.update_readme(result, path, readme)
+        page.update_readme(result, path, readme)
 
 
 def test_the_machine_is_described_without_its_name() -> None:
@@ -194,20 +195,20 @@ def test_a_limit_that_was_passed_is_none(result: dict[str, Any], path: Path) -> 
         if one["contestant"] == "right-float32":
             one["summary"]["limit_share"] = 1.9
     assert figures.beaten_limits(result) == {"float32"}
-    assert "left out for float32: 250 GFLOP/s" in report.readme_block(result, path, path.parent)
+    assert "left out for float32: 250 GFLOP/s" in page.readme_block(result, path, path.parent)
     shown = {row[0]: row[1] for row in tables.share_rows(result, "burst")}
     assert "%" in shown["Right int8"]
     assert "%" not in shown["Right fp32"] + shown["kosine onnx fp32"]
 
 
 def test_the_readme_shows_the_newest_full_run() -> None:
-    newest = results.latest(ROOT / "bench" / "results")
-    block = report.readme_block(results.read(newest), newest, ROOT)
-    assert f"{report.BEGIN}\n{block}\n{report.END}" in (ROOT / "README.md").read_text("utf-8")
+    newest = result_file.latest(ROOT / "bench" / "results")
+    block = page.readme_block(result_file.read(newest), newest, ROOT)
+    assert f"{page.BEGIN}\n{block}\n{page.END}" in (ROOT / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("path", sorted(ONNX_RUNS.glob("*.json")), ids=lambda path: path.stem)
 def test_the_readme_has_the_table_of_onnx_runtime_alone(path: Path) -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     assert path.relative_to(ROOT).as_posix() in text
-    assert tables.markdown(ratios.PACKED_HEADS, ratios.packed_rows(results.read(path))) in text
+    assert tables.markdown(ratios.PACKED_HEADS, ratios.packed_rows(result_file.read(path))) in text

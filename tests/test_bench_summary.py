@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from kosine_bench.models import SIZES, ModelSize, flops_per_text, weight_bytes
-from kosine_bench.summary import limit_seconds, ratio, summarise, summarise_load
+from kosine_bench.measuring.models import SIZES, ModelSize, flops_per_text, weight_bytes
+from kosine_bench.measuring.summary import limit_seconds, ratio, summarise, summarise_load
 
 SMALL = ModelSize("small", 100, 10, 1, 1, 20, 66)  # 4 * 100 + 2 * 200 = 800 linear weights
 CEILINGS = {

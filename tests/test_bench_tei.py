@@ -11,8 +11,8 @@ from socketserver import BaseRequestHandler
 
 import pytest
 
-from kosine_bench import tei
-from kosine_bench.contestant import Absent, Checkpoint
+from kosine_bench.contestants import tei
+from kosine_bench.contestants.contestant import Absent, Checkpoint
 
 NOWHERE = Checkpoint(Path("checkpoint"), Path("converted"))
 

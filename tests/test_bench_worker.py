@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import kosine
-from kosine_bench import models
-from kosine_bench.contestant import Absent, Checkpoint
-from kosine_bench.process import WorkerFailed, WorkerProcess, import_seconds
-from kosine_bench.suite import Effort, Part, WorkFile, write_work
-from kosine_bench.workload import WORKLOADS
+from kosine_bench.contestants.contestant import Absent, Checkpoint
+from kosine_bench.measuring import models
+from kosine_bench.measuring.work_file import Effort, Part, WorkFile, write_work
+from kosine_bench.measuring.worker_process import WorkerFailed, WorkerProcess, import_seconds
+from kosine_bench.measuring.workload import WORKLOADS
 
 EFFORT = Effort(2, 1, 8, 3, 64, 1e12, 1e12, 1e12, 0.1)
 

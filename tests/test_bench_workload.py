@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from kosine.errors import InputError
-from kosine_bench.workload import WORKLOADS, Column, Workload, draw_lengths, make_texts
+from kosine_bench.measuring.workload import WORKLOADS, Column, Workload, draw_lengths, make_texts
 
 SAMPLE = Path(__file__).parent.parent / "export" / "sample"
 COUNT = 600

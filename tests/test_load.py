@@ -10,13 +10,18 @@ import pytest
 
 from kosine.packed import Packed
 from kosine.testing import FakeBackend, FakeEncoder, linear_cost, rectangle_cost
-from kosine_bench import load
-from kosine_bench.effort import Effort
-from kosine_bench.equal_p99 import P99_LEVELS, advantage, interval, load_at_p99, resampled_p99
-from kosine_bench.ideal import BATCH_TOKENS, batch_of, measure_batches, without_overhead
-from kosine_bench.offered import kept_deadline, mixed_texts, summary
-from kosine_bench.rectangles import PaddedEncoder
-from kosine_bench.simulation import capacity_tps, simulate
+from kosine_bench.load import __main__ as load
+from kosine_bench.load.equal_p99 import P99_LEVELS, advantage, interval, load_at_p99, resampled_p99
+from kosine_bench.load.generator import kept_deadline, mixed_texts, summary
+from kosine_bench.load.padding import PaddedEncoder
+from kosine_bench.load.sampling import Effort
+from kosine_bench.load.simulation import capacity_tps, simulate
+from kosine_bench.load.without_overhead import (
+    BATCH_TOKENS,
+    batch_of,
+    measure_batches,
+    without_overhead,
+)
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results" / "load"
 

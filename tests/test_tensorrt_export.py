@@ -31,7 +31,7 @@ from kosine.errors import (
     UnsupportedCheckpoint,
 )
 from kosine.tensorfile import write_tensors
-from kosine_bench import models
+from kosine_bench.measuring import models
 from kosine_export import export as export_module
 from kosine_export import trt_library
 from kosine_export.checkpoint import read_checkpoint

@@ -14,18 +14,19 @@ from pathlib import Path
 
 from kosine.errors import InputError, UnknownOption
 from kosine.threads import usable_cpus
-from kosine_bench import gpu, pictures, report, results, tables
-from kosine_bench.contestant import Contestant
-from kosine_bench.gpu import Gpu
-from kosine_bench.gpu_ours import GPU_OURS
-from kosine_bench.gpu_rivals import GPU_RIVALS
-from kosine_bench.measure import Plan, measure
-from kosine_bench.models import SIZES
-from kosine_bench.ours import OURS
-from kosine_bench.parts import default_parts, gpu_parts
-from kosine_bench.rivals import RIVALS
-from kosine_bench.suite import FULL, GPU_FULL, GPU_QUICK, MODES, QUICK
-from kosine_bench.workload import WORKLOADS
+from kosine_bench.contestants.contestant import Contestant
+from kosine_bench.contestants.gpu_ours import GPU_OURS
+from kosine_bench.contestants.kosine import OURS
+from kosine_bench.contestants.pytorch_cuda import GPU_RIVALS
+from kosine_bench.contestants.rivals import RIVALS
+from kosine_bench.measuring import gpu, result_file
+from kosine_bench.measuring.gpu import Gpu
+from kosine_bench.measuring.models import SIZES
+from kosine_bench.measuring.plan import default_parts, gpu_parts
+from kosine_bench.measuring.run import Plan, measure
+from kosine_bench.measuring.work_file import FULL, GPU_FULL, GPU_QUICK, MODES, QUICK
+from kosine_bench.measuring.workload import WORKLOADS
+from kosine_bench.report import page, pictures, tables
 
 __all__ = ["add_arguments", "main", "run"]
 
@@ -101,11 +102,11 @@ def run(args: argparse.Namespace) -> int:
         result = done[chosen.device] = measure(chosen, _say)
         path = args.output
         if path is None and not args.quick:
-            path = results.path_for(result)
+            path = result_file.path_for(result)
         elif path is not None and len(asked) > 1 and chosen.device == "cuda":
             path = path.with_name(f"{path.stem}-cuda{path.suffix}")
         if path is not None:
-            results.write(result, path)
+            result_file.write(result, path)
             _say(f"wrote {_relative(path)}")
         _say(f"done in {(time.monotonic() - start) / 60:.1f} min")
         if not args.json:
@@ -228,14 +229,14 @@ def _report(path: Path | None) -> int:
     if path is not None:
         paths = [path]
     else:
-        paths = [results.latest()]
+        paths = [result_file.latest()]
         with contextlib.suppress(InputError):  # There need not be one of a GPU.
-            paths.append(results.latest(wanted="cuda"))
+            paths.append(result_file.latest(wanted="cuda"))
     for one in paths:
-        result = results.read(one)
+        result = result_file.read(one)
         for drawn in pictures.draw(result, one):
             _say(f"wrote {_relative(drawn)}")
-        readme = report.update_readme(result, one)
+        readme = page.update_readme(result, one)
         if readme:
             _say(f"wrote {_relative(readme)}")
     return 0

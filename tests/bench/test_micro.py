@@ -20,7 +20,7 @@ from kosine.packed import Packed
 from kosine.positions import position_ids
 from kosine.rows import fill_rows
 from kosine.tokenizer import Tokenizer
-from kosine_bench.workload import WORKLOADS, Texts, make_texts
+from kosine_bench.measuring.workload import WORKLOADS, Texts, make_texts
 
 pytest.importorskip("pytest_benchmark", reason="micro-benchmarks need the test extra")
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from kosine_bench import models
-from kosine_bench.contestant import Checkpoint
-from kosine_bench.process import WorkerProcess
-from kosine_bench.suite import Effort, Part, WorkFile, write_work
-from kosine_bench.summary import ratio
-from kosine_bench.workload import WORKLOADS
+from kosine_bench.contestants.contestant import Checkpoint
+from kosine_bench.measuring import models
+from kosine_bench.measuring.summary import ratio
+from kosine_bench.measuring.work_file import Effort, Part, WorkFile, write_work
+from kosine_bench.measuring.worker_process import WorkerProcess
+from kosine_bench.measuring.workload import WORKLOADS
 
 pytest.importorskip("torch", reason="the padded reference's graph is exported by PyTorch")
 

@@ -1,0 +1,146 @@
+"""kosine itself, as one more contestant: the defaults that a user gets, nothing tuned."""
+
+# ruff: noqa: ARG002  an interface's arguments are not all of use to every class
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from kosine_bench.contestants.contestant import (
+    Absent,
+    Checkpoint,
+    Contestant,
+    Float32,
+    Rows,
+    Setting,
+)
+
+__all__ = ["FORCED", "OURS"]
+
+
+class Kosine(Contestant):
+    """A bundle on one backend at one dtype."""
+
+    environment = "own"
+    ours = True
+    target: ClassVar[str] = "auto"
+    options: ClassVar[dict[str, Any]] = {}
+    converts = ("kosine",)
+    packages: ClassVar[tuple[str, ...]] = ("kosine", "numpy", "tokenizers")
+    imports = "import kosine"
+    serves = True
+    backend: ClassVar[str]
+
+    def load(self, checkpoint: Checkpoint, threads: int) -> None:
+        import kosine
+        from kosine import errors
+
+        refusals = (
+            *(errors.BackendUnavailable, errors.MissingExtra, errors.MissingTarget),
+            *(errors.PlanMismatch, errors.UnknownOption),
+        )
+
+        try:
+            self.encoder = kosine.load(
+                checkpoint.converted / self.converts[0] / "encoder.kosine",
+                backend=self.backend,
+                dtype=self.precision,
+                device=self.target,
+                threads=threads,
+                **self.options,
+            )
+        except refusals as error:
+            raise Absent(str(error)) from error
+
+    def settings(self, mode: str) -> list[Setting]:
+        """One: the encoder cuts and packs a call's texts itself (`batch_size` 0: not set)."""
+        return [Setting(0)]
+
+    def encode(self, texts: Sequence[str], setting: Setting) -> Float32:
+        vectors: Float32 = self.encoder.encode(list(texts), show_progress_bar=False)
+        return vectors
+
+    def encode_ids(self, rows: Rows, setting: Setting) -> Float32:
+        from kosine.packed import Packed
+
+        return self.encoder.run(Packed.of(rows)).vectors
+
+    def computed_tokens(self, lengths: Sequence[int], setting: Setting) -> int:
+        return sum(lengths)
+
+
+class KosineOnnx(Kosine):
+    """Packed rows on ONNX Runtime."""
+
+    name = "kosine-onnx-float32"
+    label = "kosine onnx fp32"
+    precision = "float32"
+    backend = "onnx"
+    packages = (*Kosine.packages, "onnxruntime")
+
+    def computed_tokens(self, lengths: Sequence[int], setting: Setting) -> int:
+        from kosine.batching import plan_rows, split_batches
+
+        sizes = np.array(lengths, np.int32)
+        return sum(
+            plan.num_tokens
+            for indices in split_batches(sizes, self.encoder.max_batch_tokens)
+            for plan in plan_rows(sizes[indices])
+        )
+
+
+class KosineNativeFloat32(Kosine):
+    """The native engine."""
+
+    name = "kosine-native-float32"
+    label = "kosine native fp32"
+    precision = "float32"
+    backend = "native"
+
+    def isa_level(self) -> str:
+        from kosine_kernels.engine import Unavailable, select_isa
+
+        try:
+            return select_isa(self.precision)
+        except Unavailable as error:
+            raise Absent(str(error)) from error
+
+
+class KosineNativeBfloat16(KosineNativeFloat32):
+    """The native engine in bfloat16."""
+
+    name = "kosine-native-bfloat16"
+    label = "kosine native bf16"
+    precision = "bfloat16"
+
+
+class KosineNativeAvx512(KosineNativeFloat32):
+    """The native engine with nothing above AVX512, whatever else this CPU has."""
+
+    name = "kosine-native-avx512-float32"
+    label = "kosine native fp32 (AVX512, forced)"
+    forced = "avx512"
+    environ: ClassVar[dict[str, str]] = {"KOSINE_ISA": forced}
+    serves = False
+
+
+class KosineNativeAvx2(KosineNativeAvx512):
+    """The native engine with nothing above AVX2."""
+
+    name = "kosine-native-avx2-float32"
+    label = "kosine native fp32 (AVX2, forced)"
+    forced = "avx2"
+    environ: ClassVar[dict[str, str]] = {"KOSINE_ISA": forced}
+
+
+OURS: tuple[type[Contestant], ...] = (
+    KosineOnnx,
+    KosineNativeFloat32,
+    KosineNativeBfloat16,
+    KosineNativeAvx512,
+    KosineNativeAvx2,
+)
+FORCED = frozenset(kind.name for kind in OURS if kind.forced)

@@ -1,0 +1,322 @@
+"""The other runtimes, one small class each, set up the way their own documentation advises."""
+
+# ruff: noqa: ARG002  an interface's arguments are not all of use to every class
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kosine_bench.contestants.contestant import (
+    Checkpoint,
+    Contestant,
+    Float32,
+    PaddedContestant,
+    Rows,
+    Setting,
+    normalise,
+)
+from kosine_bench.contestants.tei import Server
+from kosine_bench.contestants.wrappers import FastEmbed, Infinity
+
+__all__ = ["RIVALS"]
+
+
+def _mean_pool(hidden: NDArray[Any], mask: NDArray[np.int64]) -> Float32:
+    """Unit rows from a (b, s, dim) hidden state: mean over real tokens, then normalised."""
+    weights = mask.astype(np.float32)
+    summed = np.matmul(weights[:, None, :], np.asarray(hidden, np.float32))[:, 0]
+    return normalise(summed / np.maximum(weights.sum(axis=1, keepdims=True), 1e-9))
+
+
+class SentenceTransformersFloat32(Contestant):
+    """sentence-transformers on PyTorch: the reference that every output is held against."""
+
+    name = "torch-float32"
+    label = "PyTorch fp32"
+    precision = "float32"
+    packages = ("sentence-transformers", "transformers", "torch")
+    imports = "import sentence_transformers"
+    sorts = True
+    serves = True
+    start_seconds = 8.0
+    target: ClassVar[str] = "cpu"
+
+    def load(self, checkpoint: Checkpoint, threads: int) -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        torch.set_num_threads(threads)
+        self.torch = torch
+        self.pad_id = checkpoint.pad_id
+        self.model = SentenceTransformer(
+            str(checkpoint.folder),
+            device=self.target,
+            model_kwargs={"dtype": getattr(torch, self.precision)},
+        ).eval()
+
+    def encode(self, texts: Sequence[str], setting: Setting) -> Float32:
+        vectors: Float32 = self.model.encode(
+            list(texts),
+            batch_size=setting.batch_size,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+        )
+        return np.asarray(vectors, np.float32)
+
+    def encode_ids(self, rows: Rows, setting: Setting) -> Float32:
+        torch = self.torch
+        groups = setting.groups([len(row) for row in rows])
+        outputs: list[Any] = [None] * len(rows)
+        with torch.inference_mode():
+            for group in groups:
+                batch = [torch.tensor(rows[i]) for i in group]
+                ids = torch.nn.utils.rnn.pad_sequence(
+                    batch, batch_first=True, padding_value=self.pad_id
+                )
+                mask = torch.nn.utils.rnn.pad_sequence(
+                    [torch.ones_like(row) for row in batch], batch_first=True
+                )
+                features = self.model({"input_ids": ids, "attention_mask": mask})
+                pooled = features["sentence_embedding"].float().numpy()
+                for i, vector in zip(group, pooled, strict=True):
+                    outputs[i] = vector
+        return normalise(np.stack(outputs))
+
+
+class SentenceTransformersBfloat16(SentenceTransformersFloat32):
+    """The same with bfloat16 weights and activations."""
+
+    name = "torch-bfloat16"
+    label = "PyTorch bf16"
+    precision = "bfloat16"
+    serves = False
+
+
+class SentenceTransformersCompiled(SentenceTransformersBfloat16):
+    """bfloat16 through torch.compile: dynamic shapes, weights frozen into the code."""
+
+    name = "torch-compiled"
+    label = "PyTorch bf16 compiled"
+    environ: ClassVar[dict[str, str]] = {"TORCHINDUCTOR_FREEZING": "1"}
+    start_seconds = 55.0  # Frozen code is compiled anew by each process.
+    most_rounds: ClassVar[dict[str, int]] = {"base": 2, "large": 1}
+
+    def load(self, checkpoint: Checkpoint, threads: int) -> None:
+        super().load(checkpoint, threads)
+        transformer: Any = self.model[0].auto_model
+        compiled = self.torch.compile(transformer.forward, dynamic=True)
+
+        def forward(input_ids: Any, attention_mask: Any, **_: Any) -> Any:
+            # Token types are all 0, the default; with and without them would be compiled twice.
+            return compiled(input_ids=input_ids, attention_mask=attention_mask)
+
+        transformer.forward = forward
+        # Compiled code is specialised on a batch of one, so both kinds are compiled here.
+        row = [0, 5, 6, 7, 8, 9, 2]
+        self.encode_ids([row], Setting(1))
+        self.encode_ids([row, row[:5], row[:4]], Setting(3))
+
+
+class OnnxRuntime(PaddedContestant):
+    """ONNX Runtime on the graph that sentence-transformers' ONNX backend runs."""
+
+    name = "onnxruntime-float32"
+    label = "ONNX Runtime fp32"
+    precision = "float32"
+    converts = ("onnx",)
+    packages = ("onnxruntime",)
+    imports = "import onnxruntime"
+    most_streams = 8
+
+    def open(self, threads: int, streams: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        self.session = onnxruntime.InferenceSession(
+            str(self.checkpoint.converted / self.converts[0] / "model.onnx"),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+
+    def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Float32:
+        feed = {"input_ids": ids, "attention_mask": mask}
+        (hidden,) = self.session.run(["last_hidden_state"], feed)
+        return _mean_pool(hidden, mask)
+
+
+class OnnxRuntimePlain(OnnxRuntime):
+    """The same with nothing tuned: each call is one rectangle of up to 32 texts as they come."""
+
+    name = "onnxruntime-plain"
+    label = "ONNX Runtime fp32, plain padding"
+    serves = True
+
+    def settings(self, mode: str) -> list[Setting]:
+        return [Setting(1 if mode == "single" else 32)]
+
+
+class OnnxRuntimeInt8(OnnxRuntime):
+    """Dynamic quantisation: int8 weights per channel, activation scales per tensor and call."""
+
+    name = "onnxruntime-int8"
+    label = "ONNX Runtime int8"
+    precision = "int8"
+    converts = ("onnx-int8",)
+    serves = True
+
+
+class OpenVinoFloat32(PaddedContestant):
+    """OpenVINO on the graph it converts from PyTorch itself."""
+
+    name = "openvino-float32"
+    label = "OpenVINO fp32"
+    precision = "float32"
+    converts = ("openvino",)
+    packages: ClassVar[tuple[str, ...]] = ("openvino",)
+    imports = "import openvino"
+    hint: ClassVar[str | None] = "f32"
+    most_streams = 8
+
+    def open(self, threads: int, streams: int) -> None:
+        import openvino
+
+        config: dict[str, Any] = {
+            "INFERENCE_NUM_THREADS": threads * streams,
+            "NUM_STREAMS": streams,
+        }
+        if self.hint:
+            config["INFERENCE_PRECISION_HINT"] = self.hint
+        path = self.checkpoint.converted / self.converts[0] / "model.xml"
+        compiled = openvino.Core().compile_model(path, "CPU", config)
+        # A request serves one call at a time; whichever is idle takes the next rectangle.
+        self.idle = [compiled.create_infer_request() for _ in range(streams)]
+
+    def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Float32:
+        request = self.idle.pop()
+        request.infer([ids, mask], share_inputs=True)
+        vectors = _mean_pool(request.get_output_tensor(0).data, mask)
+        self.idle.append(request)
+        return vectors
+
+
+class OpenVinoBfloat16(OpenVinoFloat32):
+    """OpenVINO told that bfloat16 is precise enough."""
+
+    name = "openvino-bfloat16"
+    label = "OpenVINO bf16"
+    precision = "bfloat16"
+    hint = "bf16"
+    serves = True
+
+
+class OpenVinoInt8(OpenVinoFloat32):
+    """NNCF post-training quantisation for transformers, calibrated on the workload's kind."""
+
+    name = "openvino-int8"
+    label = "OpenVINO int8"
+    precision = "int8"
+    converts = ("openvino-int8",)
+    packages = ("openvino", "nncf")
+    hint = None
+
+
+class CTranslate2Int8(PaddedContestant):
+    """CTranslate2's encoder: it drops the padding itself."""
+
+    name = "ctranslate2-int8"
+    label = "CTranslate2 int8"
+    precision = "int8"
+    converts = ("ctranslate2",)
+    packages = ("ctranslate2",)
+    imports = "import ctranslate2"
+    serves = True
+    most_streams = 8
+
+    def open(self, threads: int, streams: int) -> None:
+        import ctranslate2
+
+        self.encoder = ctranslate2.Encoder(
+            str(self.checkpoint.converted / "ctranslate2" / "model"),
+            device="cpu",
+            compute_type="int8",
+            inter_threads=streams,
+            intra_threads=threads,
+        )
+
+    def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Float32:
+        lengths = mask.sum(axis=1)
+        rows = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
+        hidden = np.asarray(self.encoder.forward_batch(rows).last_hidden_state)
+        return _mean_pool(hidden, mask)
+
+    def computed_tokens(self, lengths: Sequence[int], setting: Setting) -> int:
+        return sum(lengths)
+
+
+class TextEmbeddingsInference(Contestant):
+    """text-embeddings-inference over HTTP: its binary where found, or a server already running.
+
+    `KOSINE_BENCH_TEI_URL` names a running server (see `bench/compose.yaml`), which must serve
+    the same checkpoint; `KOSINE_BENCH_TEI` or the PATH names the binary.
+    """
+
+    name = "tei-float32"
+    label = "text-embeddings-inference fp32"
+    precision = "float32"
+    engine = False
+    serves = True
+    server: Server | None = None
+
+    def load(self, checkpoint: Checkpoint, threads: int) -> None:
+        self.server = Server(checkpoint, threads, os.environ)
+        self.dim = checkpoint.dim
+
+    def settings(self, mode: str) -> list[Setting]:
+        return [Setting(32)]
+
+    def encode(self, texts: Sequence[str], setting: Setting) -> Float32:
+        vectors = np.empty((len(texts), self.dim), np.float32)
+        for group in setting.groups([len(text) for text in texts]):
+            vectors[group] = self._running.embed([texts[i] for i in group])
+        return vectors
+
+    def cpu_seconds(self) -> float:
+        return super().cpu_seconds() + self._running.cpu_seconds()
+
+    def peak_rss(self) -> int:
+        return self._running.peak_rss()
+
+    @property
+    def _running(self) -> Server:
+        if self.server is None:
+            raise RuntimeError("the server was not started")
+        return self.server
+
+    def close(self) -> None:
+        if self.server:
+            self.server.close()
+
+
+RIVALS: tuple[type[Contestant], ...] = (
+    SentenceTransformersFloat32,
+    SentenceTransformersBfloat16,
+    SentenceTransformersCompiled,
+    OnnxRuntimePlain,
+    OnnxRuntime,
+    OnnxRuntimeInt8,
+    OpenVinoFloat32,
+    OpenVinoBfloat16,
+    OpenVinoInt8,
+    CTranslate2Int8,
+    FastEmbed,
+    Infinity,
+    TextEmbeddingsInference,
+)

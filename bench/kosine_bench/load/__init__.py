@@ -1,0 +1,1 @@
+"""Latency under load of the batcher, measured and simulated."""

@@ -1,0 +1,1 @@
+"""A run of contestants: what is measured, by which process, on which machine."""

@@ -1,0 +1,73 @@
+"""A contestant during a run, and what the result file says of it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kosine_bench.contestants.contestant import Contestant
+
+__all__ = ["LEVELS", "Entry", "leave_out_repeated"]
+
+# How instruction-set levels are written in tables.
+LEVELS = {
+    "avx2": "AVX2",
+    "avx512": "AVX512",
+    "avx512_bf16": "AVX512-BF16",
+    "amx_bf16": "AMX",
+}
+
+
+@dataclass(slots=True)
+class Entry:
+    """One contestant; `reason` says why it is not, or no longer, in the run.
+
+    Attributes:
+        isa: The instruction-set level that it computes at, where it tells.
+    """
+
+    kind: type[Contestant]
+    python: Path = Path()
+    versions: dict[str, str] = field(default_factory=dict)
+    import_seconds: list[float] = field(default_factory=list)
+    isa: str | None = None
+    reason: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The kind's label, with the level that it runs at where that was left to it."""
+        if self.isa is None or self.kind.forced:
+            return self.kind.label
+        return f"{self.kind.label} ({LEVELS.get(self.isa, self.isa)})"
+
+    def describe(self) -> dict[str, Any]:
+        """For the result file."""
+        return {
+            "name": self.kind.name,
+            "label": self.label,
+            "ours": self.kind.ours,
+            "precision": self.kind.precision,
+            "device": self.kind.device,
+            "isa": self.isa,
+            "forced": self.kind.forced,
+            "python": platform.python_version(),
+            "versions": self.versions,
+            "import_seconds": [round(second, 4) for second in self.import_seconds],
+            "absent": self.reason,
+        }
+
+
+def leave_out_repeated(entries: Sequence[Entry]) -> None:
+    """Leave out each forced level that the same engine takes by itself: it is measured there."""
+    for entry in entries:
+        if entry.reason or entry.kind.forced is None:
+            continue
+        for other in entries:
+            same = (other.kind.precision, other.isa) == (entry.kind.precision, entry.isa)
+            if same and other.kind.forced is None and other.reason is None:
+                level = LEVELS.get(str(entry.isa), str(entry.isa))
+                entry.reason = f"{other.kind.label} runs at {level} here by itself"
+                break

@@ -1,0 +1,100 @@
+"""How long a run will go on: reckoned from the machine's peaks, corrected by what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kosine_bench.contestants.contestant import Contestant
+from kosine_bench.measuring.contestant_state import Entry
+from kosine_bench.measuring.estimate import part_seconds, start_seconds
+from kosine_bench.measuring.models import ModelSize
+from kosine_bench.measuring.work_file import Effort, WorkFile
+
+__all__ = ["Remaining", "Step", "clock", "work_of"]
+
+Step = tuple[int, ModelSize, Entry]
+"""Round, counted from 0; model size; who."""
+
+
+def work_of(
+    work: Sequence[WorkFile], size: ModelSize, kind: type[Contestant] | None = None
+) -> list[WorkFile]:
+    """The work on `size`; with `kind`, only what it takes part in."""
+    return [
+        one
+        for one in work
+        if one.size is size and (kind is None or kind.name not in one.part.omits)
+    ]
+
+
+class Remaining:
+    """Seconds that steps of a run will take."""
+
+    def __init__(
+        self, effort: Effort, work: Sequence[WorkFile], ceilings: Mapping[str, Any]
+    ) -> None:
+        self._effort = effort
+        self._work = list(work)
+        self._ceilings = ceilings
+        self._spent: dict[str, list[float]] = {}
+
+    def saw(self, step: Step, seconds: float) -> None:
+        """Take note of what `step` really took."""
+        pair = self._spent.setdefault(step[2].kind.name, [0.0, 0.0])
+        pair[0] += seconds
+        pair[1] += self._guess(*step)
+
+    def of(self, steps: Sequence[Step]) -> float:
+        """Seconds of `steps`: as reckoned, corrected by what was seen so far."""
+        spent, guessed = (sum(pair) for pair in zip(*self._spent.values(), (0.0, 0.0), strict=True))
+        overall = spent / guessed if guessed else 1.0
+        total = 0.0
+        for number, size, entry in steps:
+            if entry.reason:
+                continue
+            seen = self._spent.get(entry.kind.name)
+            factor = seen[0] / seen[1] if seen else overall
+            total += factor * self._guess(number, size, entry)
+        return total
+
+    def parts(self, steps: Sequence[Step]) -> dict[str, float]:
+        """Seconds as reckoned, by workload and mode; `processes` is their starts and ends."""
+        parts: dict[str, float] = {}
+        for number, size, entry in steps:
+            if entry.reason:
+                continue
+            work = work_of(self._work, size, entry.kind)
+            parts["processes"] = parts.get("processes", 0.0) + start_seconds(entry.kind, work[0])
+            for one in work:
+                for what, seconds in self._part(number, one, entry.kind).items():
+                    key = f"{one.key} {what}"
+                    parts[key] = parts.get(key, 0.0) + seconds
+        return parts
+
+    def say(self, steps: Sequence[Step], say: Callable[[str], None]) -> None:
+        """The whole and its parts, before the first round."""
+        parts = self.parts(steps)
+        say(f"about {clock(sum(parts.values()))} of measuring")
+        for what, seconds in parts.items():
+            say(f"  {what:24} {clock(seconds)}")
+
+    def _guess(self, number: int, size: ModelSize, entry: Entry) -> float:
+        work = work_of(self._work, size, entry.kind)
+        return start_seconds(entry.kind, work[0]) + sum(
+            sum(self._part(number, one, entry.kind).values()) for one in work
+        )
+
+    def _part(self, number: int, work: WorkFile, kind: type[Contestant]) -> dict[str, float]:
+        earlier = self._work[: self._work.index(work)]
+        settled = any(other.workload is work.workload for other in earlier)
+        return part_seconds(kind, work, self._effort, self._ceilings, number, settled=settled)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people read them: `40 s`, `3 min 05 s`, `1 h 02 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -1,0 +1,1 @@
+"""The batcher's promises as experiments with real threads and injected faults."""

@@ -1,0 +1,1 @@
+"""Tables, pictures and the generated page of a result."""

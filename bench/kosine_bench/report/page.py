@@ -1,0 +1,160 @@
+"""The README's tables, made from a result file and never typed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from kosine.errors import InputError
+from kosine_bench import paths
+from kosine_bench.measuring import result_file
+from kosine_bench.report import figures, ratios, tables
+from kosine_bench.report.pictures import PICTURES, picture_path
+
+__all__ = ["readme_block", "update_readme"]
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+GPU_BEGIN, GPU_END = "<!-- bench-gpu:begin -->", "<!-- bench-gpu:end -->"
+
+
+def readme_block(result: dict[str, Any], path: Path, root: Path) -> str:
+    """Markdown between the README's markers: machine, tables, pictures."""
+    made = result["made"]
+    workload = figures.main_workload(result)
+    size = workload.split("@")[1]
+    sentences = result["workloads"][workload]["sentences"]
+    relative = Path(os.path.relpath(path, root)).as_posix()
+    weights = result["models"][size]["weights"]
+    commit = made.get("commit", "")[:12] or "unknown commit"
+    lines = [
+        f"{_hardware(result)};"
+        f" {made['date'][:10]}, {commit}; {size} model with {weights} weights, {sentences}"
+        f" Korean sentences; medians of {made['rounds']} interleaved rounds, raw samples in"
+        f" [{path.name}]({relative}).",
+        "",
+        f"Text in, unit vectors out, workload `{workload.split('@')[0]}`:",
+        "",
+        tables.markdown(
+            tables.heads(result), tables.headline(result, workload, "end-to-end"), bold="kosine"
+        ),
+        "",
+    ]
+    rows = ratios.ratio_rows(result)
+    if rows:
+        lines += [
+            "kosine's fastest against the fastest rival of any precision, end to end:",
+            "",
+            tables.markdown(ratios.RATIO_HEADS, rows),
+            "",
+        ]
+    gpu = result_file.device(result) == "cuda"
+    for precision in () if gpu else ("bfloat16", "float32"):
+        rows = ratios.ratio_rows(result, precision=precision)
+        if rows:
+            lines += _folded(
+                f"The same among those that compute in {precision}",
+                tables.markdown(ratios.RATIO_HEADS, rows),
+            )
+    rows = ratios.level_rows(result)
+    if rows:
+        lines += [
+            "kosine's native engine in float32 by the instruction set that it is held to, text in,"
+            " times faster than ONNX Runtime in float32, which takes what the CPU has:",
+            "",
+            tables.markdown(ratios.LEVEL_HEADS, rows),
+            "",
+        ]
+    if gpu:
+        lines += _gpu_tables(result)
+    lines += _packed_table(result)
+    matrix = result["ceilings"].get("matrix", {})
+    for precision in sorted(figures.beaten_limits(result) & set(matrix)):
+        flops = matrix[precision]["flops"]
+        lines += [
+            f"Shares of the limit are left out for {precision}: {flops / 1e9:,.0f} GFLOP/s were "
+            "measured for it in this run, and contestants passed that.",
+            "",
+        ]
+    for picture in PICTURES:
+        file = picture_path(path, picture)
+        if file.is_file():
+            shown = Path(os.path.relpath(file, root)).as_posix()
+            lines += [f"![{picture}]({shown})", ""]
+    return "\n".join(lines).rstrip()
+
+
+def _folded(summary: str, table: str) -> list[str]:
+    """A table that a page shows when asked to; Markdown wants the empty lines."""
+    return ["<details>", f"<summary>{summary}</summary>", "", table, "", "</details>", ""]
+
+
+def _hardware(result: dict[str, Any]) -> str:
+    """What the run was made on; of a GPU's, with the limits that were measured in it."""
+    machine = result["machine"]
+    cpu = f"{machine['cpu']}, {machine['threads']} threads"
+    gpu = machine.get("gpu")
+    if gpu is None:
+        return f"{cpu} ({', '.join(machine['isa'])})"
+    text = f"{gpu['name']} ({gpu['memory_gib']:.0f} GiB, CUDA {gpu['cuda_driver']}), {cpu}"
+    peak = result["ceilings"].get("matrix", {}).get("float16")
+    moved = result["ceilings"].get("memory", {}).get("bytes_per_second")
+    if peak and moved:
+        text += (
+            f"; in the same run {peak['flops'] / 1e12:,.0f} TFLOP/s of dense fp16 products"
+            f" and {moved / 1e12:.1f} TB/s of device memory, the limits"
+        )
+    return text
+
+
+def _gpu_tables(result: dict[str, Any]) -> list[str]:
+    lines = []
+    names = ("runtime", *result["workloads"])
+    rows = tables.share_rows(result, "bulk")
+    if rows:
+        lines += [
+            "Bulk, text in, sentences/s (and the share of the limit), by workload and model size:",
+            "",
+            tables.markdown(names, rows, bold="kosine"),
+            "",
+        ]
+    return lines
+
+
+def _packed_table(result: dict[str, Any]) -> list[str]:
+    rows = ratios.packed_rows(result)
+    if not rows:
+        return []
+    return [
+        "Packed rows on ONNX Runtime, engine only, times faster than padding on it:",
+        "",
+        tables.markdown(ratios.PACKED_HEADS, rows),
+        "",
+    ]
+
+
+def update_readme(result: dict[str, Any], path: Path, readme: Path | None = None) -> Path | None:
+    """Replace what stands between the markers of the README; None outside a checkout.
+
+    Raises:
+        InputError: The README has no markers.
+    """
+    if readme is None:
+        root = paths.checkout()
+        if root is None:
+            return None
+        readme = root / "README.md"
+    text = readme.read_text("utf-8")
+    gpu = result_file.device(result) == "cuda"
+    opening, closing = (GPU_BEGIN, GPU_END) if gpu else (BEGIN, END)
+    head, begin, rest = text.partition(opening)
+    _, end, tail = rest.partition(closing)
+    if not begin or not end:
+        raise InputError(
+            f"{readme.name} has no markers for the table",
+            limit=f"{opening} and {closing}",
+            remedy="put both where the table belongs",
+        )
+    block = readme_block(result, path, readme.parent)
+    readme.write_text(f"{head}{opening}\n{block}\n{closing}{tail}", "utf-8")
+    return readme
