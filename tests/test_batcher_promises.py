@@ -20,7 +20,7 @@ from kosine.packed import Packed
 from kosine.schedule import Schedule
 from kosine.testing import FakeBackend, FakeEncoder, linear_cost
 from kosine_bench.load.simulation import capacity_tps, simulate
-from kosine_bench.reliability import experiments, soak
+from kosine_bench.reliability import concurrency, kills, overload, soak
 
 # 5 to 63 tokens each.
 LOAD = ["x" * int(n) for n in np.random.default_rng(7).integers(4, 63, 12_000)]
@@ -37,7 +37,7 @@ def show(name, figures):
 
 class TestNoMixUps:
     def test_100_000_requests_from_threads_and_asyncio(self):
-        figures = experiments.mixups(100_000)
+        figures = concurrency.mixups(100_000)
         show("row 3", figures)
         assert figures["requests"] >= 99_999
         assert figures["swaps"] == 0
@@ -50,14 +50,14 @@ class TestNoMixUps:
                 rows = super().finish(pooled, **options)
                 return rows[::-1] if len(rows) > 1 and self.chance.random() < 0.1 else rows
 
-        figures = experiments.mixups(20_000, encoder=Swapping())
+        figures = concurrency.mixups(20_000, encoder=Swapping())
         show("row 3, negative control", figures)
         assert figures["swaps"] > 0
 
 
 class TestCancellationStorm:
     def test_10_000_cancels_at_random_stages(self):
-        figures = experiments.cancel_storm(10_000)
+        figures = concurrency.cancel_storm(10_000)
         show("row 4", figures)
         assert figures["cancelled"] == figures["cancelled_counted"] >= 10_000
         assert figures["not_really_cancelled"] == 0
@@ -72,14 +72,14 @@ class TestCancellationStorm:
             discharge(self, job, 0 if job.remaining == 0 else tokens, requests, nbytes)
 
         monkeypatch.setattr(Schedule, "_discharge", forgetful)
-        figures = experiments.cancel_storm(1_000)
+        figures = concurrency.cancel_storm(1_000)
         show("row 4, negative control", figures)
         assert figures["held_tokens"] != 0
 
 
 class TestPoison:
     def test_500_batches_of_each_fault(self):
-        figures = experiments.poison(500)
+        figures = concurrency.poison(500)
         show("row 5", figures)
         assert figures["batches"] == 1_500
         assert figures["innocent_failures"] == 0
@@ -93,14 +93,14 @@ class TestPoison:
                 pipeline.fail_segment(text, error)
 
         monkeypatch.setattr("kosine.pipeline.isolate", no_isolation)
-        figures = experiments.poison(5)
+        figures = concurrency.poison(5)
         show("row 5, negative control", figures)
         assert figures["innocent_failures"] > 0
 
 
 class TestWorkerKilled:
     def test_60_kills(self):
-        figures = experiments.kills(60, seconds=6.0)
+        figures = kills.kills(60, seconds=6.0)
         show("row 6", figures)
         assert figures["kills"] == 60
         assert 30 <= figures["crashes_seen"] <= 60
@@ -109,10 +109,10 @@ class TestWorkerKilled:
         assert figures["worker_alive"]
 
     def test_a_worker_that_stays_dead_is_noticed(self, monkeypatch):
-        monkeypatch.setattr(experiments, "PATIENCE_S", 0.5)
+        monkeypatch.setattr(kills, "PATIENCE_S", 0.5)
         monkeypatch.setattr("kosine.workers.recover", lambda *_: None)
         with pytest.raises(TimeoutError):
-            experiments.kills(3, seconds=0.5)
+            kills.kills(3, seconds=0.5)
 
 
 class TestOverload:
@@ -190,10 +190,10 @@ class TestOverload:
             "most_queue_tokens": 10,
             "max_queue_tokens": 10,
         }
-        assert experiments.within_overload_bar(figures) == within
+        assert overload.within_overload_bar(figures) == within
 
     def test_refusals_are_quick(self):
-        figures = experiments.overload(10.0, seconds=2.0)
+        figures = overload.overload(10.0, seconds=2.0)
         show("row 7, in real time", figures)
         assert figures["refused"] > 1_000
         assert figures["refusal_p99_s"] <= 0.020
@@ -223,10 +223,10 @@ def in_a_process_of_its_own(*words: str) -> dict:
 
 
 def memory_growth_alone(*, leak: bool) -> dict:
-    call = f"experiments.memory_growth(200_000, leak={leak})"
+    call = f"memory.memory_growth(200_000, leak={leak})"
     return in_a_process_of_its_own(
         "-c",
-        f"import json; from kosine_bench.reliability import experiments; print(json.dumps({call}))",
+        f"import json; from kosine_bench.reliability import memory; print(json.dumps({call}))",
     )
 
 
@@ -261,8 +261,6 @@ def test_the_soak_notices_a_wrong_vector():
             return rows[::-1].copy() if len(rows) > 2 else rows
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            experiments, "lean_backend", lambda **options: Wrong(**{**options, "faults": None})
-        )
+        patch.setattr(soak, "lean_backend", lambda **options: Wrong(**{**options, "faults": None}))
         figures = soak.soak(1.0)
     assert figures["unexplained"] > 0

@@ -17,19 +17,19 @@ from kosine.errors import InputError
 from kosine_bench import command
 from kosine_bench.contestants import environment
 from kosine_bench.contestants.contestant import Absent, Checkpoint, Setting
-from kosine_bench.contestants.gpu_ours import GPU_OURS, KosineOnnxCuda
+from kosine_bench.contestants.kosine import KosineOnnxCuda
+from kosine_bench.contestants.onnxruntime_cuda import OnnxRuntimeCuda
 from kosine_bench.contestants.pytorch_cuda import (
-    GPU_REFERENCE,
-    GPU_RIVALS,
-    OnnxRuntimeCuda,
     SentenceTransformersFloat32Cuda,
     TorchPadded,
     TorchVarlen,
 )
+from kosine_bench.contestants.registry import GPU_OURS, GPU_REFERENCE, GPU_RIVALS, find
 from kosine_bench.measuring import gpu, models, worker
-from kosine_bench.measuring.estimate import part_seconds
+from kosine_bench.measuring.duration import part_seconds
 from kosine_bench.measuring.gpu import Gpu
-from kosine_bench.measuring.work_file import GPU_FULL, Part, write_work
+from kosine_bench.measuring.plan import GPU_FULL, Part
+from kosine_bench.measuring.work_file import write_work
 from kosine_bench.measuring.workload import WORKLOADS
 
 SAMPLE = Path(__file__).parent.parent / "export" / "sample"
@@ -184,9 +184,9 @@ def test_no_attention_over_lengths_is_a_reason(monkeypatch: pytest.MonkeyPatch) 
 
 def test_ceilings_are_measured_with_every_precision() -> None:
     pytest.importorskip("torch")
-    from kosine_bench.measuring import gpu_ceilings
+    from kosine_bench.measuring import ceilings
 
-    found = gpu_ceilings.measure("cpu", shapes=((32, 32, 32),), copy_bytes=1 << 16, seconds=1e-3)
+    found = ceilings.measure_gpu("cpu", shapes=((32, 32, 32),), copy_bytes=1 << 16, seconds=1e-3)
     assert set(found["matrix"]) == {"float16", "bfloat16", "float32"}
     assert all(entry["flops"] > 0 for entry in found["matrix"].values())
     assert found["memory"]["bytes_per_second"] > 0
@@ -279,7 +279,7 @@ def test_no_gpu_means_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_workers_find_every_contestant_by_name() -> None:
     for kind in (*GPU_OURS, *GPU_RIVALS, GPU_REFERENCE):
-        assert type(worker.find(kind.name)) is kind
+        assert type(find(kind.name)) is kind
 
 
 def test_the_interpreter_at_hand_is_used_where_its_pytorch_sees_the_gpu(

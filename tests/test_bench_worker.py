@@ -12,7 +12,8 @@ import pytest
 import kosine
 from kosine_bench.contestants.contestant import Absent, Checkpoint
 from kosine_bench.measuring import models
-from kosine_bench.measuring.work_file import Effort, Part, WorkFile, write_work
+from kosine_bench.measuring.plan import Effort, Part
+from kosine_bench.measuring.work_file import WorkFile, write_work
 from kosine_bench.measuring.worker_process import WorkerFailed, WorkerProcess, import_seconds
 from kosine_bench.measuring.workload import WORKLOADS
 

@@ -15,16 +15,21 @@ from pathlib import Path
 from kosine.errors import InputError, UnknownOption
 from kosine.threads import usable_cpus
 from kosine_bench.contestants.contestant import Contestant
-from kosine_bench.contestants.gpu_ours import GPU_OURS
-from kosine_bench.contestants.kosine import OURS
-from kosine_bench.contestants.pytorch_cuda import GPU_RIVALS
-from kosine_bench.contestants.rivals import RIVALS
+from kosine_bench.contestants.registry import CONTESTANTS, GPU_CONTESTANTS
 from kosine_bench.measuring import gpu, result_file
 from kosine_bench.measuring.gpu import Gpu
 from kosine_bench.measuring.models import SIZES
-from kosine_bench.measuring.plan import default_parts, gpu_parts
-from kosine_bench.measuring.run import Plan, measure
-from kosine_bench.measuring.work_file import FULL, GPU_FULL, GPU_QUICK, MODES, QUICK
+from kosine_bench.measuring.plan import (
+    FULL,
+    GPU_FULL,
+    GPU_QUICK,
+    MODES,
+    QUICK,
+    Plan,
+    default_parts,
+    gpu_parts,
+)
+from kosine_bench.measuring.run import measure
 from kosine_bench.measuring.workload import WORKLOADS
 from kosine_bench.report import page, pictures, tables
 
@@ -37,8 +42,6 @@ DEFAULT_SIZES = {
     "legal": ["base"],
     "long": ["large"],
 }
-CONTESTANTS: tuple[type[Contestant], ...] = (*OURS, *RIVALS)
-GPU_CONTESTANTS: tuple[type[Contestant], ...] = (*GPU_OURS, *GPU_RIVALS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

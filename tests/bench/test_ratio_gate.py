@@ -14,8 +14,9 @@ import pytest
 
 from kosine_bench.contestants.contestant import Checkpoint
 from kosine_bench.measuring import models
+from kosine_bench.measuring.plan import Effort, Part
 from kosine_bench.measuring.summary import ratio
-from kosine_bench.measuring.work_file import Effort, Part, WorkFile, write_work
+from kosine_bench.measuring.work_file import WorkFile, write_work
 from kosine_bench.measuring.worker_process import WorkerProcess
 from kosine_bench.measuring.workload import WORKLOADS
 

@@ -18,7 +18,16 @@ from kosine_bench.contestants.contestant import (
     Setting,
 )
 
-__all__ = ["FORCED", "OURS"]
+__all__ = [
+    "Kosine",
+    "KosineNativeAvx2",
+    "KosineNativeAvx512",
+    "KosineNativeBfloat16",
+    "KosineNativeFloat32",
+    "KosineOnnx",
+    "KosineOnnxCuda",
+    "KosineTensorrt",
+]
 
 
 class Kosine(Contestant):
@@ -136,11 +145,54 @@ class KosineNativeAvx2(KosineNativeAvx512):
     environ: ClassVar[dict[str, str]] = {"KOSINE_ISA": forced}
 
 
-OURS: tuple[type[Contestant], ...] = (
-    KosineOnnx,
-    KosineNativeFloat32,
-    KosineNativeBfloat16,
-    KosineNativeAvx512,
-    KosineNativeAvx2,
-)
-FORCED = frozenset(kind.name for kind in OURS if kind.forced)
+class KosineCuda(Kosine):
+    """A bundle with float16 graphs on one backend, in packed rows of a few fixed shapes."""
+
+    precision = "float16"
+    device = "cuda"
+    target = "cuda:0"
+    start_seconds = 6.0
+    options: ClassVar[dict[str, Any]] = {"max_batch_tokens": 16_384}  # A GPU wants long batches.
+    tight: ClassVar[bool] = True
+
+    def profiles(self) -> Sequence[Any]:
+        """The `PlanProfile`s that rows are laid out for."""
+        from kosine.backends.onnx_cuda import gpu_profiles
+
+        return gpu_profiles(self.encoder.max_tokens)
+
+    def computed_tokens(self, lengths: Sequence[int], setting: Setting) -> int:
+        from kosine.backends.buckets import pieces
+        from kosine.batching import split_batches
+
+        sizes = np.array(lengths, np.int32)
+        profiles = self.profiles()
+        return sum(
+            piece.shape.rows * piece.shape.width
+            for indices in split_batches(sizes, self.encoder.max_batch_tokens)
+            for piece in pieces(sizes[indices], profiles, tight=self.tight)
+        )
+
+
+class KosineOnnxCuda(KosineCuda):
+    """ONNX Runtime's CUDA provider."""
+
+    name = "kosine-onnx-float16-cuda"
+    label = "kosine onnx fp16"
+    backend = "onnx"
+    converts = ("kosine-cuda",)
+    packages = (*Kosine.packages, "onnxruntime-gpu")
+
+
+class KosineTensorrt(KosineCuda):
+    """A TensorRT engine."""
+
+    name = "kosine-tensorrt-float16-cuda"
+    label = "kosine tensorrt fp16"
+    backend = "tensorrt"
+    converts = ("kosine-tensorrt",)
+    tight = False
+
+    def profiles(self) -> Sequence[Any]:
+        backend: Any = self.encoder.backend
+        return tuple(backend.plan.profiles)

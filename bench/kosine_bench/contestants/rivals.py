@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -20,10 +19,19 @@ from kosine_bench.contestants.contestant import (
     Setting,
     normalise,
 )
-from kosine_bench.contestants.tei import Server
-from kosine_bench.contestants.wrappers import FastEmbed, Infinity
 
-__all__ = ["RIVALS"]
+__all__ = [
+    "CTranslate2Int8",
+    "OnnxRuntime",
+    "OnnxRuntimeInt8",
+    "OnnxRuntimePlain",
+    "OpenVinoBfloat16",
+    "OpenVinoFloat32",
+    "OpenVinoInt8",
+    "SentenceTransformersBfloat16",
+    "SentenceTransformersCompiled",
+    "SentenceTransformersFloat32",
+]
 
 
 def _mean_pool(hidden: NDArray[Any], mask: NDArray[np.int64]) -> Float32:
@@ -259,64 +267,3 @@ class CTranslate2Int8(PaddedContestant):
 
     def computed_tokens(self, lengths: Sequence[int], setting: Setting) -> int:
         return sum(lengths)
-
-
-class TextEmbeddingsInference(Contestant):
-    """text-embeddings-inference over HTTP: its binary where found, or a server already running.
-
-    `KOSINE_BENCH_TEI_URL` names a running server (see `bench/compose.yaml`), which must serve
-    the same checkpoint; `KOSINE_BENCH_TEI` or the PATH names the binary.
-    """
-
-    name = "tei-float32"
-    label = "text-embeddings-inference fp32"
-    precision = "float32"
-    engine = False
-    serves = True
-    server: Server | None = None
-
-    def load(self, checkpoint: Checkpoint, threads: int) -> None:
-        self.server = Server(checkpoint, threads, os.environ)
-        self.dim = checkpoint.dim
-
-    def settings(self, mode: str) -> list[Setting]:
-        return [Setting(32)]
-
-    def encode(self, texts: Sequence[str], setting: Setting) -> Float32:
-        vectors = np.empty((len(texts), self.dim), np.float32)
-        for group in setting.groups([len(text) for text in texts]):
-            vectors[group] = self._running.embed([texts[i] for i in group])
-        return vectors
-
-    def cpu_seconds(self) -> float:
-        return super().cpu_seconds() + self._running.cpu_seconds()
-
-    def peak_rss(self) -> int:
-        return self._running.peak_rss()
-
-    @property
-    def _running(self) -> Server:
-        if self.server is None:
-            raise RuntimeError("the server was not started")
-        return self.server
-
-    def close(self) -> None:
-        if self.server:
-            self.server.close()
-
-
-RIVALS: tuple[type[Contestant], ...] = (
-    SentenceTransformersFloat32,
-    SentenceTransformersBfloat16,
-    SentenceTransformersCompiled,
-    OnnxRuntimePlain,
-    OnnxRuntime,
-    OnnxRuntimeInt8,
-    OpenVinoFloat32,
-    OpenVinoBfloat16,
-    OpenVinoInt8,
-    CTranslate2Int8,
-    FastEmbed,
-    Infinity,
-    TextEmbeddingsInference,
-)

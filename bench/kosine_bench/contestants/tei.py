@@ -1,5 +1,7 @@
 """text-embeddings-inference as a child process or a server that is already running."""
 
+# ruff: noqa: ARG002  an interface's arguments are not all of use to every class
+
 from __future__ import annotations
 
 import http.client
@@ -15,9 +17,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from kosine_bench.contestants.contestant import Absent, Checkpoint, Float32
+from kosine_bench.contestants.contestant import Absent, Checkpoint, Contestant, Float32, Setting
 
-__all__ = ["Server"]
+__all__ = ["Server", "TextEmbeddingsInference"]
 
 START_SECONDS = 120.0
 
@@ -122,3 +124,47 @@ class Server:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+
+
+class TextEmbeddingsInference(Contestant):
+    """text-embeddings-inference over HTTP: its binary where found, or a server already running.
+
+    `KOSINE_BENCH_TEI_URL` names a running server (see `bench/compose.yaml`), which must serve
+    the same checkpoint; `KOSINE_BENCH_TEI` or the PATH names the binary.
+    """
+
+    name = "tei-float32"
+    label = "text-embeddings-inference fp32"
+    precision = "float32"
+    engine = False
+    serves = True
+    server: Server | None = None
+
+    def load(self, checkpoint: Checkpoint, threads: int) -> None:
+        self.server = Server(checkpoint, threads, os.environ)
+        self.dim = checkpoint.dim
+
+    def settings(self, mode: str) -> list[Setting]:
+        return [Setting(32)]
+
+    def encode(self, texts: Sequence[str], setting: Setting) -> Float32:
+        vectors = np.empty((len(texts), self.dim), np.float32)
+        for group in setting.groups([len(text) for text in texts]):
+            vectors[group] = self._running.embed([texts[i] for i in group])
+        return vectors
+
+    def cpu_seconds(self) -> float:
+        return super().cpu_seconds() + self._running.cpu_seconds()
+
+    def peak_rss(self) -> int:
+        return self._running.peak_rss()
+
+    @property
+    def _running(self) -> Server:
+        if self.server is None:
+            raise RuntimeError("the server was not started")
+        return self.server
+
+    def close(self) -> None:
+        if self.server:
+            self.server.close()

@@ -1,22 +1,165 @@
-"""Which modes of each workload a run measures, in how many rounds, and with whom."""
+"""Which modes of each workload a run measures, how much of each, and with whom."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-from kosine_bench.contestants.kosine import FORCED
+from kosine_bench.contestants.contestant import Contestant
+from kosine_bench.contestants.registry import FORCED, WRAPPERS
+from kosine_bench.measuring.gpu import Gpu
 from kosine_bench.measuring.models import ModelSize
-from kosine_bench.measuring.work_file import MODES, SCOPES, WRAPPERS, Part
 from kosine_bench.measuring.workload import Workload
 
-__all__ = ["default_parts", "gpu_parts", "load_contestants"]
+__all__ = [
+    "FULL",
+    "GPU_FULL",
+    "GPU_QUICK",
+    "LOAD_SHARES",
+    "MODES",
+    "QUICK",
+    "SCOPES",
+    "SEED",
+    "Effort",
+    "Part",
+    "Plan",
+    "default_parts",
+    "gpu_parts",
+    "load_contestants",
+]
 
+MODES = ("single", "burst", "bulk", "load")
+SCOPES = ("engine", "end-to-end")
+LOAD_SHARES = (0.3, 0.5, 0.7, 0.9)
+SEED = 7
 # A large model on it says nothing that base does not.
 ON_BASE_ONLY = frozenset({"onnxruntime-plain"})
 SHORT = ("matching", "faq")
 # Under little load latency is one text's, which `single` measures.
 FEWER_SHARES = (0.5, 0.7, 0.9)
 FEWEST_SHARES = (0.5, 0.9)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One workload on one model size, and what of it is measured.
+
+    Attributes:
+        omits: Contestants that do not take part.
+        rounds: Modes that are measured in fewer rounds than the effort's, and in how many.
+        load_shares: Rates of arrivals under load, as shares of the capacity.
+        under_load: Contestants that are measured under load; None: all that serve.
+    """
+
+    workload: Workload
+    size: ModelSize
+    modes: tuple[str, ...] = MODES
+    scopes: tuple[str, ...] = SCOPES
+    omits: frozenset[str] = frozenset()
+    rounds: Mapping[str, int] = field(default_factory=dict)
+    load_shares: tuple[float, ...] = LOAD_SHARES
+    under_load: frozenset[str] | None = None
+
+    def loads(self, kind: type[Contestant]) -> bool:
+        """Whether `kind` is measured under load."""
+        if "load" not in self.modes:
+            return False
+        return kind.serves if self.under_load is None else kind.name in self.under_load
+
+    def measures(self, mode: str, number: int) -> bool:
+        """Whether round `number`, counted from 0, measures `mode` (other than load)."""
+        return mode in self.modes and number < self.rounds.get(mode, number + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much a run measures. Texts are the most; operations cut them on large models.
+
+    Attributes:
+        rounds: Interleaved rounds of everything but load.
+        load_rounds: Rounds that measure latency under load too.
+        omits: Contestants left out unless they are named.
+        seconds: What one contestant spends on one mode in one round and scope, if the texts
+            last that long; where a mode is missing, all its texts are measured.
+        load_seconds, load_requests, most_load_seconds: How much each rate of arrivals measures;
+            see `arrivals.num_requests`.
+        tune_tokens: Tokens that a setting is tried on, in whole calls.
+        import_rounds: Rounds that time the import in a fresh interpreter.
+    """
+
+    rounds: int
+    load_rounds: int
+    single_texts: int
+    bursts: int
+    bulk_texts: int
+    single_flops: float
+    burst_flops: float
+    bulk_flops: float
+    load_seconds: float
+    omits: frozenset[str] = frozenset()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    load_requests: int = 100
+    most_load_seconds: float = 20.0
+    tune_tokens: int = 3_072
+    import_rounds: int = 1
+
+
+FULL = Effort(
+    *(3, 1, 64, 12, 2048, 8e11, 1.6e12, 4e12, 4.0),
+    seconds={"single": 0.7, "burst": 1.1, "bulk": 1.5},
+    tune_tokens=2_048,
+)
+
+
+QUICK = Effort(
+    *(2, 1, 24, 6, 512, 1e11, 3e11, 4e11, 0.5),
+    # The first compiles for a minute; the others are engines measured here: in wrappers that are
+    # slow to start, or held to an older instruction set.
+    omits=frozenset({"torch-compiled", *WRAPPERS, *FORCED}),
+    seconds={"single": 0.3, "burst": 0.3, "bulk": 0.3},
+    tune_tokens=2_048,
+    import_rounds=0,
+)
+
+
+GPU_FULL = Effort(
+    *(2, 1, 128, 48, 8192, 1e14, 1e14, 2e14, 2.0),
+    omits=frozenset({"torch-compiled-float16-cuda"}),  # It compiles for minutes.
+    seconds={"single": 0.25, "burst": 0.15, "bulk": 0.25},
+    tune_tokens=32_768,
+)
+
+
+GPU_QUICK = Effort(
+    *(2, 1, 64, 24, 8192, 1e13, 1e14, 1e14, 0.5),
+    omits=GPU_FULL.omits,
+    seconds={"single": 0.1, "burst": 0.2, "bulk": 0.3},
+    tune_tokens=16_384,
+    import_rounds=0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run: parts (workload, model size, modes), contestants, effort."""
+
+    parts: tuple[Part, ...]
+    contestants: tuple[type[Contestant], ...]
+    effort: Effort
+    threads: int
+    quick: bool
+    install: bool = True
+    device: Literal["cpu", "cuda"] = "cpu"
+    gpu: Gpu | None = None
+
+    @property
+    def sizes(self) -> list[ModelSize]:
+        return list(dict.fromkeys(part.size for part in self.parts))
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return tuple(mode for mode in MODES if any(mode in part.modes for part in self.parts))
 
 
 def default_parts(

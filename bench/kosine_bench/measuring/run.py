@@ -5,59 +5,31 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from kosine_bench import paths
 from kosine_bench.contestants import environment
-from kosine_bench.contestants.contestant import Absent, Checkpoint, Contestant, installed_version
-from kosine_bench.contestants.pytorch_cuda import GPU_REFERENCE
-from kosine_bench.contestants.rivals import SentenceTransformersFloat32
+from kosine_bench.contestants.contestant import Absent, Checkpoint, installed_version
+from kosine_bench.contestants.registry import REFERENCE
 from kosine_bench.measuring import machine, models, result_file
 from kosine_bench.measuring.contestant_state import Entry, leave_out_repeated
 from kosine_bench.measuring.duration import Remaining, clock, work_of
-from kosine_bench.measuring.gpu import Gpu
+from kosine_bench.measuring.plan import MODES, SEED, Plan
 from kosine_bench.measuring.summary import limit_seconds, summarise, summarise_load
-from kosine_bench.measuring.work_file import MODES, SEED, Effort, Part, WorkFile, write_work
+from kosine_bench.measuring.work_file import WorkFile, write_work
 from kosine_bench.measuring.worker_process import WorkerFailed, WorkerProcess, import_seconds
 from kosine_bench.measuring.workload import Workload, make_texts
 
-__all__ = ["Plan", "measure"]
+__all__ = ["measure"]
 
 CALIBRATION_TEXTS = 128
 CALIBRATION_FLOPS = 2e12
 LEAST_CALIBRATION_TEXTS = 16
-REFERENCE: dict[str, type[Contestant]] = {
-    "cpu": SentenceTransformersFloat32,
-    "cuda": GPU_REFERENCE,
-}
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One run: parts (workload, model size, modes), contestants, effort."""
-
-    parts: tuple[Part, ...]
-    contestants: tuple[type[Contestant], ...]
-    effort: Effort
-    threads: int
-    quick: bool
-    install: bool = True
-    device: Literal["cpu", "cuda"] = "cpu"
-    gpu: Gpu | None = None
-
-    @property
-    def sizes(self) -> list[models.ModelSize]:
-        return list(dict.fromkeys(part.size for part in self.parts))
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        return tuple(mode for mode in MODES if any(mode in part.modes for part in self.parts))
 
 
 def measure(plan: Plan, say: Say) -> dict[str, Any]:

@@ -24,10 +24,10 @@ import numpy as np
 from kosine_bench.contestants.contestant import (
     Absent,
     Checkpoint,
-    Contestant,
     Setting,
     installed_version,
 )
+from kosine_bench.contestants.registry import find
 from kosine_bench.measuring.arrivals import num_requests, poisson_times, serve
 
 __all__ = ["main"]
@@ -39,23 +39,6 @@ WARM_TEXTS = 3
 WARM_TOKENS = 768
 GPU_WARM_PASSES = 2
 MOST_REQUESTS, MOST_GPU_REQUESTS = 600, 3_000
-
-
-def find(name: str) -> Contestant:
-    """The contestant called `name`."""
-    from kosine_bench.contestants.kosine import OURS
-    from kosine_bench.contestants.rivals import RIVALS
-
-    kinds: tuple[type[Contestant], ...] = (*OURS, *RIVALS)
-    if name.endswith("-cuda"):
-        from kosine_bench.contestants.gpu_ours import GPU_OURS
-        from kosine_bench.contestants.pytorch_cuda import GPU_REFERENCE, GPU_RIVALS
-
-        kinds = (GPU_REFERENCE, *GPU_OURS, *GPU_RIVALS)
-    for kind in kinds:
-        if kind.name == name:
-            return kind()
-    raise LookupError(f"no contestant is called {name!r}")
 
 
 class Worker:
@@ -239,9 +222,9 @@ class Worker:
         return self.contestant.peak_rss()
 
     def ceilings(self, threads: int) -> dict[str, Any]:
-        from kosine_bench.measuring import ceilings, gpu_ceilings
+        from kosine_bench.measuring import ceilings
 
-        return gpu_ceilings.measure() if self.on_gpu else ceilings.measure(threads)
+        return ceilings.measure_gpu() if self.on_gpu else ceilings.measure_cpu(threads)
 
     def _call(self, scope: str, setting: Setting) -> Callable[[Any], object]:
         self.contestant.apply(setting)

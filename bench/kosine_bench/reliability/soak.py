@@ -30,8 +30,11 @@ import numpy as np
 from kosine.batcher import Batcher
 from kosine.errors import BackendError, DeadlineExceeded, NonFiniteVector, QueueFull, WorkerCrashed
 from kosine.testing import FAULT_MARKS, FakeEncoder, linear_cost
-from kosine_bench.reliability import experiments as reliability
-from kosine_bench.reliability.experiments import Figures, Killer, in_threads, resident_bytes
+from kosine_bench.reliability.concurrency import cancel_storm, mixups, poison
+from kosine_bench.reliability.harness import Figures, in_threads, lean_backend
+from kosine_bench.reliability.kills import Killer, kills
+from kosine_bench.reliability.memory import memory_growth, resident_bytes
+from kosine_bench.reliability.overload import overload, within_overload_bar
 
 __all__ = ["experiments", "main", "soak"]
 
@@ -52,9 +55,7 @@ def soak(seconds: float, threads: int = 4, seed: int = 0, kill_every_s: float = 
     Every answer is compared with the right one, every error must be explained by what was sent,
     and memory, descriptors and threads are sampled all along.
     """
-    faulty = reliability.lean_backend(
-        cost=linear_cost(1e-6, 5e-4), faults=FAULT_MARKS, delay_s=0.05
-    )
+    faulty = lean_backend(cost=linear_cost(1e-6, 5e-4), faults=FAULT_MARKS, delay_s=0.05)
     encoder = FakeEncoder(faulty, max_tokens=128, prompts={"query": "query: "})
     batcher = Batcher(
         encoder, max_batch_tokens=1_024, max_queue_tokens=20_000, max_queue_requests=2_000
@@ -198,9 +199,9 @@ def experiments(timed_seconds: float = TIMED_SECONDS) -> dict[str, Experiment]:
         timed_seconds: Length of those that are measured in time, not in requests.
     """
     return {
-        "mixups": (reliability.mixups, lambda f: f["swaps"] == 0),
+        "mixups": (mixups, lambda f: f["swaps"] == 0),
         "cancel_storm": (
-            reliability.cancel_storm,
+            cancel_storm,
             lambda f: (
                 f["cancelled"] == f["cancelled_counted"]
                 and f["held_requests"] == f["held_tokens"] == f["held_bytes"] == 0
@@ -208,24 +209,24 @@ def experiments(timed_seconds: float = TIMED_SECONDS) -> dict[str, Experiment]:
             ),
         ),
         "poison": (
-            reliability.poison,
+            poison,
             lambda f: f["innocent_failures"] == f["guilty_answers"] == f["wrong"] == 0,
         ),
         "kills": (
-            lambda: reliability.kills(math.ceil(timed_seconds), timed_seconds),
+            lambda: kills(math.ceil(timed_seconds), timed_seconds),
             lambda f: f["hung"] == f["wrong"] == 0 and f["worker_alive"] and f["crashes_seen"] > 0,
         ),
         "overload_2x": (
-            lambda: reliability.overload(2.0, timed_seconds),
-            reliability.within_overload_bar,
+            lambda: overload(2.0, timed_seconds),
+            within_overload_bar,
         ),
         "overload_10x": (
-            lambda: reliability.overload(10.0, timed_seconds),
-            reliability.within_overload_bar,
+            lambda: overload(10.0, timed_seconds),
+            within_overload_bar,
         ),
-        "memory": (reliability.memory_growth, lambda f: f["growth_mib"] < GROWTH_MIB),
+        "memory": (memory_growth, lambda f: f["growth_mib"] < GROWTH_MIB),
         "memory_seeded_leak_must_fail": (
-            lambda: reliability.memory_growth(leak=True),
+            lambda: memory_growth(leak=True),
             lambda f: f["growth_mib"] >= GROWTH_MIB,
         ),
     }

@@ -10,7 +10,9 @@ import pytest
 
 from kosine.packed import Packed
 from kosine.testing import FakeBackend, FakeEncoder, linear_cost, rectangle_cost
-from kosine_bench.load import __main__ as load
+from kosine_bench.load.chart import level_table, plot
+from kosine_bench.load.curve import curve
+from kosine_bench.load.curve import status as verdict
 from kosine_bench.load.equal_p99 import P99_LEVELS, advantage, interval, load_at_p99, resampled_p99
 from kosine_bench.load.generator import kept_deadline, mixed_texts, summary
 from kosine_bench.load.padding import PaddedEncoder
@@ -135,7 +137,7 @@ def test_the_whole_measurement(tmp_path, capsys):
     backend = FakeBackend(cost=linear_cost(5e-5, 5e-4))
     backend.name = "fake"
     effort = Effort((0.1, 0.7), seconds=0.4, requests=100, passes=2, simulated=3)
-    report = load.curve(FakeEncoder(backend), effort)
+    report = curve(FakeEncoder(backend), effort)
     assert "minutes" in capsys.readouterr().err
     print({key: value for key, value in report.items() if key != "points"})
     assert report["capacity_rps"]["packed"] > 1.4 * report["capacity_rps"]["padded"]
@@ -162,7 +164,7 @@ def test_the_whole_measurement(tmp_path, capsys):
         assert [row["p99_s"] for row in smaller] == [row["p99_s"] for row in levels]
     assert json.loads(json.dumps(report)) == report
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    load.plot(report, tmp_path / "curve.svg")
+    plot(report, tmp_path / "curve.svg")
     assert "<svg" in (tmp_path / "curve.svg").read_text()
 
 
@@ -191,9 +193,9 @@ def test_twice_the_load_is_asked_for_at_the_bar_and_where_it_is_possible(
         "packed_over_padded_at_equal_p99": [row(0.05, at_the_level)],
         "without_overhead": {"levels": [row(0.05, possible), row(0.4, 2.2)]},
     }
-    assert load.status(report) == status
+    assert verdict(report) == status
     for late in ("at_70_percent", "at_200_percent"):
-        assert load.status(report | {late: {"within": False, "accepted_p99_within": False}}) == 1
+        assert verdict(report | {late: {"within": False, "accepted_p99_within": False}}) == 1
 
 
 @pytest.mark.parametrize(
@@ -246,7 +248,7 @@ def test_without_overhead_rectangles_carry_as_much_where_nothing_waits():
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_a_committed_run_can_still_be_drawn(path, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    load.plot(json.loads(path.read_text("utf-8")), tmp_path / "curve.svg")
+    plot(json.loads(path.read_text("utf-8")), tmp_path / "curve.svg")
     assert "<svg" in (tmp_path / "curve.svg").read_text()
 
 
@@ -254,7 +256,7 @@ def test_the_readme_has_the_table_of_the_newest_run():
     newest = max(RESULTS.glob("*.json"))
     readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
     assert newest.name in readme
-    assert load.level_table(json.loads(newest.read_text("utf-8"))) in readme
+    assert level_table(json.loads(newest.read_text("utf-8"))) in readme
 
 
 def test_packed_carries_twice_the_load_of_rectangles():

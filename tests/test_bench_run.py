@@ -12,24 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kosine_bench import command
+from kosine_bench import command, paths
 from kosine_bench.contestants.contestant import Checkpoint
 from kosine_bench.contestants.conversion import STAMP, made_by
 from kosine_bench.contestants.environment import ENVIRONMENTS, TORCH
 from kosine_bench.contestants.kosine import (
     KosineOnnx,
 )
-from kosine_bench.contestants.rivals import (
-    OnnxRuntime,
-    OnnxRuntimePlain,
-    TextEmbeddingsInference,
-)
+from kosine_bench.contestants.rivals import OnnxRuntime, OnnxRuntimePlain
+from kosine_bench.contestants.tei import TextEmbeddingsInference
 from kosine_bench.measuring import models, result_file
-from kosine_bench.measuring import run as measure
 from kosine_bench.measuring.contestant_state import Entry
-from kosine_bench.measuring.duration import Remaining, clock
-from kosine_bench.measuring.estimate import part_seconds
-from kosine_bench.measuring.work_file import FULL, QUICK, Part, WorkFile, write_work
+from kosine_bench.measuring.duration import Remaining, clock, part_seconds
+from kosine_bench.measuring.plan import FULL, QUICK, Part, Plan
+from kosine_bench.measuring.run import _Run, affordable_texts, agreement
+from kosine_bench.measuring.work_file import WorkFile, write_work
 from kosine_bench.measuring.workload import WORKLOADS, Column, Workload
 from kosine_bench.report import tables
 
@@ -57,7 +54,7 @@ def test_every_package_of_an_environment_is_pinned() -> None:
 @pytest.fixture
 def ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = {"matrix": {"float32": {"flops": 1e12}}, "memory": {"bytes_per_second": 1e11}}
-    monkeypatch.setattr(measure._Run, "_ceilings", lambda *_: fixed)
+    monkeypatch.setattr(_Run, "_ceilings", lambda *_: fixed)
 
 
 @pytest.mark.usefixtures("ceilings")
@@ -72,9 +69,9 @@ def test_a_run_holds_figures_for_each_and_reasons_for_the_rest(
     converted.mkdir(parents=True)
     (converted / "encoder.kosine").symlink_to(sample_bundle)
     (converted / STAMP).write_text(json.dumps(made_by("kosine")), "utf-8")
-    monkeypatch.setattr(measure.paths, "environments_dir", lambda: tmp_path / "venvs")
+    monkeypatch.setattr(paths, "environments_dir", lambda: tmp_path / "venvs")
     bulk_once = Part(WORKLOADS["korsts"], models.SIZES["sample"], rounds={"bulk": 1})
-    plan = measure.Plan(
+    plan = Plan(
         (bulk_once,),
         (KosineOnnx, TextEmbeddingsInference),
         TINY,
@@ -130,14 +127,14 @@ def work_file(
 def test_a_slow_contestant_is_given_fewer_texts(checkpoint: Checkpoint, tmp_path: Path) -> None:
     work = work_file(checkpoint, tmp_path)
     total = len(work.lengths["bulk"])
-    assert measure.affordable_texts(work, "bulk", 1e9, 1.0) == total
-    assert measure.affordable_texts(work, "bulk", 1.0, None) == total
-    some = measure.affordable_texts(work, "bulk", 5_000.0, 1.0)
+    assert affordable_texts(work, "bulk", 1e9, 1.0) == total
+    assert affordable_texts(work, "bulk", 1.0, None) == total
+    some = affordable_texts(work, "bulk", 5_000.0, 1.0)
     assert some % 32 == 0
     assert sum(work.lengths["bulk"][:some]) <= 5_000 < sum(work.lengths["bulk"][: some + 32])
-    assert measure.affordable_texts(work, "bulk", 1.0, 1.0) == work.least("bulk") == 128
-    assert measure.affordable_texts(work, "burst", 1.0, 1.0) == work.least("burst") == 64
-    assert measure.affordable_texts(work, "single", 1.0, 1.0) == work.least("single") == 6
+    assert affordable_texts(work, "bulk", 1.0, 1.0) == work.least("bulk") == 128
+    assert affordable_texts(work, "burst", 1.0, 1.0) == work.least("burst") == 64
+    assert affordable_texts(work, "single", 1.0, 1.0) == work.least("single") == 6
     assert [len(call) for call in work.calls("burst", 64)] == [32, 32]
     assert [len(call) for call in work.calls("bulk", 64)] == [64]
     assert work.flops("bulk", 64) == pytest.approx(
@@ -176,8 +173,8 @@ def test_the_estimate_counts_what_is_done_in_a_round(
 def test_a_setting_is_settled_once_for_all_sizes(checkpoint: Checkpoint, tmp_path: Path) -> None:
     pairs = (("korsts", "base"), ("korsts", "large"), ("faq", "base"))
     parts = tuple(Part(WORKLOADS[name], models.SIZES[size]) for name, size in pairs)
-    plan = measure.Plan(parts, (KosineOnnx,), FULL, 1, quick=False)
-    run = measure._Run(plan, print, tmp_path)
+    plan = Plan(parts, (KosineOnnx,), FULL, 1, quick=False)
+    run = _Run(plan, print, tmp_path)
     run.work = [work_file(checkpoint, tmp_path, name, size) for name, size in pairs]
     best = {"batch_size": 8, "order": "length", "streams": 1}
     run.tuning["x", "korsts@base", "burst"] = {"best": best, "tokens_per_second": 3_600.0}
@@ -193,8 +190,8 @@ def test_bursts_settle_bulk_on_texts_of_one_length(checkpoint: Checkpoint, tmp_p
     equal = Workload("equal", (Column(16, 16.0, 16),), (0,))
     part = Part(equal, models.SIZES["sample"], rounds={"bulk": 1})
     work = write_work(part, checkpoint, FULL, tmp_path)
-    plan = measure.Plan((part,), (OnnxRuntime,), FULL, 1, quick=False)
-    run = measure._Run(plan, print, tmp_path)
+    plan = Plan((part,), (OnnxRuntime,), FULL, 1, quick=False)
+    run = _Run(plan, print, tmp_path)
     run.work = [work]
     burst = {"best": {"batch_size": 16, "order": "length", "streams": 2}, "tokens_per_second": 9.0}
     run.tuning["x", work.key, "burst"] = burst
@@ -235,7 +232,7 @@ def test_what_remains_is_corrected_by_what_was_seen(checkpoint: Checkpoint, tmp_
 
 def test_agreement_divides_norms_out_and_reports_them() -> None:
     expected = np.array([[1.0, 0.0], [0.0, 1.0]])
-    found = measure.agreement(np.array([[2.0, 0.0], [1.0, 1.0]], np.float32), expected)
+    found = agreement(np.array([[2.0, 0.0], [1.0, 1.0]], np.float32), expected)
     assert found["min_cosine"] == pytest.approx(2**-0.5)
     assert found["mean_cosine"] == pytest.approx((1 + 2**-0.5) / 2)
     assert found["max_norm_error"] == pytest.approx(1.0)

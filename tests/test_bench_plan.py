@@ -8,11 +8,12 @@ import pytest
 
 from kosine.errors import InputError, UnknownOption
 from kosine_bench import command
-from kosine_bench.contestants.kosine import FORCED, KosineNativeAvx2, KosineOnnx
-from kosine_bench.contestants.rivals import RIVALS, OnnxRuntimePlain
+from kosine_bench.contestants.kosine import KosineNativeAvx2, KosineOnnx
+from kosine_bench.contestants.registry import FORCED, RIVALS
+from kosine_bench.contestants.rivals import OnnxRuntimePlain
 from kosine_bench.measuring import models
-from kosine_bench.measuring import plan as parts
-from kosine_bench.measuring.work_file import MODES, Part
+from kosine_bench.measuring import plan as run_plan
+from kosine_bench.measuring.plan import MODES, Part
 from kosine_bench.measuring.workload import WORKLOADS
 
 
@@ -98,7 +99,7 @@ def test_asked_modes_are_measured_in_full_with_everyone() -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_under_load_each_engine_is_there_once(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
-    monkeypatch.setattr(parts, "_has_bfloat16", lambda: dtype == "bfloat16")
+    monkeypatch.setattr(run_plan, "_has_bfloat16", lambda: dtype == "bfloat16")
     plan = command.plan(parse())
     by_key = {(part.workload.name, part.size.name): part for part in plan.parts}
     for key in (("matching", "base"), ("faq", "base"), ("legal", "base"), ("long", "large")):

@@ -1,0 +1,110 @@
+"""Every contestant: by device, as the reference, and by name."""
+
+from __future__ import annotations
+
+from kosine_bench.contestants.contestant import Contestant
+from kosine_bench.contestants.kosine import (
+    KosineNativeAvx2,
+    KosineNativeAvx512,
+    KosineNativeBfloat16,
+    KosineNativeFloat32,
+    KosineOnnx,
+    KosineOnnxCuda,
+    KosineTensorrt,
+)
+from kosine_bench.contestants.onnxruntime_cuda import OnnxRuntimeCuda, OnnxRuntimePlainCuda
+from kosine_bench.contestants.pytorch_cuda import (
+    SentenceTransformersCuda,
+    SentenceTransformersFloat32Cuda,
+    TorchCompiled,
+    TorchPadded,
+    TorchVarlen,
+)
+from kosine_bench.contestants.rivals import (
+    CTranslate2Int8,
+    OnnxRuntime,
+    OnnxRuntimeInt8,
+    OnnxRuntimePlain,
+    OpenVinoBfloat16,
+    OpenVinoFloat32,
+    OpenVinoInt8,
+    SentenceTransformersBfloat16,
+    SentenceTransformersCompiled,
+    SentenceTransformersFloat32,
+)
+from kosine_bench.contestants.tei import TextEmbeddingsInference
+from kosine_bench.contestants.wrappers import FastEmbed, Infinity
+
+__all__ = [
+    "CONTESTANTS",
+    "FORCED",
+    "GPU_CONTESTANTS",
+    "GPU_OURS",
+    "GPU_REFERENCE",
+    "GPU_RIVALS",
+    "OURS",
+    "REFERENCE",
+    "RIVALS",
+    "WRAPPERS",
+    "find",
+]
+
+OURS: tuple[type[Contestant], ...] = (
+    KosineOnnx,
+    KosineNativeFloat32,
+    KosineNativeBfloat16,
+    KosineNativeAvx512,
+    KosineNativeAvx2,
+)
+
+RIVALS: tuple[type[Contestant], ...] = (
+    SentenceTransformersFloat32,
+    SentenceTransformersBfloat16,
+    SentenceTransformersCompiled,
+    OnnxRuntimePlain,
+    OnnxRuntime,
+    OnnxRuntimeInt8,
+    OpenVinoFloat32,
+    OpenVinoBfloat16,
+    OpenVinoInt8,
+    CTranslate2Int8,
+    FastEmbed,
+    Infinity,
+    TextEmbeddingsInference,
+)
+
+GPU_OURS: tuple[type[Contestant], ...] = (KosineOnnxCuda, KosineTensorrt)
+
+GPU_REFERENCE = SentenceTransformersFloat32Cuda
+
+GPU_RIVALS: tuple[type[Contestant], ...] = (
+    SentenceTransformersCuda,
+    TorchPadded,
+    TorchCompiled,
+    TorchVarlen,
+    OnnxRuntimePlainCuda,
+    OnnxRuntimeCuda,
+)
+
+CONTESTANTS: tuple[type[Contestant], ...] = (*OURS, *RIVALS)
+
+GPU_CONTESTANTS: tuple[type[Contestant], ...] = (*GPU_OURS, *GPU_RIVALS)
+
+REFERENCE: dict[str, type[Contestant]] = {
+    "cpu": SentenceTransformersFloat32,
+    "cuda": GPU_REFERENCE,
+}
+
+FORCED = frozenset(kind.name for kind in OURS if kind.forced)
+
+# Their engines are measured as contestants of their own.
+WRAPPERS = frozenset({"fastembed-float32", "infinity-float32"})
+
+
+def find(name: str) -> Contestant:
+    """The contestant called `name`."""
+    kinds: tuple[type[Contestant], ...] = (*CONTESTANTS, GPU_REFERENCE, *GPU_CONTESTANTS)
+    for kind in kinds:
+        if kind.name == name:
+            return kind()
+    raise LookupError(f"no contestant is called {name!r}")

@@ -1,0 +1,63 @@
+"""What the experiments share: a fake backend, an endless queue, threads beside a block."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kosine.errors import QueueFull
+from kosine.testing import (
+    FakeBackend,
+)
+
+__all__ = ["PATIENCE_S", "WIDE", "Figures", "in_threads", "lean_backend", "submit_patiently"]
+
+Figures = dict[str, Any]
+PATIENCE_S = 60.0
+WIDE: dict[str, Any] = {
+    "max_queue_tokens": 1 << 24,
+    "max_queue_requests": 1 << 20,
+    "max_queue_bytes": 1 << 28,
+}
+
+
+def lean_backend(**options: Any) -> FakeBackend:
+    """A fake backend that does not keep a list of its batches."""
+    backend = FakeBackend(**options)
+    backend.keep_batches = False
+    return backend
+
+
+def submit_patiently(submit: Callable[[], Any]) -> Any:
+    """Try again after as long as a full queue asks for."""
+    while True:
+        try:
+            return submit()
+        except QueueFull as error:
+            time.sleep(min(error.retry_after, 0.05))
+
+
+@contextmanager
+def in_threads(work: Callable[[int], None], count: int) -> Iterator[None]:
+    """Run `work(number)` in threads beside the block; errors surface at its end."""
+    errors: list[BaseException] = []
+
+    def guarded(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
