@@ -44,15 +44,6 @@ def test_texts_are_spread_over_the_lengths():
     assert 15 < lengths.mean() < 19
 
 
-def test_uniform_lengths_are_a_choice():
-    encoder = FakeEncoder()
-    texts = mixed_texts(encoder, 2_000, seed=0, lengths="uniform")
-    lengths = np.array(encoder.count_tokens(texts))
-    assert 32 < lengths.mean() < 36
-    assert lengths.min() <= 8
-    assert lengths.max() >= 60
-
-
 @pytest.mark.parametrize(
     ("p99", "carried"),
     [(0.5, None), (1.0, 10.0), (2.0, 15.0), (4.0, 20.0), (8.0, 25.0), (64.0, None)],

@@ -33,7 +33,7 @@ from kosine_bench.measuring.run import measure
 from kosine_bench.measuring.workload import WORKLOADS
 from kosine_bench.report import page, pictures, tables
 
-__all__ = ["add_arguments", "main", "run"]
+__all__ = ["add_arguments", "plan", "plans", "run"]
 
 DEFAULT_SIZES = {
     "korsts": ["base", "large"],
@@ -119,13 +119,6 @@ def run(args: argparse.Namespace) -> int:
         json.dump(done if others else first, sys.stdout, ensure_ascii=False)
         sys.stdout.write("\n")
     return 0 if any(result["figures"] or result["load"] for result in done.values()) else 1
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run as a program of its own."""
-    parser = argparse.ArgumentParser(prog="kosine bench", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
 
 
 def plans(args: argparse.Namespace) -> list[Plan]:
@@ -252,7 +245,3 @@ def _relative(path: Path) -> str:
 def _say(line: str) -> None:
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,16 +1,16 @@
 """Latency against load: the batcher packed, beside the same batcher on padded rectangles.
 
-    python -m kosine_bench.load [BUNDLE] [--lengths korsts|uniform] [--out FILE] [--plot FILE]
+    python -m kosine_bench.load [BUNDLE] [--quick] [--batch-tokens N] [--out FILE] [--plot FILE]
 
 Without a bundle it is that of `kosine bench`: base size, random weights, made on first use.
-Texts of 5 to 63 tokens arrive open-loop (Poisson): with the lengths of the korsts workload (mean
-17), or uniform ones (mean 34). Capacity is measured first, for each way of batching, with a queue
-that never runs dry; each way is then offered the same parts of its own capacity, so that both
-curves are as finely drawn. There are five passes over all points, every other one in the
-opposite order, the two ways taking turns, so that a drifting machine hurts both alike; a point's
-percentiles are the medians of its passes'. Both ways use the same backend, policy, token budget,
-texts and (stretched) arrivals; "padded" lengthens every sentence of a batch to the longest one,
-which is what a rectangle computes. Figures are comparable within one run only.
+Texts of 5 to 63 tokens, with the lengths of the korsts workload (mean 17), arrive open-loop
+(Poisson). Capacity is measured first, for each way of batching, with a queue that never runs dry;
+each way is then offered the same parts of its own capacity, so that both curves are as finely
+drawn. There are three passes over all points, every other one in the opposite order, the two ways
+taking turns, so that a drifting machine slows both alike; a point's percentiles are the medians of
+its passes'. Both ways use the same backend, policy, token budget, texts and (stretched) arrivals;
+"padded" lengthens every sentence of a batch to the longest one, which is what a rectangle
+computes. Figures are comparable within one run only.
 
 In the result: p99 at 70 % of capacity against its bar, 4 x the unloaded p50 + one full batch; the
 requests that kept their deadline at 200 %; and how many times the load of padded batching packed
@@ -32,11 +32,8 @@ import kosine
 from kosine_bench.contestants.contestant import Checkpoint
 from kosine_bench.contestants.conversion import convert
 from kosine_bench.load.chart import plot
-from kosine_bench.load.curve import curve, status
-from kosine_bench.load.generator import (
-    LENGTHS,
-)
-from kosine_bench.load.sampling import FULL, QUICK, Effort
+from kosine_bench.load.curve import BATCH_TOKENS, curve, status
+from kosine_bench.load.sampling import FULL, QUICK
 from kosine_bench.measuring import models
 
 __all__ = ["main"]
@@ -56,17 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("bundle", nargs="?", help="the benchmark's base model if left out")
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--lengths", choices=LENGTHS, default="korsts")
-    parser.add_argument("--batch-tokens", type=int, default=2_048)
-    parser.add_argument(
-        "--seconds", type=float, default=FULL.seconds, help="at least, per point and pass"
-    )
-    parser.add_argument("--requests", type=int, default=FULL.requests, help="at least, per point")
-    parser.add_argument("--passes", type=int, default=FULL.passes)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -75,22 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where to write the JSON")
     parser.add_argument("--plot", type=Path, help="where to draw the curve (.svg or .png)")
     options = parser.parse_args(argv)
-    encoder = kosine.load(
-        options.bundle or base_bundle(),
-        backend=options.backend,
-        dtype=options.dtype,
-        threads=options.threads,
-    )
-    effort = Effort(
-        seconds=options.seconds, requests=options.requests, passes=max(1, options.passes)
-    )
-    report = curve(
-        encoder,
-        QUICK if options.quick else effort,
-        options.batch_tokens,
-        options.seed,
-        options.lengths,
-    )
+    encoder = kosine.load(options.bundle or base_bundle())
+    report = curve(encoder, QUICK if options.quick else FULL, options.batch_tokens)
     report["backend"], report["dtype"] = encoder.backend.name, encoder.backend.dtype
     if options.out is not None:
         options.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")

@@ -32,10 +32,13 @@ from kosine_bench.load.sampling import CLIMB, MOST_LOAD, Effort
 from kosine_bench.load.without_overhead import measure_batches, without_overhead
 from kosine_bench.measuring import machine
 
-__all__ = ["curve", "status"]
+__all__ = ["BATCH_TOKENS", "curve", "status"]
 
 # Times the load of padded batching, at equal p99.
 ADVANTAGE: Final = 2.0
+BATCH_TOKENS: Final = 2_048
+# Of texts and arrivals.
+SEED: Final = 0
 # Tokens per batch at which both ways are simulated besides: a small batch has less padding, and a
 # CPU computes it nearly as fast per token.
 SMALLER_BUDGETS: Final = (48, 128, 512)
@@ -105,9 +108,7 @@ def measure_points(
 def curve(
     encoder: CountingEncoder,
     effort: Effort | None = None,
-    batch_tokens: int = 2_048,
-    seed: int = 0,
-    lengths: str = "korsts",
+    batch_tokens: int = BATCH_TOKENS,
 ) -> dict[str, Any]:
     """Measure both ways of batching at every load.
 
@@ -115,11 +116,9 @@ def curve(
         encoder: A real one.
         effort: How much is measured.
         batch_tokens: Budget of real tokens per batch, the same for both.
-        seed: Of texts and arrivals.
-        lengths: As in `mixed_texts`.
     """
     effort = effort or Effort()
-    texts = mixed_texts(encoder, 2_000, seed, lengths)
+    texts = mixed_texts(encoder, 2_000, SEED)
     ways: dict[str, StagedEncoder] = {"packed": encoder, "padded": PaddedEncoder(encoder)}
     for way in ways.values():
         with Batcher(way, max_batch_tokens=batch_tokens, **ENDLESS) as batcher:
@@ -138,7 +137,7 @@ def curve(
     }
     batch_s = measure_batches(encoder, full)
     points, resampled = measure_points(
-        ways, texts, capacities, batch_tokens, effort, seed, P99_LEVELS[-1] * full_batch_s["packed"]
+        ways, texts, capacities, batch_tokens, effort, SEED, P99_LEVELS[-1] * full_batch_s["packed"]
     )
     packed = [point for point in points if point["way"] == "packed"]
     unloaded = packed[0]
@@ -147,21 +146,21 @@ def curve(
     twice = 2 * capacities["packed"]
     with Batcher(encoder, max_batch_tokens=batch_tokens) as batcher:
         rate, few = capacities["packed"], min(effort.seconds, 5.0)
-        offer(batcher, texts, rate, math.ceil(rate * few), seed)  # it learns the rate
-        overload = summary([offer(batcher, texts, twice, effort.count(twice), seed + 1, deadline)])
+        offer(batcher, texts, rate, math.ceil(rate * few), SEED)  # it learns the rate
+        overload = summary([offer(batcher, texts, twice, effort.count(twice), SEED + 1, deadline)])
     bar_s = 4 * unloaded["p50_s"] + full_batch_s["packed"]
     levels_s = [level * full_batch_s["packed"] for level in P99_LEVELS]
     rough = replace(effort, simulated=-(-effort.simulated // 3))
 
     def possible(budget: int, effort: Effort) -> dict[str, Any]:
         asked_s = [*levels_s, bar_s]
-        return without_overhead(full.lengths.tolist(), batch_s, budget, effort, seed, asked_s)
+        return without_overhead(full.lengths.tolist(), batch_s, budget, effort, SEED, asked_s)
 
     return {
         "machine": machine.describe(threads=0),
         **machine.commit(),
-        "seed": seed,
-        "lengths": lengths,
+        "seed": SEED,
+        "lengths": "korsts",
         "mean_tokens": round(full.num_tokens / len(full), 2),
         "batch_tokens": batch_tokens,
         "passes": effort.passes,

@@ -77,11 +77,8 @@ def advantage(
     points: Sequence[Mapping[str, Any]],
     resampled: Sequence[Floats],
     levels_s: Sequence[float],
-    *,
-    mine: str = "packed",
-    other: str = "padded",
 ) -> list[dict[str, Any]]:
-    """How many times the load of `other` `mine` carries, at each p99.
+    """How many times the load of padded batching packed batching carries, at each p99.
 
     Args:
         points: `way`, `offered_rps` and `p99_s` of each.
@@ -94,7 +91,7 @@ def advantage(
         that it rests on (in the others, one of the two was out of range).
     """
     curves = {}
-    for way in (mine, other):
+    for way in ("packed", "padded"):
         chosen = [index for index, point in enumerate(points) if point["way"] == way]
         chosen.sort(key=lambda index: float(points[index]["offered_rps"]))
         loads = [float(points[index]["offered_rps"]) for index in chosen]
@@ -107,9 +104,9 @@ def advantage(
             "p99_s": round(level_s, 6),
             **{f"{way}_rps": _rounded(load, 2) for way, load in carried.items()},
         }
-        top, bottom = carried[mine], carried[other]
+        top, bottom = carried["packed"], carried["padded"]
         if top is not None and bottom is not None:
-            ratios = _resampled_ratios(curves[mine], curves[other], level_s)
+            ratios = _resampled_ratios(curves["packed"], curves["padded"], level_s)
             row["ratio"] = round(top / bottom, 3)
             row["interval"] = [round(value, 3) for value in interval(ratios)] if len(ratios) else []
             row["resamples_in_range"] = round(len(ratios) / RESAMPLES, 3)
@@ -118,14 +115,14 @@ def advantage(
 
 
 def _resampled_ratios(
-    mine: tuple[list[float], list[float], Floats],
-    other: tuple[list[float], list[float], Floats],
+    packed: tuple[list[float], list[float], Floats],
+    padded: tuple[list[float], list[float], Floats],
     level_s: float,
 ) -> Floats:
     ratios = []
     for column in range(RESAMPLES):
-        top = load_at_p99(mine[0], mine[2][:, column].tolist(), level_s)
-        bottom = load_at_p99(other[0], other[2][:, column].tolist(), level_s)
+        top = load_at_p99(packed[0], packed[2][:, column].tolist(), level_s)
+        bottom = load_at_p99(padded[0], padded[2][:, column].tolist(), level_s)
         if top is not None and bottom is not None:
             ratios.append(top / bottom)
     return np.array(ratios)

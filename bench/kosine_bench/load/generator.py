@@ -20,7 +20,6 @@ from kosine_bench.measuring.workload import WORDS, WORKLOADS, draw_lengths
 
 __all__ = [
     "ENDLESS",
-    "LENGTHS",
     "LONGEST",
     "SHORTEST",
     "CountingEncoder",
@@ -33,7 +32,6 @@ __all__ = [
 
 KORSTS: Final = WORKLOADS["korsts"].columns[0]
 SHORTEST, LONGEST = KORSTS.minimum, KORSTS.maximum
-LENGTHS: Final = ("korsts", "uniform")
 # No queue is ever refused: beyond capacity it grows for as long as texts arrive.
 ENDLESS: Final[dict[str, Any]] = {"max_queue_tokens": 1 << 24, "max_queue_requests": 1 << 22}
 # Of accepted requests: what a 99th percentile leaves out.
@@ -49,22 +47,16 @@ class CountingEncoder(StagedEncoder, Protocol):
     def count_tokens(self, texts: Sequence[str]) -> Any: ...
 
 
-def mixed_texts(
-    encoder: CountingEncoder, count: int, seed: int, lengths: str = "korsts"
-) -> list[str]:
-    """Texts of 5 to 63 tokens, special ones included.
+def mixed_texts(encoder: CountingEncoder, count: int, seed: int) -> list[str]:
+    """Texts of 5 to 63 tokens, special ones included, with the lengths of the korsts workload.
 
     Args:
         encoder: Whose tokens are counted.
         count: How many texts.
         seed: Of lengths and words.
-        lengths: "korsts" for that workload's distribution, "uniform" for an even one.
     """
     generator = np.random.default_rng(seed)
-    if lengths == "uniform":
-        wanted = generator.integers(SHORTEST, LONGEST + 1, count)
-    else:
-        wanted = draw_lengths(KORSTS, count, generator)
+    wanted = draw_lengths(KORSTS, count, generator)
     pool = [" ".join(generator.choice(WORDS, size)) for size in range(1, 64) for _ in range(24)]
     tokens = np.asarray(encoder.count_tokens(pool))
     by_length = {n: np.flatnonzero(tokens == n) for n in set(tokens.tolist())}

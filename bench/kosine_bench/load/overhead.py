@@ -1,13 +1,12 @@
 """How many texts a second the batcher's own machinery moves, beside a naive batcher.
 
-    python -m kosine_bench.load.overhead [--texts N] [--rounds R] [--out FILE]
+    python -m kosine_bench.load.overhead [--out FILE]
 
 The encoder is fake and its backend free, so what is measured is queues, futures and threads. The
 naive batcher is what one writes on an afternoon: a `queue.Queue` of (text, Future) and a thread
 that empties it, with none of the batcher's promises; it takes 32 texts at a time, or as many as
 fit into the other's batches. Batchers have their default options, and the futures are awaited in
-order. The same is measured with batches of 16,384 tokens ("_wide"). Rounds alternate between the
-contestants, and only ratios inside one run mean anything.
+order. Rounds alternate between the contestants, and only ratios inside one run mean anything.
 """
 
 from __future__ import annotations
@@ -36,7 +35,9 @@ __all__ = ["NaiveBatcher", "main", "measure"]
 
 # What sentence-transformers and the servers modelled on it take by default.
 NAIVE_BATCH_TEXTS = 32
-WIDE_BATCH_TOKENS = 16_384
+# Texts of a round, as many as fit into the default queue.
+TEXTS = 2_000
+ROUNDS = 41
 
 
 class FreeBackend(FakeBackend):
@@ -92,33 +93,24 @@ def _texts_per_s(submit: Callable[[], Sequence[Future[Any]]], count: int) -> flo
     return count / (time.perf_counter() - started)
 
 
-def measure(texts: int = 2_000, rounds: int = 41) -> dict[str, Any]:
-    """Texts per second of each contestant, the median over rounds, and the ratios.
-
-    Args:
-        texts: Texts per round; as many must fit into the default queue.
-        rounds: Rounds per contestant.
-    """
+def measure() -> dict[str, Any]:
+    """Texts per second of each contestant, the median over rounds, and the ratios."""
     encoder = FakeEncoder(FreeBackend())
-    sentences = [f"sentence number {number}" for number in range(texts)]
+    sentences = [f"sentence number {number}" for number in range(TEXTS)]
     same = Limits().batch_tokens // (1 + len(sentences[-1]))
     naive = NaiveBatcher(encoder, NAIVE_BATCH_TEXTS)
     naive_same = NaiveBatcher(encoder, same)
-    with (
-        Batcher(encoder) as batcher,
-        Batcher(encoder, max_batch_tokens=WIDE_BATCH_TOKENS) as wide,
-    ):
+    with Batcher(encoder) as batcher:
         contestants: dict[str, Callable[[], Sequence[Future[Any]]]] = {
             "naive": lambda: [naive.submit(text) for text in sentences],
             "naive_same_batch": lambda: [naive_same.submit(text) for text in sentences],
             "submit": lambda: [batcher.submit(text) for text in sentences],
             "submit_many": lambda: batcher.submit_many(sentences),
-            "submit_many_wide": lambda: wide.submit_many(sentences),
         }
         rates: dict[str, list[float]] = {name: [] for name in contestants}
-        for number in range(rounds + 1):
+        for number in range(ROUNDS + 1):
             for name, submit in contestants.items():
-                rate = _texts_per_s(submit, texts)
+                rate = _texts_per_s(submit, TEXTS)
                 if number:  # the first round warms up
                     rates[name].append(rate)
     naive.close()
@@ -128,12 +120,12 @@ def measure(texts: int = 2_000, rounds: int = 41) -> dict[str, Any]:
         f"{mine}_over_{other}": statistics.median(
             [a / b for a, b in zip(rates[mine], rates[other], strict=True)]
         )
-        for mine in ("submit", "submit_many", "submit_many_wide")
+        for mine in ("submit", "submit_many")
         for other in ("naive", "naive_same_batch")
     }
     return {
-        "texts": texts,
-        "rounds": rounds,
+        "texts": TEXTS,
+        "rounds": ROUNDS,
         "naive_batch_texts": NAIVE_BATCH_TEXTS,
         "same_batch_texts": same,
         "texts_per_s": median,
@@ -144,11 +136,9 @@ def measure(texts: int = 2_000, rounds: int = 41) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--texts", type=int, default=2_000)
-    parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--out", type=Path, help="where to write the JSON")
     options = parser.parse_args(argv)
-    report = measure(options.texts, options.rounds)
+    report = measure()
     text = json.dumps(report, indent=2)
     if options.out is not None:
         options.out.write_text(text + "\n", "utf-8")

@@ -95,13 +95,8 @@ class Worker:
         np.savez(file, **vectors)
         return list(vectors)
 
-    def tune(
-        self, mode: str, tokens: int = TUNE_TOKENS, setting: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def tune(self, mode: str, tokens: int = TUNE_TOKENS) -> dict[str, Any]:
         """Try the contestant's settings for `mode` on about `tokens` tokens, keep the fastest.
-
-        Args:
-            setting: Try this one alone.
 
         Returns:
             `best` setting, its `tokens_per_second`, and every trial.
@@ -114,8 +109,7 @@ class Worker:
         count = {"single": SINGLE_TRIALS, "burst": max(within // burst, 1), "bulk": 1}[mode]
         calls = [items[i : i + size] for i in range(0, len(items), size)][:count]
         used = lengths[: sum(map(len, calls))]
-        asked = [Setting(**setting)] if setting else self.contestant.settings(mode)
-        asked = sorted(asked, key=lambda setting: setting.streams)
+        asked = sorted(self.contestant.settings(mode), key=lambda setting: setting.streams)
         trials: list[dict[str, Any]] = []
         if mode != "single":
             asked = list(dict.fromkeys(one.within(len(calls[0])) for one in asked))

@@ -110,7 +110,6 @@ class Texts:
     texts: list[str]
     ids: list[list[int]]
     source: str
-    seed: int
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -189,7 +188,7 @@ def make_texts(
                 limit=f"{length} were wanted",
                 remedy="use a tokenizer that splits on whitespace first",
             )
-    return Texts(texts, ids, source, seed)
+    return Texts(texts, ids, source)
 
 
 class _Writer:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kosine.errors import QueueFull
 from kosine.testing import (
     FakeBackend,
 )
 
-__all__ = ["PATIENCE_S", "WIDE", "Figures", "in_threads", "lean_backend", "submit_patiently"]
+__all__ = ["PATIENCE_S", "WIDE", "Figures", "in_threads", "lean_backend"]
 
 Figures = dict[str, Any]
 PATIENCE_S = 60.0
@@ -29,15 +27,6 @@ def lean_backend(**options: Any) -> FakeBackend:
     backend = FakeBackend(**options)
     backend.keep_batches = False
     return backend
-
-
-def submit_patiently(submit: Callable[[], Any]) -> Any:
-    """Try again after as long as a full queue asks for."""
-    while True:
-        try:
-            return submit()
-        except QueueFull as error:
-            time.sleep(min(error.retry_after, 0.05))
 
 
 @contextmanager

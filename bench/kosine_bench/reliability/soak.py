@@ -1,11 +1,10 @@
 """The batcher's promises in real time: every experiment at full size, then mixed faults for long.
 
-    python -m kosine_bench.reliability.soak [--hours 8 | --seconds N] [--timed-seconds 60]
-        [--only NAME]... [--out FILE]
+    python -m kosine_bench.reliability.soak [--hours 8 | --seconds N] [--only NAME]... [--out FILE]
 
 Prints one line per experiment, with its figures and whether they are within the bar; exits 1 if
-any is not. `make soak` runs it all. Kills and overload take `--timed-seconds` each; overload
-compares a rate measured in a second with a minute's, and wants a machine of its own.
+any is not. `make soak` runs it all. Kills and overload take a minute each; overload compares a rate
+measured in a second with a minute's, and wants a machine of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import os
 import random
 import sys
@@ -40,6 +38,10 @@ __all__ = ["experiments", "main", "soak"]
 
 MIB = 2**20
 GROWTH_MIB = 8.0
+THREADS = 4
+KILL_EVERY_S = 5.0
+# Length of the experiments that are measured in time, not in requests.
+TIMED_SECONDS = 60.0
 # What a text's mark explains; everything may also be cancelled, late, or lost to a kill.
 EXPLAINED = {
     "\x11": RuntimeError,
@@ -49,7 +51,7 @@ EXPLAINED = {
 }
 
 
-def soak(seconds: float, threads: int = 4, seed: int = 0, kill_every_s: float = 5.0) -> Figures:
+def soak(seconds: float) -> Figures:
     """Everything at once for `seconds`: sizes, priorities, deadlines, cancels, faults, kills.
 
     Every answer is compared with the right one, every error must be explained by what was sent,
@@ -62,7 +64,7 @@ def soak(seconds: float, threads: int = 4, seed: int = 0, kill_every_s: float = 
     )
     killer = Killer()
     ends = time.monotonic() + seconds
-    outcomes: list[Counter[str]] = [Counter() for _ in range(threads)]
+    outcomes: list[Counter[str]] = [Counter() for _ in range(THREADS)]
     unexplained: list[str] = []
     samples: list[tuple[float, int, int, int]] = []
 
@@ -88,7 +90,7 @@ def soak(seconds: float, threads: int = 4, seed: int = 0, kill_every_s: float = 
                 unexplained.append("a wrong vector")
 
     def caller(number: int) -> None:
-        chance = random.Random(seed * 1_000 + number)
+        chance = random.Random(number)
         seen = outcomes[number]
         while time.monotonic() < ends:
             texts = [_text(chance) for _ in range(chance.choice((1, 1, 1, 3, 10, 60)))]
@@ -118,20 +120,20 @@ def soak(seconds: float, threads: int = 4, seed: int = 0, kill_every_s: float = 
                 judge(seen, future, owned, query)
 
     def watch() -> None:
-        chance = random.Random(seed)
-        next_kill = time.monotonic() + kill_every_s
+        chance = random.Random(0)
+        next_kill = time.monotonic() + KILL_EVERY_S
         every = max(0.25, seconds / 200)
         while time.monotonic() < ends:
             time.sleep(every)
             now = time.monotonic()
             if now >= next_kill:
-                next_kill = now + kill_every_s
+                next_kill = now + KILL_EVERY_S
                 killer.doom(chance.choice(("kosine-runner", "kosine-preparer")))
             descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count of links
             samples.append((now, resident_bytes(), descriptors, threading.active_count()))
 
     started = time.monotonic()
-    with killer, in_threads(caller, threads):
+    with killer, in_threads(caller, THREADS):
         watch()
     alive = batcher.submit("alive").result(60.0).shape == (8,)
     health, stats = batcher.health(), batcher.stats()
@@ -189,15 +191,10 @@ def flat_and_explained(figures: Figures) -> bool:
 
 
 Experiment = tuple[Callable[[], Figures], Callable[[Figures], bool]]
-TIMED_SECONDS = 60.0
 
 
-def experiments(timed_seconds: float = TIMED_SECONDS) -> dict[str, Experiment]:
-    """By name, each experiment at full size, and its bar.
-
-    Args:
-        timed_seconds: Length of those that are measured in time, not in requests.
-    """
+def experiments() -> dict[str, Experiment]:
+    """By name, each experiment at full size, and its bar."""
     return {
         "mixups": (mixups, lambda f: f["swaps"] == 0),
         "cancel_storm": (
@@ -213,15 +210,15 @@ def experiments(timed_seconds: float = TIMED_SECONDS) -> dict[str, Experiment]:
             lambda f: f["innocent_failures"] == f["guilty_answers"] == f["wrong"] == 0,
         ),
         "kills": (
-            lambda: kills(math.ceil(timed_seconds), timed_seconds),
+            lambda: kills(round(TIMED_SECONDS), TIMED_SECONDS),
             lambda f: f["hung"] == f["wrong"] == 0 and f["worker_alive"] and f["crashes_seen"] > 0,
         ),
         "overload_2x": (
-            lambda: overload(2.0, timed_seconds),
+            lambda: overload(2.0, TIMED_SECONDS),
             within_overload_bar,
         ),
         "overload_10x": (
-            lambda: overload(10.0, timed_seconds),
+            lambda: overload(10.0, TIMED_SECONDS),
             within_overload_bar,
         ),
         "memory": (memory_growth, lambda f: f["growth_mib"] < GROWTH_MIB),
@@ -237,12 +234,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--hours", type=float, default=8.0)
     parser.add_argument("--seconds", type=float, help="length of the soak, instead of --hours")
-    parser.add_argument("--timed-seconds", type=float, default=TIMED_SECONDS)
     parser.add_argument("--only", action="append", choices=[*experiments(), "soak"])
     parser.add_argument("--out", type=Path, help="where to write all figures as JSON")
     options = parser.parse_args(argv)
     seconds = options.hours * 3_600 if options.seconds is None else options.seconds
-    chosen: dict[str, Experiment] = experiments(options.timed_seconds)
+    chosen: dict[str, Experiment] = experiments()
     chosen["soak"] = (lambda: soak(seconds), flat_and_explained)
     report: dict[str, Figures] = {}
     for name in options.only or chosen:
