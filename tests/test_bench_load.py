@@ -13,13 +13,13 @@ from kosine.testing import FakeBackend, FakeEncoder, linear_cost, rectangle_cost
 from kosine_bench.load.chart import level_table, plot
 from kosine_bench.load.curve import curve
 from kosine_bench.load.curve import status as verdict
+from kosine_bench.load.encoders import PaddedEncoder
 from kosine_bench.load.equal_p99 import P99_LEVELS, advantage, interval, load_at_p99, resampled_p99
 from kosine_bench.load.generator import kept_deadline, mixed_texts, summary
-from kosine_bench.load.padding import PaddedEncoder
 from kosine_bench.load.sampling import Effort
 from kosine_bench.load.simulation import capacity_tps, simulate
 from kosine_bench.load.without_overhead import (
-    BATCH_TOKENS,
+    TIMED_TOKENS,
     batch_of,
     measure_batches,
     without_overhead,
@@ -217,13 +217,13 @@ def test_batches_are_timed_by_their_tokens():
     clocked = FakeBackend(cost=linear_cost(2e-5, 1e-3))
     texts = FakeEncoder().prepare(["x" * n for n in (5, 17, 60)]).batch
     seconds = measure_batches(FakeEncoder(clocked), texts)
-    assert len(seconds) == len(BATCH_TOKENS)
-    assert (seconds >= 1e-3 + 2e-5 * np.array(BATCH_TOKENS)).all()
+    assert len(seconds) == len(TIMED_TOKENS)
+    assert (seconds >= 1e-3 + 2e-5 * np.array(TIMED_TOKENS)).all()
 
 
 def test_without_overhead_rectangles_carry_as_much_where_nothing_waits():
     """Equal lengths: packing has nothing to gain. Unequal: the more, the longer the queue."""
-    seconds = 1e-3 + 1.6e-4 * np.array(BATCH_TOKENS)
+    seconds = 1e-3 + 1.6e-4 * np.array(TIMED_TOKENS)
     effort = Effort((0.3, 0.6, 0.8, 0.9, 1.0), seconds=4.0, requests=100, passes=1, simulated=3)
     same = without_overhead([17] * 500, seconds, 2_048, effort, 0, [0.05, 0.5])
     for row in same["levels"]:

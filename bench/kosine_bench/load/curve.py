@@ -13,21 +13,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kosine.batcher import Batcher
+from kosine import Batcher
 from kosine.packed import Packed
-from kosine.pipeline import StagedEncoder
+from kosine_bench.load.encoders import CountingEncoder, PaddedEncoder, StagedEncoder
 from kosine_bench.load.equal_p99 import P99_LEVELS, advantage, interval, resampled_p99
 from kosine_bench.load.generator import (
-    ENDLESS,
     LONGEST,
-    CountingEncoder,
+    UNBOUNDED_QUEUE,
     kept_deadline,
     mixed_texts,
     offer,
     saturate,
     summary,
 )
-from kosine_bench.load.padding import PaddedEncoder
 from kosine_bench.load.sampling import CLIMB, MOST_LOAD, Effort
 from kosine_bench.load.without_overhead import measure_batches, without_overhead
 from kosine_bench.measuring import machine
@@ -81,7 +79,7 @@ def measure_points(
         rate = load * capacities[name]
         # The same arrivals and texts for both ways, but for the pace.
         drawn = seed + 10_000 * number + round(1_000 * load)
-        with Batcher(ways[name], max_batch_tokens=batch_tokens, **ENDLESS) as batcher:
+        with Batcher(ways[name], max_batch_tokens=batch_tokens, **UNBOUNDED_QUEUE) as batcher:
             found = offer(batcher, texts, rate, effort.count(rate), drawn)
         measured.setdefault((load, name), []).append(found)
 
@@ -121,7 +119,7 @@ def curve(
     texts = mixed_texts(encoder, 2_000, SEED)
     ways: dict[str, StagedEncoder] = {"packed": encoder, "padded": PaddedEncoder(encoder)}
     for way in ways.values():
-        with Batcher(way, max_batch_tokens=batch_tokens, **ENDLESS) as batcher:
+        with Batcher(way, max_batch_tokens=batch_tokens, **UNBOUNDED_QUEUE) as batcher:
             wait(batcher.submit_many(texts[:64]))  # warms up
     capacities = capacities_rps(ways, texts, batch_tokens, effort)
     sys.stderr.write(

@@ -7,22 +7,21 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kosine.batcher import Batcher
+from kosine import Batcher
 from kosine.errors import BatcherError, DeadlineExceeded, QueueFull
-from kosine.pipeline import StagedEncoder
+from kosine_bench.load.encoders import CountingEncoder
 from kosine_bench.measuring.arrivals import poisson_times
 from kosine_bench.measuring.workload import WORDS, WORKLOADS, draw_lengths
 
 __all__ = [
-    "ENDLESS",
     "LONGEST",
     "SHORTEST",
-    "CountingEncoder",
+    "UNBOUNDED_QUEUE",
     "kept_deadline",
     "mixed_texts",
     "offer",
@@ -32,19 +31,17 @@ __all__ = [
 
 KORSTS: Final = WORKLOADS["korsts"].columns[0]
 SHORTEST, LONGEST = KORSTS.minimum, KORSTS.maximum
-# No queue is ever refused: beyond capacity it grows for as long as texts arrive.
-ENDLESS: Final[dict[str, Any]] = {"max_queue_tokens": 1 << 24, "max_queue_requests": 1 << 22}
+# Options of a `Batcher` that refuses nobody: beyond capacity its queue grows while texts arrive.
+UNBOUNDED_QUEUE: Final[dict[str, Any]] = {
+    "max_queue_tokens": 1 << 24,
+    "max_queue_requests": 1 << 22,
+    "max_queue_bytes": 1 << 28,
+}
 # Of accepted requests: what a 99th percentile leaves out.
 LATE: Final = 0.01
 PERCENTS: Final = (50, 90, 99)
 # Latencies are answers' only; a point without any says so by an infinite p99.
 NO_ANSWER: Final = float("inf")
-
-
-class CountingEncoder(StagedEncoder, Protocol):
-    """What the workload is made with, besides."""
-
-    def count_tokens(self, texts: Sequence[str]) -> Any: ...
 
 
 def mixed_texts(encoder: CountingEncoder, count: int, seed: int) -> list[str]:

@@ -1,8 +1,7 @@
 """The batcher under open-loop load on a fake clock: exact, repeatable, and as fast as it goes.
 
-One thread takes the steps that the batcher's threads would take; while a batch "runs", the
-arrivals that fall into it are submitted at their times. What comes out depends on the policy
-and the cost of batches only, never on the machine.
+While a batch "runs", the arrivals that fall into it are submitted at their times. What comes out
+depends on the policy and the cost of batches only, never on the machine.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from kosine.batcher import Batcher
 from kosine.errors import BatcherError, QueueFull
 from kosine.packed import Packed, Pooled
 from kosine.testing import FakeBackend, FakeClock, FakeEncoder
+from kosine_bench.load.stepped_batcher import SteppedBatcher
 from kosine_bench.measuring.arrivals import poisson_times
 
 __all__ = ["Outcome", "capacity_tps", "simulate"]
@@ -29,9 +28,9 @@ class Outcome:
 
     Attributes:
         latencies_s: Of the answered, in seconds, from their scheduled arrival.
-        rejected: Refused at the door.
+        rejected: Refused when they were submitted.
         answered_tokens: Of the answered.
-        late: Admitted, but shed or expired.
+        late: Accepted, but failed by their deadline.
         seconds: From the first arrival to the last answer.
         most_queue_tokens: The largest queue seen.
     """
@@ -101,12 +100,10 @@ def simulate(
     """
     clock = FakeClock()
     backend = _SteppedBackend(cost)
-    batcher = Batcher(FakeEncoder(backend), clock=clock, **options)
-    pipeline = batcher._pipeline
-    # One thread takes all the steps; the batcher's own are never started.
-    batcher._workers._notify = str  # type: ignore[method-assign, assignment]
+    encoder = FakeEncoder(backend)
+    batcher = SteppedBatcher(encoder, clock, **options)
     begun = clock.now()
-    sizes = batcher._pipeline.encoder.prepare(texts).batch.lengths.tolist()
+    sizes = encoder.count_tokens(texts)
     rate_rps = rate_tps * len(texts) / sum(sizes)
     times = (begun + poisson_times(rate_rps, len(texts), seed)).tolist()
     outcome = Outcome()
@@ -131,28 +128,24 @@ def simulate(
         else:
             future.add_done_callback(lambda done: answered(done, number))
         following += 1
-        queued = pipeline.schedule.tokens
-        outcome.most_queue_tokens = max(outcome.most_queue_tokens, queued)
+        outcome.most_queue_tokens = max(outcome.most_queue_tokens, batcher.queue_tokens)
 
     def pass_time(seconds: float) -> None:
         until = clock.now() + seconds
         while following < len(times) and times[following] <= until:
             clock.advance(max(0.0, times[following] - clock.now()))
-            pipeline.expire_step()
+            batcher.expire()
             arrive()
         clock.advance(max(0.0, until - clock.now()))
-        pipeline.expire_step()
+        batcher.expire()
 
     backend.pass_time = pass_time
     while True:
-        pipeline.expire_step()
-        # Tokenising is quicker than running: whatever has arrived is ready when a batch ends.
-        while pipeline.prepare_step("preparer"):
-            pass
-        at = pipeline.schedule.run_at(clock.now())
+        batcher.expire()
+        at = batcher.next_batch_at()
         arrival = times[following] if following < len(times) else float("inf")
         if at <= clock.now():
-            pipeline.run_step()
+            batcher.run_batch()
         elif min(at, arrival) == float("inf"):
             break
         else:

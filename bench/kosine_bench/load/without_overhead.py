@@ -17,16 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kosine.packed import Packed
-from kosine.pipeline import StagedEncoder
+from kosine_bench.load.encoders import StagedEncoder
 from kosine_bench.load.equal_p99 import load_at_p99
-from kosine_bench.load.generator import ENDLESS
+from kosine_bench.load.generator import UNBOUNDED_QUEUE
 from kosine_bench.load.sampling import CLIMB, MOST_LOAD, Effort
 from kosine_bench.load.simulation import capacity_tps, simulate
 
-__all__ = ["BATCH_TOKENS", "batch_of", "measure_batches", "without_overhead"]
+__all__ = ["TIMED_TOKENS", "batch_of", "measure_batches", "without_overhead"]
 
-# From a word to a rectangle of a full batch's texts, all as long as the longest.
-BATCH_TOKENS: Final = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1_024, 2_048, 8_192)
+# Tokens of the batches that are timed: from a word to a rectangle of a full batch's texts, all as
+# long as the longest.
+TIMED_TOKENS: Final = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1_024, 2_048, 8_192)
 ROUNDS: Final = 7
 
 Cost = Callable[[Packed], float]
@@ -43,8 +44,8 @@ def batch_of(tokens: int, texts: Packed) -> Packed:
 
 
 def measure_batches(encoder: StagedEncoder, texts: Packed) -> NDArray[np.float64]:
-    """Median seconds of a batch of each of `BATCH_TOKENS`, in rounds over all of them."""
-    batches = [batch_of(tokens, texts) for tokens in BATCH_TOKENS]
+    """Median seconds of a batch of each of `TIMED_TOKENS`, in rounds over all of them."""
+    batches = [batch_of(tokens, texts) for tokens in TIMED_TOKENS]
     seconds = np.empty((ROUNDS, len(batches)))
     for row in seconds:
         for column, batch in enumerate(batches):
@@ -66,7 +67,7 @@ def without_overhead(
 
     Args:
         lengths: Tokens of each text, in the order in which they are asked for.
-        batch_s: Seconds of a batch of each of `BATCH_TOKENS`; between them it is interpolated.
+        batch_s: Seconds of a batch of each of `TIMED_TOKENS`; between them it is interpolated.
         batch_tokens: Budget of real tokens per batch, the same for both.
         effort: As of the real measurement, so that a growing queue grows for as long; but for
             the number of passes.
@@ -80,10 +81,10 @@ def without_overhead(
     texts = ["x" * (length - 1) for length in lengths]  # a fake token a letter, and one in front
 
     def packed(batch: Packed) -> float:
-        return float(np.interp(batch.num_tokens, BATCH_TOKENS, batch_s))
+        return float(np.interp(batch.num_tokens, TIMED_TOKENS, batch_s))
 
     def padded(batch: Packed) -> float:
-        return float(np.interp(len(batch) * int(batch.lengths.max()), BATCH_TOKENS, batch_s))
+        return float(np.interp(len(batch) * int(batch.lengths.max()), TIMED_TOKENS, batch_s))
 
     curves = {
         name: _curve(texts, cost, batch_tokens, effort, seed, max(levels_s))
@@ -97,7 +98,7 @@ def without_overhead(
         if carried["packed"] and carried["padded"]:
             row["ratio"] = round(carried["packed"] / carried["padded"], 3)
         levels.append(row)
-    batches = dict(zip(map(str, BATCH_TOKENS), batch_s.round(6).tolist(), strict=True))
+    batches = dict(zip(map(str, TIMED_TOKENS), batch_s.round(6).tolist(), strict=True))
     return {"seconds_of_a_batch_of_tokens": batches, "levels": levels}
 
 
@@ -127,7 +128,7 @@ def _curve(
                 cost,
                 seed=seed + 10_000 * number + round(1_000 * load),
                 max_batch_tokens=batch_tokens,
-                **ENDLESS,
+                **UNBOUNDED_QUEUE,
             ).percentile_s(99)
             for number in range(effort.simulated)
         ]

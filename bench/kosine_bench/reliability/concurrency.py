@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kosine.batcher import Batcher
+from kosine import Batcher
 from kosine.packed import Float32
 from kosine.testing import (
     FAULT_MARKS,
@@ -20,9 +20,9 @@ from kosine.testing import (
     Fault,
     linear_cost,
 )
+from kosine_bench.load.generator import UNBOUNDED_QUEUE
 from kosine_bench.reliability.harness import (
     PATIENCE_S,
-    WIDE,
     Figures,
     in_threads,
     lean_backend,
@@ -45,7 +45,7 @@ def mixups(
         right = FakeEncoder(lean_backend()).encode(texts)
         swaps[slot] += int((np.stack(rows) != right).any(axis=1).sum())
 
-    with Batcher(encoder, **WIDE) as batcher:
+    with Batcher(encoder, **UNBOUNDED_QUEUE) as batcher:
 
         def caller(number: int) -> None:
             chance = random.Random(number)
@@ -90,7 +90,7 @@ def cancel_storm(cancels: int = 10_000, threads: int = 4) -> Figures:
     backend = lean_backend(cost=linear_cost(2e-7, 2e-4))
     cancelled = [0] * threads
     wrong = [0] * threads
-    with Batcher(FakeEncoder(backend), max_batch_tokens=512, **WIDE) as batcher:
+    with Batcher(FakeEncoder(backend), max_batch_tokens=512, **UNBOUNDED_QUEUE) as batcher:
 
         def caller(number: int) -> None:
             chance = random.Random(number)
@@ -135,7 +135,7 @@ def poison(batches: int = 500, texts_per_batch: int = 32, seed: int = 0) -> Figu
     innocent_failures = guilty_answers = wrong = most_runs = 0
     backend = FakeBackend(faults=FAULT_MARKS)
     encoder = FakeEncoder(backend)
-    with Batcher(encoder, **WIDE) as batcher:
+    with Batcher(encoder, **UNBOUNDED_QUEUE) as batcher:
         for mark in kinds:
             for number in range(batches):
                 texts = [f"batch {number} text {i}" for i in range(texts_per_batch)]

@@ -11,15 +11,10 @@ from kosine.testing import (
     FakeBackend,
 )
 
-__all__ = ["PATIENCE_S", "WIDE", "Figures", "in_threads", "lean_backend"]
+__all__ = ["PATIENCE_S", "Figures", "in_threads", "lean_backend"]
 
 Figures = dict[str, Any]
 PATIENCE_S = 60.0
-WIDE: dict[str, Any] = {
-    "max_queue_tokens": 1 << 24,
-    "max_queue_requests": 1 << 20,
-    "max_queue_bytes": 1 << 28,
-}
 
 
 def lean_backend(**options: Any) -> FakeBackend:

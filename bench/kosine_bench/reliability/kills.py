@@ -13,8 +13,8 @@ from typing import Any, Self
 
 import numpy as np
 
-import kosine.batcher
-from kosine.batcher import Batcher
+import kosine
+from kosine import Batcher
 from kosine.errors import WorkerCrashed
 from kosine.testing import (
     FAULT_MARKS,
@@ -22,15 +22,19 @@ from kosine.testing import (
     FakeEncoder,
     linear_cost,
 )
+from kosine_bench.load.generator import UNBOUNDED_QUEUE
 from kosine_bench.reliability.harness import (
     PATIENCE_S,
-    WIDE,
     Figures,
     in_threads,
     lean_backend,
 )
 
-__all__ = ["Killer", "kills"]
+__all__ = ["THREADS", "Killer", "kills"]
+
+# Where the batcher's own code is, and what its threads are called.
+CODE = Path(kosine.__file__).parent
+THREADS = ("kosine-runner", "kosine-preparer")
 
 
 class Killer:
@@ -42,7 +46,7 @@ class Killer:
     """
 
     def __init__(self) -> None:
-        self._folder = str(Path(kosine.batcher.__file__).parent)
+        self._folder = str(CODE)
         self._doomed: set[str] = set()
         self._guarded: dict[str, frozenset[int]] = {}
 
@@ -88,7 +92,7 @@ def kills(count: int = 60, seconds: float = 60.0, threads: int = 4, seed: int = 
     hung = [0] * threads
     wrong = [0] * threads
     answered = [0] * threads
-    with Killer() as killer, Batcher(encoder, max_batch_tokens=512, **WIDE) as batcher:
+    with Killer() as killer, Batcher(encoder, max_batch_tokens=512, **UNBOUNDED_QUEUE) as batcher:
 
         def caller(number: int) -> None:
             chance = random.Random(number)
@@ -115,7 +119,7 @@ def kills(count: int = 60, seconds: float = 60.0, threads: int = 4, seed: int = 
                 for _ in range(count):
                     time.sleep(chance.uniform(0.5, 1.5) * seconds / count)
                     if chance.random() < 0.5:
-                        killer.doom(chance.choice(("kosine-runner", "kosine-preparer")))
+                        killer.doom(chance.choice(THREADS))
                     else:
                         batcher.submit("kill \x14").exception(PATIENCE_S)
                     killed += 1
@@ -124,7 +128,7 @@ def kills(count: int = 60, seconds: float = 60.0, threads: int = 4, seed: int = 
         alive = batcher.submit("alive").result(PATIENCE_S).shape == (8,)
         health, stats = batcher.health(), batcher.stats()
         names = [thread.name for thread in threading.enumerate()]
-        workers = sum(name in ("kosine-runner", "kosine-preparer") for name in names)
+        workers = sum(name in THREADS for name in names)
     return {
         "workers": workers,
         "kills": killed,

@@ -6,15 +6,15 @@ import gc
 import os
 from concurrent.futures import CancelledError
 
-from kosine.batcher import Batcher
+from kosine import Batcher
 from kosine.errors import BatcherError
 from kosine.testing import (
     FAULT_MARKS,
     FakeEncoder,
 )
+from kosine_bench.load.generator import UNBOUNDED_QUEUE
 from kosine_bench.reliability.harness import (
     PATIENCE_S,
-    WIDE,
     Figures,
     lean_backend,
 )
@@ -37,7 +37,7 @@ def memory_growth(requests: int = 200_000, leak: bool = False) -> Figures:
     """
     leaked: list[object] = []
     encoder = FakeEncoder(lean_backend(faults=FAULT_MARKS))
-    with Batcher(encoder, **WIDE) as batcher:
+    with Batcher(encoder, **UNBOUNDED_QUEUE) as batcher:
 
         def serve(count: int) -> None:
             for number in range(count // 100):

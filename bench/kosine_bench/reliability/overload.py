@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kosine.batcher import Batcher
+from kosine import Batcher
 from kosine.errors import DeadlineExceeded, QueueFull
 from kosine.testing import (
     FakeEncoder,
@@ -70,7 +70,7 @@ def overload(factor: float = 2.0, seconds: float = 10.0, deadline: float = 0.3) 
                 refusals.append(time.monotonic() - arrived)
             else:
                 future.add_done_callback(partial(answered, arrived=arrived, tokens=len(text) + 1))
-            most_queued = max(most_queued, batcher._pipeline.schedule.tokens)
+            most_queued = max(most_queued, batcher.stats().queue_tokens)
         ended = time.monotonic()
     latencies = [took for took, _ in accepted]
     served = sum(tokens for _, tokens in accepted)

@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from kosine.batcher import Batcher
+from kosine import Batcher
 from kosine.errors import BackendError, DeadlineExceeded, NonFiniteVector, QueueFull, WorkerCrashed
 from kosine.testing import FAULT_MARKS, FakeEncoder, linear_cost
 from kosine_bench.reliability.concurrency import cancel_storm, mixups, poison
 from kosine_bench.reliability.harness import Figures, in_threads, lean_backend
-from kosine_bench.reliability.kills import Killer, kills
+from kosine_bench.reliability.kills import THREADS, Killer, kills
 from kosine_bench.reliability.memory import memory_growth, resident_bytes
 from kosine_bench.reliability.overload import overload, within_overload_bar
 
@@ -38,7 +38,7 @@ __all__ = ["experiments", "main", "soak"]
 
 MIB = 2**20
 GROWTH_MIB = 8.0
-THREADS = 4
+CALLERS = 4
 KILL_EVERY_S = 5.0
 # Length of the experiments that are measured in time, not in requests.
 TIMED_SECONDS = 60.0
@@ -64,7 +64,7 @@ def soak(seconds: float) -> Figures:
     )
     killer = Killer()
     ends = time.monotonic() + seconds
-    outcomes: list[Counter[str]] = [Counter() for _ in range(THREADS)]
+    outcomes: list[Counter[str]] = [Counter() for _ in range(CALLERS)]
     unexplained: list[str] = []
     samples: list[tuple[float, int, int, int]] = []
 
@@ -128,12 +128,12 @@ def soak(seconds: float) -> Figures:
             now = time.monotonic()
             if now >= next_kill:
                 next_kill = now + KILL_EVERY_S
-                killer.doom(chance.choice(("kosine-runner", "kosine-preparer")))
+                killer.doom(chance.choice(THREADS))
             descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count of links
             samples.append((now, resident_bytes(), descriptors, threading.active_count()))
 
     started = time.monotonic()
-    with killer, in_threads(caller, THREADS):
+    with killer, in_threads(caller, CALLERS):
         watch()
     alive = batcher.submit("alive").result(60.0).shape == (8,)
     health, stats = batcher.health(), batcher.stats()

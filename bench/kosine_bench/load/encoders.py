@@ -1,15 +1,22 @@
-"""Padded batching: the same encoder, made to compute rectangles."""
+"""Encoders that load is measured with: any real one, and the same made to compute rectangles."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from kosine.packed import Float32, Packed, Pooled
 from kosine.pipeline import Prepared, StagedEncoder
 
-__all__ = ["PaddedEncoder"]
+__all__ = ["CountingEncoder", "PaddedEncoder", "StagedEncoder"]
+
+
+class CountingEncoder(StagedEncoder, Protocol):
+    """What a batcher needs of an encoder, and what texts of wanted lengths are made with."""
+
+    def count_tokens(self, texts: Sequence[str]) -> Any: ...
 
 
 class PaddedEncoder:
