@@ -15,18 +15,18 @@ from kosine_bench.contestants.kosine import (
     KosineNativeFloat32,
 )
 from kosine_bench.contestants.rivals import OnnxRuntime
-from kosine_bench.measuring.contestant_state import Entry, leave_out_repeated
+from kosine_bench.measuring.contestant_state import ContestantState, leave_out_repeated
 from kosine_bench.measuring.worker_process import WorkerProcess
 from kosine_kernels.engine import Unavailable, isa_levels
 
 
 def test_a_forced_level_that_is_taken_anyway_is_left_out() -> None:
-    def entries(auto: str, forced: str) -> list[Entry]:
+    def entries(auto: str, forced: str) -> list[ContestantState]:
         return [
-            Entry(KosineNativeFloat32, isa=auto),
-            Entry(KosineNativeBfloat16, isa=forced),
-            Entry(KosineNativeAvx2, isa=forced),
-            Entry(OnnxRuntime),
+            ContestantState(KosineNativeFloat32, isa=auto),
+            ContestantState(KosineNativeBfloat16, isa=forced),
+            ContestantState(KosineNativeAvx2, isa=forced),
+            ContestantState(OnnxRuntime),
         ]
 
     same = entries("avx2", "avx2")
@@ -43,15 +43,15 @@ def test_a_forced_level_that_is_taken_anyway_is_left_out() -> None:
 
 
 def test_the_level_is_in_the_label_and_the_result() -> None:
-    auto = Entry(KosineNativeFloat32, isa="avx512").describe()
+    auto = ContestantState(KosineNativeFloat32, isa="avx512").describe()
     assert (auto["label"], auto["isa"], auto["forced"]) == (
         *("kosine native fp32 (AVX512)", "avx512", None),
     )
-    forced = Entry(KosineNativeAvx2, isa="avx2").describe()
+    forced = ContestantState(KosineNativeAvx2, isa="avx2").describe()
     assert (forced["label"], forced["isa"], forced["forced"]) == (
         *("kosine native fp32 (AVX2, forced)", "avx2", "avx2"),
     )
-    assert Entry(OnnxRuntime).describe()["label"] == "ONNX Runtime fp32"
+    assert ContestantState(OnnxRuntime).describe()["label"] == "ONNX Runtime fp32"
 
 
 @pytest.mark.parametrize("kind", [KosineNativeAvx512, KosineNativeAvx2])

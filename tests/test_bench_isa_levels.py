@@ -83,11 +83,11 @@ def test_a_forced_level_has_rows_of_its_own(levels: dict[str, Any]) -> None:
 
 
 def test_the_report_shows_forced_levels_by_themselves(levels: dict[str, Any], path: Path) -> None:
-    block = page.readme_block(levels, path, path.parent)
+    block = page.block(levels, path, path.parent)
     assert "by the instruction set that it is held to" in block
     first, rest = block.split("| workload |", 1)
     assert "forced" not in first
     assert "forced" in rest
     levels["figures"] = [f for f in levels["figures"] if "avx2" not in f["contestant"]]
     assert ratios.level_rows(levels) == []
-    assert "instruction set" not in page.readme_block(levels, path, path.parent)
+    assert "instruction set" not in page.block(levels, path, path.parent)

@@ -10,13 +10,14 @@ import pytest
 
 from kosine.packed import Packed
 from kosine.testing import FakeBackend, FakeEncoder, linear_cost, rectangle_cost
+from kosine_bench import paths
 from kosine_bench.load.chart import level_table, plot
 from kosine_bench.load.curve import curve
 from kosine_bench.load.curve import status as verdict
 from kosine_bench.load.encoders import PaddedEncoder
 from kosine_bench.load.equal_p99 import P99_LEVELS, advantage, interval, load_at_p99, resampled_p99
 from kosine_bench.load.generator import kept_deadline, mixed_texts, summary
-from kosine_bench.load.sampling import Effort
+from kosine_bench.load.sampling import Sampling
 from kosine_bench.load.simulation import capacity_tps, simulate
 from kosine_bench.load.without_overhead import (
     TIMED_TOKENS,
@@ -118,24 +119,24 @@ def test_a_pass_without_answers_has_no_finite_percentile():
 
 
 def test_a_point_has_enough_requests_and_seconds():
-    effort = Effort(loads=(0.1, 1.0), seconds=20.0, requests=500, passes=2)
-    assert effort.count(2.0) == 250
-    assert effort.count(100.0) == 2_000
-    assert effort.total_s({"packed": 100.0}) == pytest.approx(2 * (250 / 10.0 + 20.0))
+    sampling = Sampling(loads=(0.1, 1.0), seconds=20.0, requests=500, passes=2)
+    assert sampling.count(2.0) == 250
+    assert sampling.count(100.0) == 2_000
+    assert sampling.total_s({"packed": 100.0}) == pytest.approx(2 * (250 / 10.0 + 20.0))
 
 
 def test_the_whole_measurement(tmp_path, capsys):
     backend = FakeBackend(cost=linear_cost(5e-5, 5e-4))
     backend.name = "fake"
-    effort = Effort((0.1, 0.7), seconds=0.4, requests=100, passes=2, simulated=3)
-    report = curve(FakeEncoder(backend), effort)
+    sampling = Sampling((0.1, 0.7), seconds=0.4, requests=100, passes=2, simulated=3)
+    report = curve(FakeEncoder(backend), sampling)
     assert "minutes" in capsys.readouterr().err
     print({key: value for key, value in report.items() if key != "points"})
     assert report["capacity_rps"]["packed"] > 1.4 * report["capacity_rps"]["padded"]
     assert report["padded_full_batch_s"] > report["full_batch_s"]
     for way in ("packed", "padded"):
         loads = [point["load"] for point in report["points"] if point["way"] == way]
-        assert loads[:2] == list(effort.loads)
+        assert loads[:2] == list(sampling.loads)
         assert loads == sorted(loads)
         # Each way was driven until it could not keep the highest level, or very far.
         last = max((p for p in report["points"] if p["way"] == way), key=lambda p: p["load"])
@@ -224,16 +225,16 @@ def test_batches_are_timed_by_their_tokens():
 def test_without_overhead_rectangles_carry_as_much_where_nothing_waits():
     """Equal lengths: packing has nothing to gain. Unequal: the more, the longer the queue."""
     seconds = 1e-3 + 1.6e-4 * np.array(TIMED_TOKENS)
-    effort = Effort((0.3, 0.6, 0.8, 0.9, 1.0), seconds=4.0, requests=100, passes=1, simulated=3)
-    same = without_overhead([17] * 500, seconds, 2_048, effort, 0, [0.05, 0.5])
+    sampling = Sampling((0.3, 0.6, 0.8, 0.9, 1.0), seconds=4.0, requests=100, passes=1, simulated=3)
+    same = without_overhead([17] * 500, seconds, 2_048, sampling, 0, [0.05, 0.5])
     for row in same["levels"]:
         assert row["ratio"] == pytest.approx(1.0)
     mixed = np.random.default_rng(3).gamma(2.0, 8.0, 500).clip(5, 63).astype(int).tolist()
-    found = without_overhead(mixed, seconds, 2_048, effort, 0, [0.04, 0.2, 1.0])
+    found = without_overhead(mixed, seconds, 2_048, sampling, 0, [0.04, 0.2, 1.0])
     ratios = [row["ratio"] for row in found["levels"]]
     print("packed over padded without overhead, p99 of 40, 200 and 1000 ms:", ratios)
     assert 1.3 < ratios[0] < ratios[1] < ratios[2]
-    assert found == without_overhead(mixed, seconds, 2_048, effort, 0, [0.04, 0.2, 1.0])
+    assert found == without_overhead(mixed, seconds, 2_048, sampling, 0, [0.04, 0.2, 1.0])
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
@@ -243,11 +244,11 @@ def test_a_committed_run_can_still_be_drawn(path, tmp_path):
     assert "<svg" in (tmp_path / "curve.svg").read_text()
 
 
-def test_the_readme_has_the_table_of_the_newest_run():
+def test_the_page_has_the_table_of_the_newest_run():
     newest = max(RESULTS.glob("*.json"))
-    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
-    assert newest.name in readme
-    assert level_table(json.loads(newest.read_text("utf-8"))) in readme
+    text = (Path(__file__).parents[1] / paths.PAGE).read_text("utf-8")
+    assert newest.name in text
+    assert level_table(json.loads(newest.read_text("utf-8"))) in text
 
 
 def test_packed_carries_twice_the_load_of_rectangles():

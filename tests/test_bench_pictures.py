@@ -33,7 +33,7 @@ def test_pictures_are_drawn_and_shown(result: dict[str, Any], path: Path) -> Non
     first = [file.read_bytes() for file in drawn]
     assert all(content.startswith(b"<?xml") for content in first)
     assert [file.read_bytes() for file in pictures.draw(result, path)] == first
-    block = page.readme_block(result, path, path.parent.parent)
+    block = page.block(result, path, path.parent.parent)
     for file in drawn:
         assert f"(results/{file.name})" in block
 

@@ -1,4 +1,4 @@
-"""Tables, pictures and the README's block, from a result's content alone."""
+"""Tables, pictures and the page's block, from a result's content alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import pytest
 
 from bench_result import WORKLOAD, make_result
 from kosine.errors import InputError
+from kosine_bench import paths
 from kosine_bench.measuring import machine, result_file
 from kosine_bench.measuring.gpu import Gpu
 from kosine_bench.report import figures, page, ratios, tables
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / paths.PAGE
 ONNX_RUNS = ROOT / "bench" / "results" / "onnx"
 
 
@@ -94,21 +96,21 @@ def test_the_terminal_table_names_everyone(result: dict[str, Any]) -> None:
     assert "at 90%" in text
 
 
-def test_the_readme_keeps_all_but_what_is_between_the_markers(
+def test_the_page_keeps_all_but_what_is_between_the_markers(
     result: dict[str, Any], path: Path, tmp_path: Path
 ) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{page.BEGIN}\nold figures\n{page.END}\nafter\n", "utf-8")
-    assert page.update_readme(result, path, readme) == readme
-    text = readme.read_text("utf-8")
+    target = tmp_path / "page.md"
+    target.write_text(f"before\n{page.BEGIN}\nold figures\n{page.END}\nafter\n", "utf-8")
+    assert page.update(result, path, target) == target
+    text = target.read_text("utf-8")
     assert text.startswith(f"before\n{page.BEGIN}\nExample CPU")
     assert text.endswith(f"{page.END}\nafter\n")
     assert "old figures" not in text
     assert "| **kosine onnx fp32** |" in text
     assert "results/2030-01-02-example-9000-2cpu.json" in text
     assert "![" not in text
-    page.update_readme(result, path, readme)
-    assert readme.read_text("utf-8") == text
+    page.update(result, path, target)
+    assert target.read_text("utf-8") == text
 
 
 @pytest.fixture
@@ -142,13 +144,13 @@ def test_a_gpus_run_has_a_file_and_a_block_of_its_own(
     assert result_file.latest(path.parent) == path
     assert result_file.latest(path.parent, wanted="cuda") == file
 
-    readme = tmp_path / "README.md"
+    target = tmp_path / "page.md"
     empty = f"{page.BEGIN}\n{page.END}\n{page.GPU_BEGIN}\nnot measured\n{page.GPU_END}\n"
-    readme.write_text(empty, "utf-8")
-    page.update_readme(result, path, readme)
-    assert "not measured" in readme.read_text("utf-8")
-    page.update_readme(gpu_result, file, readme)
-    cpu, gpu = readme.read_text("utf-8").split(page.GPU_BEGIN)
+    target.write_text(empty, "utf-8")
+    page.update(result, path, target)
+    assert "not measured" in target.read_text("utf-8")
+    page.update(gpu_result, file, target)
+    cpu, gpu = target.read_text("utf-8").split(page.GPU_BEGIN)
     assert "CPU s per 1000" in cpu
     assert "NVIDIA H200" not in cpu
     assert "not measured |" in gpu  # Padding at its best setting is not in this result.
@@ -168,13 +170,13 @@ def test_packed_rows_are_held_against_padding(
     assert {row[2] for row in ratios.packed_rows(result)} == {"not measured"}
 
 
-def test_a_readme_without_markers_is_refused(
+def test_a_page_without_markers_is_refused(
     result: dict[str, Any], path: Path, tmp_path: Path
 ) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("no markers\n", "utf-8")
+    target = tmp_path / "page.md"
+    target.write_text("no markers\n", "utf-8")
     with pytest.raises(InputError, match="no markers"):
-        page.update_readme(result, path, readme)
+        page.update(result, path, target)
 
 
 def test_the_machine_is_described_without_its_name() -> None:
@@ -195,20 +197,20 @@ def test_a_limit_that_was_passed_is_none(result: dict[str, Any], path: Path) -> 
         if one["contestant"] == "right-float32":
             one["summary"]["limit_share"] = 1.9
     assert figures.beaten_limits(result) == {"float32"}
-    assert "left out for float32: 250 GFLOP/s" in page.readme_block(result, path, path.parent)
+    assert "left out for float32: 250 GFLOP/s" in page.block(result, path, path.parent)
     shown = {row[0]: row[1] for row in tables.share_rows(result, "burst")}
     assert "%" in shown["Right int8"]
     assert "%" not in shown["Right fp32"] + shown["kosine onnx fp32"]
 
 
-def test_the_readme_shows_the_newest_full_run() -> None:
+def test_the_page_shows_the_newest_full_run() -> None:
     newest = result_file.latest(ROOT / "bench" / "results")
-    block = page.readme_block(result_file.read(newest), newest, ROOT)
-    assert f"{page.BEGIN}\n{block}\n{page.END}" in (ROOT / "README.md").read_text("utf-8")
+    block = page.block(result_file.read(newest), newest, PAGE.parent)
+    assert f"{page.BEGIN}\n{block}\n{page.END}" in PAGE.read_text("utf-8")
 
 
 @pytest.mark.parametrize("path", sorted(ONNX_RUNS.glob("*.json")), ids=lambda path: path.stem)
-def test_the_readme_has_the_table_of_onnx_runtime_alone(path: Path) -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
+def test_the_page_has_the_table_of_onnx_runtime_alone(path: Path) -> None:
+    text = PAGE.read_text("utf-8")
     assert path.relative_to(ROOT).as_posix() in text
     assert tables.markdown(ratios.PACKED_HEADS, ratios.packed_rows(result_file.read(path))) in text

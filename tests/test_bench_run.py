@@ -22,10 +22,12 @@ from kosine_bench.contestants.kosine import (
 from kosine_bench.contestants.rivals import OnnxRuntime, OnnxRuntimePlain
 from kosine_bench.contestants.tei import TextEmbeddingsInference
 from kosine_bench.measuring import models, result_file
-from kosine_bench.measuring.contestant_state import Entry
-from kosine_bench.measuring.duration import Remaining, clock, part_seconds
+from kosine_bench.measuring.contestant_state import ContestantState
+from kosine_bench.measuring.duration import TimeEstimate, clock, part_seconds
 from kosine_bench.measuring.plan import FULL, QUICK, Part, Plan
-from kosine_bench.measuring.run import _Run, affordable_texts, agreement
+from kosine_bench.measuring.run import _Run
+from kosine_bench.measuring.samples import agreement
+from kosine_bench.measuring.tuning import affordable_texts, known_setting
 from kosine_bench.measuring.work_file import WorkFile, write_work
 from kosine_bench.measuring.workload import WORKLOADS, Column, Workload
 from kosine_bench.report import tables
@@ -172,35 +174,29 @@ def test_the_estimate_counts_what_is_done_in_a_round(
 
 def test_a_setting_is_settled_once_for_all_sizes(checkpoint: Checkpoint, tmp_path: Path) -> None:
     pairs = (("korsts", "base"), ("korsts", "large"), ("faq", "base"))
-    parts = tuple(Part(WORKLOADS[name], models.SIZES[size]) for name, size in pairs)
-    plan = Plan(parts, (KosineOnnx,), FULL, 1, quick=False)
-    run = _Run(plan, print, tmp_path)
-    run.work = [work_file(checkpoint, tmp_path, name, size) for name, size in pairs]
+    files = [work_file(checkpoint, tmp_path, name, size) for name, size in pairs]
     best = {"batch_size": 8, "order": "length", "streams": 1}
-    run.tuning["x", "korsts@base", "burst"] = {"best": best, "tokens_per_second": 3_600.0}
-    settled = run._settled("x", run.work[1], "burst")
+    tuning = {("x", "korsts@base", "burst"): {"best": best, "tokens_per_second": 3_600.0}}
+    settled = known_setting(tuning, files, "x", files[1], "burst")
     assert settled is not None
     assert (settled["best"], settled["settled_by"]) == (best, "korsts@base")
     assert settled["tokens_per_second"] == pytest.approx(1_000, rel=0.05)
-    assert run._settled("x", run.work[0], "burst") is None
-    assert run._settled("x", run.work[2], "burst") is None
+    assert known_setting(tuning, files, "x", files[0], "burst") is None
+    assert known_setting(tuning, files, "x", files[2], "burst") is None
 
 
 def test_bursts_settle_bulk_on_texts_of_one_length(checkpoint: Checkpoint, tmp_path: Path) -> None:
     equal = Workload("equal", (Column(16, 16.0, 16),), (0,))
     part = Part(equal, models.SIZES["sample"], rounds={"bulk": 1})
     work = write_work(part, checkpoint, FULL, tmp_path)
-    plan = Plan((part,), (OnnxRuntime,), FULL, 1, quick=False)
-    run = _Run(plan, print, tmp_path)
-    run.work = [work]
     burst = {"best": {"batch_size": 16, "order": "length", "streams": 2}, "tokens_per_second": 9.0}
-    run.tuning["x", work.key, "burst"] = burst
-    settled = run._settled("x", work, "bulk")
+    tuning = {("x", work.key, "burst"): burst}
+    settled = known_setting(tuning, [work], "x", work, "bulk")
     assert settled == {**burst, "trials": [], "settled_by": "burst"}
-    assert run._settled("x", work, "burst") is None
+    assert known_setting(tuning, [work], "x", work, "burst") is None
     mixed = work_file(checkpoint, tmp_path)
-    run.work, run.tuning = [mixed], {("x", mixed.key, "burst"): burst}
-    assert run._settled("x", mixed, "bulk") is None
+    tuning = {("x", mixed.key, "burst"): burst}
+    assert known_setting(tuning, [mixed], "x", mixed, "bulk") is None
     tuned = part_seconds(OnnxRuntime, work, FULL, CEILINGS, 0)
     alone = replace(work, part=replace(part, modes=("bulk",)))
     assert "tune" in part_seconds(OnnxRuntime, alone, FULL, CEILINGS, 0)
@@ -210,9 +206,9 @@ def test_bursts_settle_bulk_on_texts_of_one_length(checkpoint: Checkpoint, tmp_p
 
 def test_what_remains_is_corrected_by_what_was_seen(checkpoint: Checkpoint, tmp_path: Path) -> None:
     work = work_file(checkpoint, tmp_path)
-    mine, theirs = Entry(KosineOnnx), Entry(OnnxRuntime)
+    mine, theirs = ContestantState(KosineOnnx), ContestantState(OnnxRuntime)
     steps = [(number, work.size, entry) for number in (0, 1) for entry in (mine, theirs)]
-    remaining = Remaining(FULL, [work], CEILINGS)
+    remaining = TimeEstimate(FULL, [work], CEILINGS)
     guessed = remaining.of(steps)
     assert guessed == pytest.approx(sum(remaining.parts(steps).values()))
     first = remaining.of(steps[:1])

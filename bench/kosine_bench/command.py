@@ -15,7 +15,7 @@ from pathlib import Path
 from kosine.errors import InputError, UnknownOption
 from kosine.threads import usable_cpus
 from kosine_bench.contestants.contestant import Contestant
-from kosine_bench.contestants.registry import CONTESTANTS, GPU_CONTESTANTS
+from kosine_bench.contestants.registry import CONTESTANTS
 from kosine_bench.measuring import gpu, result_file
 from kosine_bench.measuring.gpu import Gpu
 from kosine_bench.measuring.models import SIZES
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="FILE",
-        help="measure nothing: draw pictures and the README table from FILE or the newest result",
+        help="measure nothing: draw pictures and the page's tables from FILE or the newest result",
     )
 
 
@@ -141,7 +141,7 @@ def plans(args: argparse.Namespace) -> list[Plan]:
     if args.device == "cuda" or device is None:
         return [plan(args, device)]
     # Rivals that were named run where they can.
-    both = ((None, CONTESTANTS), (device, GPU_CONTESTANTS))
+    both = ((None, CONTESTANTS["cpu"]), (device, CONTESTANTS["cuda"]))
     return [plan(args, where) for where, kinds in both if _asked(names, kinds)]
 
 
@@ -179,7 +179,7 @@ def plan(args: argparse.Namespace, device: Gpu | None = None) -> Plan:
     pairs.sort(key=lambda pair: list(SIZES).index(pair[1].name))
     return Plan(
         gpu_parts(pairs, args.mode) if device else default_parts(pairs, args.mode),
-        _chosen(args.rivals, effort.omits, GPU_CONTESTANTS if device else CONTESTANTS),
+        _chosen(args.rivals, effort.omits, CONTESTANTS["cuda" if device else "cpu"]),
         effort,
         args.threads or usable_cpus(),
         args.quick,
@@ -189,7 +189,7 @@ def plan(args: argparse.Namespace, device: Gpu | None = None) -> Plan:
 
 
 def _check_rivals(names: Sequence[str]) -> None:
-    known = (*CONTESTANTS, *GPU_CONTESTANTS)
+    known = (*CONTESTANTS["cpu"], *CONTESTANTS["cuda"])
     for name in names:
         if name not in ("all", "none") and not any(kind.name.startswith(name) for kind in known):
             raise UnknownOption(
@@ -232,9 +232,9 @@ def _report(path: Path | None) -> int:
         result = result_file.read(one)
         for drawn in pictures.draw(result, one):
             _say(f"wrote {_relative(drawn)}")
-        readme = page.update_readme(result, one)
-        if readme:
-            _say(f"wrote {_relative(readme)}")
+        written = page.update(result, one)
+        if written:
+            _say(f"wrote {_relative(written)}")
     return 0
 
 

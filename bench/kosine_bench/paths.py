@@ -1,13 +1,25 @@
-"""Where the harness finds and keeps things: checkout, results, environments, model cache."""
+"""Where files are found and kept: checkout, results, environments, model cache."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-__all__ = ["PACKAGE", "cache_dir", "checkout", "data_dir", "environments_dir", "results_dir"]
+__all__ = [
+    "PACKAGE",
+    "PAGE",
+    "cache_dir",
+    "checkout",
+    "data_dir",
+    "environments_dir",
+    "page",
+    "results_dir",
+    "shared_dir",
+]
 
 PACKAGE = Path(__file__).resolve().parent
+# The page that holds the generated tables and pictures, from the top of the checkout.
+PAGE = "README.md"
 
 
 def checkout() -> Path | None:
@@ -35,6 +47,12 @@ def results_dir() -> Path:
     """Result files: `bench/results` of the checkout, else the current folder."""
     root = checkout()
     return root / "bench" / "results" if root else Path.cwd()
+
+
+def page() -> Path | None:
+    """The page that holds the generated tables, or None outside a checkout."""
+    root = checkout()
+    return root / PAGE if root else None
 
 
 def shared_dir() -> Path | None:

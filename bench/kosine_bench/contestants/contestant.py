@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     *("Absent", "Checkpoint", "Contestant", "PaddedContestant", "Setting", "installed_version"),
-    "normalise",
+    *("normalise", "padded"),
 ]
 
 Rows = Sequence[Sequence[int]]
@@ -111,6 +111,16 @@ def installed_version(distribution: str) -> str:
 
         return str(kosine.__version__)
     return importlib.metadata.version(distribution)
+
+
+def padded(rows: Rows, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(b, s) ids of a rectangle as wide as the longest row, and its mask: 1 on real tokens."""
+    lengths = np.array([len(row) for row in rows])
+    width = int(lengths.max())
+    ids = np.full((len(rows), width), pad_id, np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    return ids, (np.arange(width) < lengths[:, None]).astype(np.int64)
 
 
 def normalise(vectors: NDArray[Any]) -> Float32:
@@ -276,12 +286,7 @@ class PaddedContestant(Contestant):
         return vectors
 
     def _run(self, rows: Rows) -> Float32:
-        lengths = np.array([len(row) for row in rows])
-        width = int(lengths.max())
-        ids = np.full((len(rows), width), self.checkpoint.pad_id, np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
-        return self.forward(ids, (np.arange(width) < lengths[:, None]).astype(np.int64))
+        return self.forward(*padded(rows, self.checkpoint.pad_id))
 
     def close(self) -> None:
         if self._pool:

@@ -172,7 +172,7 @@ def _exporter_digest() -> str:
     import kosine_export
 
     digest = hashlib.sha256()
-    for path in sorted(Path(str(kosine_export.__file__)).parent.glob("*.py")):
+    for path in sorted(Path(str(kosine_export.__file__)).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -17,6 +17,7 @@ from kosine_bench.contestants.contestant import (
     Rows,
     Setting,
     normalise,
+    padded,
 )
 from kosine_bench.contestants.pytorch_cuda import BULK_TEXTS
 
@@ -82,14 +83,10 @@ class OnnxRuntimeCuda(Contestant):
         return normalise(vectors)
 
     def _forward(self, rows: Rows) -> NDArray[Any]:
-        lengths = np.array([len(row) for row in rows])
-        width = int(lengths.max())
-        ids = np.full((len(rows), width), self.checkpoint.pad_id, np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
+        ids, mask = padded(rows, self.checkpoint.pad_id)
         feed = {
             "input_ids": ids,
-            "attention_mask": (np.arange(width) < lengths[:, None]).astype(np.int64),
+            "attention_mask": mask,
             "token_type_ids": np.zeros_like(ids),
         }
         binding = self.session.io_binding()

@@ -24,6 +24,7 @@ from kosine_bench.contestants.contestant import (
     Float32,
     Rows,
     Setting,
+    padded,
 )
 from kosine_bench.contestants.rivals import SentenceTransformersFloat32
 
@@ -144,12 +145,8 @@ class TorchPadded(TorchCuda):
         return [Setting(n, "length") for n in BULK_TEXTS] + [Setting(BULK_TEXTS[1])]
 
     def run(self, rows: Rows) -> Any:
-        lengths = np.array([len(row) for row in rows], np.int64)
-        width = int(lengths.max())
-        ids = np.full((len(rows), width), self.checkpoint.pad_id, np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
-        real = self.upload((np.arange(width) < lengths[:, None]).astype(np.int64))
+        ids, mask = padded(rows, self.checkpoint.pad_id)
+        real = self.upload(mask)
         hidden = self.forward(self.upload(ids), real)
         weights = real[:, :, None].to(self.torch.float32)
         return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)

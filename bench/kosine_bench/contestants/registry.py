@@ -38,7 +38,6 @@ from kosine_bench.contestants.wrappers import FastEmbed, Infinity
 __all__ = [
     "CONTESTANTS",
     "FORCED",
-    "GPU_CONTESTANTS",
     "GPU_OURS",
     "GPU_REFERENCE",
     "GPU_RIVALS",
@@ -75,7 +74,7 @@ RIVALS: tuple[type[Contestant], ...] = (
 
 GPU_OURS: tuple[type[Contestant], ...] = (KosineOnnxCuda, KosineTensorrt)
 
-GPU_REFERENCE = SentenceTransformersFloat32Cuda
+GPU_REFERENCE: type[Contestant] = SentenceTransformersFloat32Cuda
 
 GPU_RIVALS: tuple[type[Contestant], ...] = (
     SentenceTransformersCuda,
@@ -86,15 +85,18 @@ GPU_RIVALS: tuple[type[Contestant], ...] = (
     OnnxRuntimeCuda,
 )
 
-CONTESTANTS: tuple[type[Contestant], ...] = (*OURS, *RIVALS)
+CONTESTANTS: dict[str, tuple[type[Contestant], ...]] = {
+    "cpu": (*OURS, *RIVALS),
+    "cuda": (*GPU_OURS, *GPU_RIVALS),
+}
 
-GPU_CONTESTANTS: tuple[type[Contestant], ...] = (*GPU_OURS, *GPU_RIVALS)
-
+# Whose vectors all others are held against.
 REFERENCE: dict[str, type[Contestant]] = {
     "cpu": SentenceTransformersFloat32,
     "cuda": GPU_REFERENCE,
 }
 
+# Held to an instruction set.
 FORCED = frozenset(kind.name for kind in OURS if kind.forced)
 
 # Their engines are measured as contestants of their own.
@@ -103,8 +105,7 @@ WRAPPERS = frozenset({"fastembed-float32", "infinity-float32"})
 
 def find(name: str) -> Contestant:
     """The contestant called `name`."""
-    kinds: tuple[type[Contestant], ...] = (*CONTESTANTS, GPU_REFERENCE, *GPU_CONTESTANTS)
-    for kind in kinds:
+    for kind in (*CONTESTANTS["cpu"], GPU_REFERENCE, *CONTESTANTS["cuda"]):
         if kind.name == name:
             return kind()
     raise LookupError(f"no contestant is called {name!r}")

@@ -26,7 +26,7 @@ from kosine_bench.load.generator import (
     saturate,
     summary,
 )
-from kosine_bench.load.sampling import CLIMB, MOST_LOAD, Effort
+from kosine_bench.load.sampling import CLIMB, MOST_LOAD, Sampling
 from kosine_bench.load.without_overhead import measure_batches, without_overhead
 from kosine_bench.measuring import machine
 
@@ -43,15 +43,15 @@ SMALLER_BUDGETS: Final = (48, 128, 512)
 
 
 def capacities_rps(
-    ways: dict[str, StagedEncoder], texts: Sequence[str], batch_tokens: int, effort: Effort
+    ways: dict[str, StagedEncoder], texts: Sequence[str], batch_tokens: int, sampling: Sampling
 ) -> dict[str, float]:
     """Requests per second of each way, with a queue that never runs dry."""
     answered = dict.fromkeys(ways, 0)
     seconds = dict.fromkeys(ways, 0.0)
-    for _ in range(effort.passes):
+    for _ in range(sampling.passes):
         for name, way in ways.items():
             took, count = saturate(
-                Batcher(way, max_batch_tokens=batch_tokens), texts, effort.seconds / 2
+                Batcher(way, max_batch_tokens=batch_tokens), texts, sampling.seconds / 2
             )
             answered[name] += count
             seconds[name] += took
@@ -63,7 +63,7 @@ def measure_points(
     texts: Sequence[str],
     capacities: dict[str, float],
     batch_tokens: int,
-    effort: Effort,
+    sampling: Sampling,
     seed: int,
     climb_until_s: float,
 ) -> tuple[list[dict[str, Any]], list[NDArray[np.float64]]]:
@@ -72,7 +72,7 @@ def measure_points(
     A way whose p99 is still under `climb_until_s` at the last load is offered more and more:
     padded batches only become as wasteful as at capacity once they are full.
     """
-    order = [(load, name) for load in effort.loads for name in ways]
+    order = [(load, name) for load in sampling.loads for name in ways]
     measured: dict[tuple[float, str], list[dict[str, Any]]] = {key: [] for key in order}
 
     def one_pass(load: float, name: str, number: int) -> None:
@@ -80,17 +80,17 @@ def measure_points(
         # The same arrivals and texts for both ways, but for the pace.
         drawn = seed + 10_000 * number + round(1_000 * load)
         with Batcher(ways[name], max_batch_tokens=batch_tokens, **UNBOUNDED_QUEUE) as batcher:
-            found = offer(batcher, texts, rate, effort.count(rate), drawn)
+            found = offer(batcher, texts, rate, sampling.count(rate), drawn)
         measured.setdefault((load, name), []).append(found)
 
-    for number in range(effort.passes):
+    for number in range(sampling.passes):
         for load, name in reversed(order) if number % 2 else order:
             one_pass(load, name, number)
     for name in ways:
-        load = effort.loads[-1]
+        load = sampling.loads[-1]
         while load < MOST_LOAD and summary(measured[load, name])["p99_s"] < climb_until_s:
             load = round(load + CLIMB, 2)
-            for number in range(effort.passes):
+            for number in range(sampling.passes):
                 one_pass(load, name, number)
     generator = np.random.default_rng(seed)
     points, resampled = [], []
@@ -105,26 +105,26 @@ def measure_points(
 
 def curve(
     encoder: CountingEncoder,
-    effort: Effort | None = None,
+    sampling: Sampling | None = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> dict[str, Any]:
     """Measure both ways of batching at every load.
 
     Args:
         encoder: A real one.
-        effort: How much is measured.
+        sampling: How much is measured.
         batch_tokens: Budget of real tokens per batch, the same for both.
     """
-    effort = effort or Effort()
+    sampling = sampling or Sampling()
     texts = mixed_texts(encoder, 2_000, SEED)
     ways: dict[str, StagedEncoder] = {"packed": encoder, "padded": PaddedEncoder(encoder)}
     for way in ways.values():
         with Batcher(way, max_batch_tokens=batch_tokens, **UNBOUNDED_QUEUE) as batcher:
             wait(batcher.submit_many(texts[:64]))  # warms up
-    capacities = capacities_rps(ways, texts, batch_tokens, effort)
+    capacities = capacities_rps(ways, texts, batch_tokens, sampling)
     sys.stderr.write(
         f"capacity {', '.join(f'{name} {rate:.1f}' for name, rate in capacities.items())} "
-        f"texts/s; the points take {effort.total_s(capacities) / 60:.0f} minutes\n"
+        f"texts/s; the points take {sampling.total_s(capacities) / 60:.0f} minutes\n"
     )
     full = encoder.prepare(texts).batch
     fits = int(np.searchsorted(full.starts, batch_tokens, side="right")) - 1
@@ -135,7 +135,13 @@ def curve(
     }
     batch_s = measure_batches(encoder, full)
     points, resampled = measure_points(
-        ways, texts, capacities, batch_tokens, effort, SEED, P99_LEVELS[-1] * full_batch_s["packed"]
+        ways,
+        texts,
+        capacities,
+        batch_tokens,
+        sampling,
+        SEED,
+        P99_LEVELS[-1] * full_batch_s["packed"],
     )
     packed = [point for point in points if point["way"] == "packed"]
     unloaded = packed[0]
@@ -143,16 +149,18 @@ def curve(
     deadline = 4 * unloaded["p50_s"] + 2 * full_batch_s["packed"]
     twice = 2 * capacities["packed"]
     with Batcher(encoder, max_batch_tokens=batch_tokens) as batcher:
-        rate, few = capacities["packed"], min(effort.seconds, 5.0)
+        rate, few = capacities["packed"], min(sampling.seconds, 5.0)
         offer(batcher, texts, rate, math.ceil(rate * few), SEED)  # it learns the rate
-        overload = summary([offer(batcher, texts, twice, effort.count(twice), SEED + 1, deadline)])
+        overload = summary(
+            [offer(batcher, texts, twice, sampling.count(twice), SEED + 1, deadline)]
+        )
     bar_s = 4 * unloaded["p50_s"] + full_batch_s["packed"]
     levels_s = [level * full_batch_s["packed"] for level in P99_LEVELS]
-    rough = replace(effort, simulated=-(-effort.simulated // 3))
+    rough = replace(sampling, simulated=-(-sampling.simulated // 3))
 
-    def possible(budget: int, effort: Effort) -> dict[str, Any]:
+    def possible(budget: int, sampling: Sampling) -> dict[str, Any]:
         asked_s = [*levels_s, bar_s]
-        return without_overhead(full.lengths.tolist(), batch_s, budget, effort, SEED, asked_s)
+        return without_overhead(full.lengths.tolist(), batch_s, budget, sampling, SEED, asked_s)
 
     return {
         "machine": machine.describe(threads=0),
@@ -161,9 +169,9 @@ def curve(
         "lengths": "korsts",
         "mean_tokens": round(full.num_tokens / len(full), 2),
         "batch_tokens": batch_tokens,
-        "passes": effort.passes,
-        "pass_seconds": effort.seconds,
-        "simulated_passes": effort.simulated,
+        "passes": sampling.passes,
+        "pass_seconds": sampling.seconds,
+        "simulated_passes": sampling.simulated,
         "real_fraction_of_a_rectangle": round(full.num_tokens / (len(full) * LONGEST), 3),
         "capacity_rps": {name: round(value, 2) for name, value in capacities.items()},
         "full_batch_s": round(full_batch_s["packed"], 5),
@@ -187,7 +195,7 @@ def curve(
         },
         "packed_over_padded_at_equal_p99": advantage(points, resampled, levels_s),
         "packed_over_padded_at_the_bar": advantage(points, resampled, [bar_s])[0],
-        "without_overhead": possible(batch_tokens, effort),
+        "without_overhead": possible(batch_tokens, sampling),
         "without_overhead_at_smaller_budgets": {
             str(budget): possible(budget, rough)["levels"] for budget in SMALLER_BUDGETS
         },

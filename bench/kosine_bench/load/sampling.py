@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["CLIMB", "FULL", "MOST_LOAD", "QUICK", "Effort"]
+__all__ = ["CLIMB", "FULL", "MOST_LOAD", "QUICK", "Sampling"]
 
 CLIMB: Final = 0.1
 MOST_LOAD: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class Sampling:
     """How much is measured.
 
     Attributes:
@@ -46,5 +46,5 @@ class Effort:
         return self.passes * sum(self.count(rate) / rate for rate in rates)
 
 
-FULL: Final = Effort()
-QUICK: Final = Effort((0.05, 0.5, 0.7, 0.9), seconds=4.0, requests=60, passes=1, simulated=3)
+FULL: Final = Sampling()
+QUICK: Final = Sampling((0.05, 0.5, 0.7, 0.9), seconds=4.0, requests=60, passes=1, simulated=3)

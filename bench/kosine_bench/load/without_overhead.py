@@ -20,7 +20,7 @@ from kosine.packed import Packed
 from kosine_bench.load.encoders import StagedEncoder
 from kosine_bench.load.equal_p99 import load_at_p99
 from kosine_bench.load.generator import UNBOUNDED_QUEUE
-from kosine_bench.load.sampling import CLIMB, MOST_LOAD, Effort
+from kosine_bench.load.sampling import CLIMB, MOST_LOAD, Sampling
 from kosine_bench.load.simulation import capacity_tps, simulate
 
 __all__ = ["TIMED_TOKENS", "batch_of", "measure_batches", "without_overhead"]
@@ -59,7 +59,7 @@ def without_overhead(
     lengths: Sequence[int],
     batch_s: NDArray[np.float64],
     batch_tokens: int,
-    effort: Effort,
+    sampling: Sampling,
     seed: int,
     levels_s: Sequence[float],
 ) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def without_overhead(
         lengths: Tokens of each text, in the order in which they are asked for.
         batch_s: Seconds of a batch of each of `TIMED_TOKENS`; between them it is interpolated.
         batch_tokens: Budget of real tokens per batch, the same for both.
-        effort: As of the real measurement, so that a growing queue grows for as long; but for
+        sampling: As of the real measurement, so that a growing queue grows for as long; but for
             the number of passes.
         seed: Of the arrivals.
         levels_s: The p99 to keep, in seconds.
@@ -87,7 +87,7 @@ def without_overhead(
         return float(np.interp(len(batch) * int(batch.lengths.max()), TIMED_TOKENS, batch_s))
 
     curves = {
-        name: _curve(texts, cost, batch_tokens, effort, seed, max(levels_s))
+        name: _curve(texts, cost, batch_tokens, sampling, seed, max(levels_s))
         for name, cost in (("packed", packed), ("padded", padded))
     }
     levels = []
@@ -106,20 +106,20 @@ def _curve(
     texts: Sequence[str],
     cost: Cost,
     batch_tokens: int,
-    effort: Effort,
+    sampling: Sampling,
     seed: int,
     climb_until_s: float,
 ) -> tuple[list[float], list[float]]:
     """Offered requests per second, ascending, and the p99 of each in seconds."""
     tokens = sum(len(text) + 1 for text in texts) / len(texts)
     capacity_rps = capacity_tps(texts, cost, batch_tokens) / tokens
-    loads = list(effort.loads)
+    loads = list(sampling.loads)
     rates: list[float] = []
     p99_s: list[float] = []
     while loads:
         load = loads.pop(0)
         rate = load * capacity_rps
-        count = effort.count(rate)
+        count = sampling.count(rate)
         asked = [texts[number % len(texts)] for number in range(count)]
         found = [
             simulate(
@@ -130,7 +130,7 @@ def _curve(
                 max_batch_tokens=batch_tokens,
                 **UNBOUNDED_QUEUE,
             ).percentile_s(99)
-            for number in range(effort.simulated)
+            for number in range(sampling.simulated)
         ]
         rates.append(rate)
         p99_s.append(float(np.median(found)))

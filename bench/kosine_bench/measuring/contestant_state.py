@@ -10,7 +10,7 @@ from typing import Any
 
 from kosine_bench.contestants.contestant import Contestant
 
-__all__ = ["LEVELS", "Entry", "leave_out_repeated"]
+__all__ = ["LEVELS", "ContestantState", "leave_out_repeated"]
 
 # How instruction-set levels are written in tables.
 LEVELS = {
@@ -22,7 +22,7 @@ LEVELS = {
 
 
 @dataclass(slots=True)
-class Entry:
+class ContestantState:
     """One contestant; `reason` says why it is not, or no longer, in the run.
 
     Attributes:
@@ -60,14 +60,14 @@ class Entry:
         }
 
 
-def leave_out_repeated(entries: Sequence[Entry]) -> None:
+def leave_out_repeated(states: Sequence[ContestantState]) -> None:
     """Leave out each forced level that the same engine takes by itself: it is measured there."""
-    for entry in entries:
-        if entry.reason or entry.kind.forced is None:
+    for state in states:
+        if state.reason or state.kind.forced is None:
             continue
-        for other in entries:
-            same = (other.kind.precision, other.isa) == (entry.kind.precision, entry.isa)
+        for other in states:
+            same = (other.kind.precision, other.isa) == (state.kind.precision, state.isa)
             if same and other.kind.forced is None and other.reason is None:
-                level = LEVELS.get(str(entry.isa), str(entry.isa))
-                entry.reason = f"{other.kind.label} runs at {level} here by itself"
+                level = LEVELS.get(str(state.isa), str(state.isa))
+                state.reason = f"{other.kind.label} runs at {level} here by itself"
                 break

@@ -7,21 +7,19 @@ from typing import Any
 
 from kosine_bench.contestants.contestant import Contestant
 from kosine_bench.measuring.arrivals import num_requests
-from kosine_bench.measuring.contestant_state import Entry
+from kosine_bench.measuring.contestant_state import ContestantState
 from kosine_bench.measuring.models import ModelSize, flops_per_text, weight_bytes
 from kosine_bench.measuring.plan import Effort
 from kosine_bench.measuring.work_file import WorkFile
+from kosine_bench.measuring.worker import MOST_REQUESTS, OWN_WARM_UP_SECONDS, WARM_TOKENS
 
-__all__ = ["Remaining", "Step", "clock", "part_seconds", "start_seconds", "work_of"]
+__all__ = ["Step", "TimeEstimate", "clock", "part_seconds", "start_seconds", "work_of"]
 
 # Of the peak, what runtimes reach on real lengths; and what a worker loads a second.
 REACHED = {"float32": 0.65, "bfloat16": 0.5, "float16": 0.3, "int8": 0.35}
 READ_BYTES_PER_SECOND = 5e8
 TRIED_SETTINGS = {"burst": 4, "bulk": 3}
-WARM_TOKENS = 768
-OWN_WARM_UP_SECONDS = 1.5
-MOST_REQUESTS = 600
-Step = tuple[int, ModelSize, Entry]
+Step = tuple[int, ModelSize, ContestantState]
 """Round, counted from 0; model size; who."""
 
 
@@ -36,7 +34,7 @@ def work_of(
     ]
 
 
-class Remaining:
+class TimeEstimate:
     """Seconds that steps of a run will take."""
 
     def __init__(
@@ -58,24 +56,24 @@ class Remaining:
         spent, guessed = (sum(pair) for pair in zip(*self._spent.values(), (0.0, 0.0), strict=True))
         overall = spent / guessed if guessed else 1.0
         total = 0.0
-        for number, size, entry in steps:
-            if entry.reason:
+        for number, size, state in steps:
+            if state.reason:
                 continue
-            seen = self._spent.get(entry.kind.name)
+            seen = self._spent.get(state.kind.name)
             factor = seen[0] / seen[1] if seen else overall
-            total += factor * self._guess(number, size, entry)
+            total += factor * self._guess(number, size, state)
         return total
 
     def parts(self, steps: Sequence[Step]) -> dict[str, float]:
         """Seconds as reckoned, by workload and mode; `processes` is their starts and ends."""
         parts: dict[str, float] = {}
-        for number, size, entry in steps:
-            if entry.reason:
+        for number, size, state in steps:
+            if state.reason:
                 continue
-            work = work_of(self._work, size, entry.kind)
-            parts["processes"] = parts.get("processes", 0.0) + start_seconds(entry.kind, work[0])
+            work = work_of(self._work, size, state.kind)
+            parts["processes"] = parts.get("processes", 0.0) + start_seconds(state.kind, work[0])
             for one in work:
-                for what, seconds in self._part(number, one, entry.kind).items():
+                for what, seconds in self._part(number, one, state.kind).items():
                     key = f"{one.key} {what}"
                     parts[key] = parts.get(key, 0.0) + seconds
         return parts
@@ -87,10 +85,10 @@ class Remaining:
         for what, seconds in parts.items():
             say(f"  {what:24} {clock(seconds)}")
 
-    def _guess(self, number: int, size: ModelSize, entry: Entry) -> float:
-        work = work_of(self._work, size, entry.kind)
-        return start_seconds(entry.kind, work[0]) + sum(
-            sum(self._part(number, one, entry.kind).values()) for one in work
+    def _guess(self, number: int, size: ModelSize, state: ContestantState) -> float:
+        work = work_of(self._work, size, state.kind)
+        return start_seconds(state.kind, work[0]) + sum(
+            sum(self._part(number, one, state.kind).values()) for one in work
         )
 
     def _part(self, number: int, work: WorkFile, kind: type[Contestant]) -> dict[str, float]:

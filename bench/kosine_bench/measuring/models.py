@@ -45,6 +45,17 @@ class ModelSize:
         """Weights of the linear layers, which one forward pass reads whatever the text."""
         return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
 
+    def describe(self) -> dict[str, Any]:
+        """For the result file."""
+        return {
+            "layers": self.layers,
+            "hidden": self.hidden,
+            "heads": self.heads,
+            "intermediate": self.intermediate,
+            "vocabulary": self.vocab_size,
+            "weights": "trained" if self.name == "sample" else "random",
+        }
+
 
 SIZES = {
     size.name: size

@@ -13,6 +13,7 @@ from kosine_bench.measuring.models import ModelSize
 from kosine_bench.measuring.workload import Workload
 
 __all__ = [
+    "CALL_MODES",
     "FULL",
     "GPU_FULL",
     "GPU_QUICK",
@@ -29,7 +30,9 @@ __all__ = [
     "load_contestants",
 ]
 
-MODES = ("single", "burst", "bulk", "load")
+# A mode of calls one after another, and latency under open-loop load.
+CALL_MODES = ("single", "burst", "bulk")
+MODES = (*CALL_MODES, "load")
 SCOPES = ("engine", "end-to-end")
 LOAD_SHARES = (0.3, 0.5, 0.7, 0.9)
 SEED = 7
@@ -193,7 +196,7 @@ def _default(workload: Workload, size: ModelSize) -> Part:
             under_load=load_contestants(omits),
         )
     if workload.name == "korsts":
-        return Part(workload, size, MODES[:3], SCOPES[1:], omits)
+        return Part(workload, size, CALL_MODES, SCOPES[1:], omits)
     return Part(
         *(workload, size, MODES, SCOPES[1:] if workload.name in SHORT else SCOPES, omits),
         rounds={"bulk": 2} if workload.name in SHORT else {},
@@ -242,6 +245,6 @@ def gpu_parts(
     parts = []
     for workload, size in pairs:
         loaded = workload.name == "korsts" and size.name == "base"
-        asked = modes or (MODES if loaded else MODES[:3])
+        asked = modes or (MODES if loaded else CALL_MODES)
         parts.append(Part(workload, size, tuple(mode for mode in MODES if mode in asked)))
     return tuple(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ def limit_seconds(
     size: ModelSize,
     precision: str,
     calls: Sequence[Sequence[int]],
-    ceilings: dict[str, Any],
+    ceilings: Mapping[str, Any],
 ) -> float | None:
     """Seconds that calls over texts of those lengths would take at the machine's limits.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from kosine_bench.measuring.models import ModelSize, flops_per_text
 from kosine_bench.measuring.plan import SEED, Effort, Part
 from kosine_bench.measuring.workload import Texts, Workload, make_texts
 
-__all__ = ["WorkFile", "write_work"]
+__all__ = ["WorkFile", "calibration_ids", "write_work"]
 
 PARITY_TEXTS = 32
 LEAST_TOKENS = {"single": 96, "burst": 1_024, "bulk": 2_048}
 LEAST_BULK_BURSTS = 2
+CALIBRATION_TEXTS = 128
+CALIBRATION_FLOPS = 2e12
+LEAST_CALIBRATION_TEXTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,19 @@ def write_work(part: Part, checkpoint: Checkpoint, effort: Effort, folder: Path)
     path.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
     lengths = {mode: made.lengths.tolist() for mode, made in texts.items()}
     return WorkFile(workload, size, path, texts["bulk"].source, lengths, part)
+
+
+def calibration_ids(
+    parts: Sequence[Part], size: ModelSize, checkpoint: Checkpoint
+) -> list[list[int]]:
+    """Ids of texts like all workloads of `parts` on `size`, none of them measured."""
+    columns = tuple(
+        column for part in parts if part.size is size for column in part.workload.columns
+    )
+    mixed = Workload("calibration", columns, (0,))
+    affordable = int(CALIBRATION_FLOPS / flops_per_text(size, round(mixed.mean)))
+    count = _within(affordable, LEAST_CALIBRATION_TEXTS, CALIBRATION_TEXTS)
+    return make_texts(mixed, checkpoint.tokenizer(), count, SEED + 100, data=paths.data_dir()).ids
 
 
 def _within(wanted: float, least: int, most: int) -> int:

@@ -30,7 +30,7 @@ from kosine_bench.contestants.contestant import (
 from kosine_bench.contestants.registry import find
 from kosine_bench.measuring.arrivals import num_requests, poisson_times, serve
 
-__all__ = ["main"]
+__all__ = ["MOST_REQUESTS", "OWN_WARM_UP_SECONDS", "WARM_TOKENS", "Worker", "main"]
 
 TUNE_TOKENS = 4_096
 SINGLE_TRIALS = 6

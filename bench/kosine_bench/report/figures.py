@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = [
-    *("ENOUGH_ARRIVALS", "MODES", "beaten_limits", "figure_of", "main_workload", "min_cosine"),
-]
+__all__ = ["ENOUGH_ARRIVALS", "beaten_limits", "figure_of", "main_workload", "min_cosine"]
 
-MODES = ("single", "burst", "bulk")
 # A limit that somebody passes by more than noise was measured too low, and is none.
 MOST_SHARE = 1.05
 # A 95th percentile of fewer rests on too few of the slowest.

@@ -1,4 +1,4 @@
-"""The README's tables, made from a result file and never typed."""
+"""The generated part of the benchmark page: tables made from a result file, never typed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from kosine_bench.measuring import result_file
 from kosine_bench.report import figures, ratios, tables
 from kosine_bench.report.pictures import PICTURES, picture_path
 
-__all__ = ["readme_block", "update_readme"]
+__all__ = ["block", "update"]
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 GPU_BEGIN, GPU_END = "<!-- bench-gpu:begin -->", "<!-- bench-gpu:end -->"
 
 
-def readme_block(result: dict[str, Any], path: Path, root: Path) -> str:
-    """Markdown between the README's markers: machine, tables, pictures."""
+def block(result: dict[str, Any], path: Path, root: Path) -> str:
+    """Markdown between the page's markers: machine, tables, pictures.
+
+    Args:
+        result: A result file's content.
+        path: That file.
+        root: The folder that the page is in; links are relative to it.
+    """
     made = result["made"]
     workload = figures.main_workload(result)
     size = workload.split("@")[1]
@@ -133,28 +139,26 @@ def _packed_table(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def update_readme(result: dict[str, Any], path: Path, readme: Path | None = None) -> Path | None:
-    """Replace what stands between the markers of the README; None outside a checkout.
+def update(result: dict[str, Any], path: Path, page: Path | None = None) -> Path | None:
+    """Replace what stands between the markers of the page; None outside a checkout.
 
     Raises:
-        InputError: The README has no markers.
+        InputError: The page has no markers.
     """
-    if readme is None:
-        root = paths.checkout()
-        if root is None:
-            return None
-        readme = root / "README.md"
-    text = readme.read_text("utf-8")
+    page = page or paths.page()
+    if page is None:
+        return None
+    text = page.read_text("utf-8")
     gpu = result_file.device(result) == "cuda"
     opening, closing = (GPU_BEGIN, GPU_END) if gpu else (BEGIN, END)
     head, begin, rest = text.partition(opening)
     _, end, tail = rest.partition(closing)
     if not begin or not end:
         raise InputError(
-            f"{readme.name} has no markers for the table",
+            f"{page.name} has no markers for the table",
             limit=f"{opening} and {closing}",
             remedy="put both where the table belongs",
         )
-    block = readme_block(result, path, readme.parent)
-    readme.write_text(f"{head}{opening}\n{block}\n{closing}{tail}", "utf-8")
-    return readme
+    made = block(result, path, page.parent)
+    page.write_text(f"{head}{opening}\n{made}\n{closing}{tail}", "utf-8")
+    return page

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kosine.errors import MissingExtra
+from kosine_bench.measuring.plan import CALL_MODES
 from kosine_bench.report import figures
 from kosine_bench.report.figures import ENOUGH_ARRIVALS
 
@@ -236,7 +237,7 @@ def _curve(panel: Any, result: dict[str, Any], entry: dict[str, Any]) -> tuple[A
 def _limits(result: dict[str, Any]) -> Any:
     """Share of the machine's limit that each contestant reaches, on the main workload."""
     workload = figures.main_workload(result)
-    modes = [mode for mode in ("single", "burst", "bulk") if mode in result["made"]["modes"]]
+    modes = [mode for mode in CALL_MODES if mode in result["made"]["modes"]]
     panels = []
     for mode in modes:
         bars = _bars(result, workload, mode, "limit_share")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
+from kosine_bench.measuring.plan import CALL_MODES
 from kosine_bench.measuring.result_file import device
 from kosine_bench.measuring.summary import ratio
-from kosine_bench.report.figures import MODES, figure_of, min_cosine
+from kosine_bench.report.figures import figure_of, min_cosine
 
 __all__ = [
     *("LEVEL_HEADS", "PACKED_HEADS", "RATIO_HEADS"),
@@ -90,7 +91,7 @@ def ratio_rows(
         if precision and entry.get("forced") and entry["precision"] == precision
     ]
     rows = []
-    for workload, mode in product(result["workloads"], MODES):
+    for workload, mode in product(result["workloads"], CALL_MODES):
         for ours in (None, *forced):
             best = best_ratio(result, workload, mode, scope, precision, ours)
             if best:
@@ -110,7 +111,7 @@ def packed_rows(result: dict[str, Any], scope: str = "engine") -> list[list[str]
     ours, *rivals = PACKED[device(result)]
     rows = []
     for workload in result["workloads"]:
-        for mode in MODES:
+        for mode in CALL_MODES:
             packed = figure_of(result, ours, workload, mode, scope)
             if packed is None:
                 continue
@@ -136,7 +137,7 @@ def level_rows(result: dict[str, Any], scope: str = "end-to-end") -> list[list[s
         if entry["name"] == "kosine-native-float32" or entry.get("forced")
     ]
     rows = []
-    for workload, mode in product(result["workloads"], MODES):
+    for workload, mode in product(result["workloads"], CALL_MODES):
         found = [(e, figure_of(result, e["name"], workload, mode, scope)) for e in native]
         if not any(entry.get("forced") and figure for entry, figure in found):
             continue

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from kosine_bench.measuring.plan import CALL_MODES
 from kosine_bench.measuring.result_file import device
 from kosine_bench.report.figures import (
     ENOUGH_ARRIVALS,
-    MODES,
     beaten_limits,
     figure_of,
     min_cosine,
@@ -76,7 +76,7 @@ def headline(result: dict[str, Any], workload: str, scope: str) -> list[list[str
         if contestant.get("forced"):
             continue
         name, label = contestant["name"], contestant["label"]
-        figures = {mode: figure_of(result, name, workload, mode, scope) for mode in MODES}
+        figures = {mode: figure_of(result, name, workload, mode, scope) for mode in CALL_MODES}
         if not any(figures.values()):
             if contestant["absent"]:
                 absent.append([label, f"absent: {_short(contestant['absent'])}"])
