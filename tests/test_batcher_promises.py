@@ -82,10 +82,10 @@ class TestPoison:
         figures = concurrency.poison(500)
         show("row 5", figures)
         assert figures["batches"] == 1_500
-        assert figures["innocent_failures"] == 0
-        assert figures["guilty_answers"] == 0
+        assert figures["healthy_failed"] == 0
+        assert figures["faulty_answered"] == 0
         assert figures["wrong"] == 0
-        assert figures["most_runs_for_one_guilty"] <= 1 + 2 * 5  # 32 texts
+        assert figures["most_runs_for_one_faulty"] <= 1 + 2 * 5  # 32 texts
 
     def test_failing_the_whole_batch_is_noticed(self, monkeypatch):
         def no_isolation(pipeline, texts, _packed, error):
@@ -95,7 +95,7 @@ class TestPoison:
         monkeypatch.setattr("kosine.pipeline.isolate", no_isolation)
         figures = concurrency.poison(5)
         show("row 5, negative control", figures)
-        assert figures["innocent_failures"] > 0
+        assert figures["healthy_failed"] > 0
 
 
 class TestWorkerKilled:

@@ -54,7 +54,7 @@ def test_load_at_equal_p99_is_interpolated_in_its_logarithm(p99, carried):
 
 
 def test_the_heaviest_load_within_the_p99_counts():
-    """One unlucky point on the way up neither ends a curve nor lengthens it."""
+    """One point of bad luck on the way up neither ends a curve nor lengthens it."""
     assert load_at_p99([10.0, 20.0, 30.0, 40.0], [1.0, 4.0, 1.0, 16.0], 4.0) == 35.0
     assert load_at_p99([10.0, 20.0], [3.0, 4.0], 2.0) is None
     assert load_at_p99([10.0, 20.0], [1.0, 2.0], 2.0) is None

@@ -30,7 +30,7 @@ LEAST_ON_BURSTS = 2.0
 EFFORT = Effort(ROUNDS, 0, 6, 6, 8, 0.0, 1e12, 0.0, 0.0)
 
 
-class Duel:
+class Comparison:
     """kosine and plain ONNX Runtime on one checkpoint and one workload."""
 
     def __init__(self, size: models.ModelSize, cache: Path) -> None:
@@ -70,10 +70,10 @@ class Duel:
 
 @pytest.mark.slow
 def test_packed_rows_beat_plain_padding_on_unsorted_bursts(tmp_path: Path) -> None:
-    duel = Duel(models.SIZES["base"], tmp_path)
+    comparison = Comparison(models.SIZES["base"], tmp_path)
     measured = []
     for _ in range(ATTEMPTS):
-        measured.append(duel.times_faster())
+        measured.append(comparison.times_faster())
         if measured[-1]["ratio"] >= LEAST_ON_BURSTS:
             return
     pytest.fail(f"times faster than plain padding, over {ATTEMPTS} attempts: {measured}")

@@ -64,7 +64,6 @@ def measure_points(
     capacities: dict[str, float],
     batch_tokens: int,
     sampling: Sampling,
-    seed: int,
     climb_until_s: float,
 ) -> tuple[list[dict[str, Any]], list[NDArray[np.float64]]]:
     """Every way at every load, and the resampled p99 of each of these points.
@@ -78,7 +77,7 @@ def measure_points(
     def one_pass(load: float, name: str, number: int) -> None:
         rate = load * capacities[name]
         # The same arrivals and texts for both ways, but for the pace.
-        drawn = seed + 10_000 * number + round(1_000 * load)
+        drawn = SEED + 10_000 * number + round(1_000 * load)
         with Batcher(ways[name], max_batch_tokens=batch_tokens, **UNBOUNDED_QUEUE) as batcher:
             found = offer(batcher, texts, rate, sampling.count(rate), drawn)
         measured.setdefault((load, name), []).append(found)
@@ -92,7 +91,7 @@ def measure_points(
             load = round(load + CLIMB, 2)
             for number in range(sampling.passes):
                 one_pass(load, name, number)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(SEED)
     points, resampled = [], []
     for (load, name), passes in measured.items():
         again = resampled_p99([one["latencies_s"] for one in passes], generator)
@@ -140,7 +139,6 @@ def curve(
         capacities,
         batch_tokens,
         sampling,
-        SEED,
         P99_LEVELS[-1] * full_batch_s["packed"],
     )
     packed = [point for point in points if point["way"] == "packed"]

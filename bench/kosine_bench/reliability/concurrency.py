@@ -129,38 +129,38 @@ def cancel_storm(cancels: int = 10_000, threads: int = 4) -> Figures:
 
 
 def poison(batches: int = 500, texts_per_batch: int = 32, seed: int = 0) -> Figures:
-    """Guilty texts in many batches, of each kind; how many innocent texts failed."""
+    """Faulty texts in many batches, of each kind; how many healthy texts failed with them."""
     kinds = [mark for mark, fault in FAULT_MARKS.items() if fault in POISONS]
     chance = random.Random(seed)
-    innocent_failures = guilty_answers = wrong = most_runs = 0
+    healthy_failed = faulty_answered = wrong = most_runs = 0
     backend = FakeBackend(faults=FAULT_MARKS)
     encoder = FakeEncoder(backend)
     with Batcher(encoder, **UNBOUNDED_QUEUE) as batcher:
         for mark in kinds:
             for number in range(batches):
                 texts = [f"batch {number} text {i}" for i in range(texts_per_batch)]
-                guilty = set(chance.sample(range(texts_per_batch), chance.choice((1, 1, 1, 2, 5))))
-                for position in guilty:
+                faulty = set(chance.sample(range(texts_per_batch), chance.choice((1, 1, 1, 2, 5))))
+                for position in faulty:
                     texts[position] += chr(mark)
                 backend.batches.clear()
                 futures = batcher.submit_many(texts)
                 wait(futures, PATIENCE_S)
-                if len(guilty) == 1:
+                if len(faulty) == 1:
                     most_runs = max(most_runs, len(backend.batches))
                 right = encoder.encode(texts)
                 for position, future in enumerate(futures):
                     failed = future.exception(PATIENCE_S) is not None
-                    innocent_failures += failed and position not in guilty
-                    guilty_answers += not failed and position in guilty
+                    healthy_failed += failed and position not in faulty
+                    faulty_answered += not failed and position in faulty
                     if not failed:
                         wrong += not np.array_equal(future.result(), right[position])
         stats = batcher.stats()
     return {
         "batches": batches * len(kinds),
         "texts": batches * len(kinds) * texts_per_batch,
-        "innocent_failures": innocent_failures,
-        "guilty_answers": guilty_answers,
+        "healthy_failed": healthy_failed,
+        "faulty_answered": faulty_answered,
         "wrong": wrong,
-        "most_runs_for_one_guilty": most_runs,
+        "most_runs_for_one_faulty": most_runs,
         "bisections": stats.bisections,
     }

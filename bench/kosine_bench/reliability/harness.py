@@ -1,4 +1,4 @@
-"""What the experiments share: a fake backend, an endless queue, threads beside a block."""
+"""What the experiments share: a fake backend, patience, threads beside a block."""
 
 from __future__ import annotations
 

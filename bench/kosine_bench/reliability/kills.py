@@ -47,7 +47,7 @@ class Killer:
 
     def __init__(self) -> None:
         self._folder = str(CODE)
-        self._doomed: set[str] = set()
+        self._to_kill: set[str] = set()
         self._guarded: dict[str, frozenset[int]] = {}
 
     def __enter__(self) -> Self:
@@ -57,18 +57,18 @@ class Killer:
     def __exit__(self, *_: object) -> None:
         threading.settrace(None)
 
-    def doom(self, name: str) -> None:
+    def kill(self, name: str) -> None:
         """The thread of that name dies at its next line."""
-        self._doomed.add(name)
+        self._to_kill.add(name)
 
     def _trace(self, frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
         filename = frame.f_code.co_filename
         if not filename.startswith(self._folder):
             return None
-        if event == "line" and self._doomed:
+        if event == "line" and self._to_kill:
             name = threading.current_thread().name
-            if name in self._doomed and frame.f_lineno not in self._with_lines(filename):
-                self._doomed.discard(name)
+            if name in self._to_kill and frame.f_lineno not in self._with_lines(filename):
+                self._to_kill.discard(name)
                 raise FakeCrash("killed from outside")
         return self._trace
 
@@ -119,7 +119,7 @@ def kills(count: int = 60, seconds: float = 60.0, threads: int = 4, seed: int = 
                 for _ in range(count):
                     time.sleep(chance.uniform(0.5, 1.5) * seconds / count)
                     if chance.random() < 0.5:
-                        killer.doom(chance.choice(THREADS))
+                        killer.kill(chance.choice(THREADS))
                     else:
                         batcher.submit("kill \x14").exception(PATIENCE_S)
                     killed += 1

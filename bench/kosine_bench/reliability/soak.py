@@ -128,7 +128,7 @@ def soak(seconds: float) -> Figures:
             now = time.monotonic()
             if now >= next_kill:
                 next_kill = now + KILL_EVERY_S
-                killer.doom(chance.choice(THREADS))
+                killer.kill(chance.choice(THREADS))
             descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count of links
             samples.append((now, resident_bytes(), descriptors, threading.active_count()))
 
@@ -207,7 +207,7 @@ def experiments() -> dict[str, Experiment]:
         ),
         "poison": (
             poison,
-            lambda f: f["innocent_failures"] == f["guilty_answers"] == f["wrong"] == 0,
+            lambda f: f["healthy_failed"] == f["faulty_answered"] == f["wrong"] == 0,
         ),
         "kills": (
             lambda: kills(round(TIMED_SECONDS), TIMED_SECONDS),
