@@ -30,16 +30,17 @@ from kosine_bench.reliability.harness import (
 
 __all__ = ["cancel_storm", "mixups", "poison"]
 
+MIXUP_THREADS = 8
+CANCEL_THREADS = 4
+TEXTS_PER_BATCH = 32
 POISONS = (Fault.RAISE, Fault.NAN, Fault.SHAPE)
 
 
-def mixups(
-    requests: int = 100_000, threads: int = 8, encoder: FakeEncoder | None = None
-) -> Figures:
+def mixups(requests: int = 100_000, encoder: FakeEncoder | None = None) -> Figures:
     """Tagged requests from threads and an event loop; how many got another's vector."""
     encoder = encoder or FakeEncoder(lean_backend())
-    share = requests // (threads + 1)
-    swaps = [0] * (threads + 1)
+    share = requests // (MIXUP_THREADS + 1)
+    swaps = [0] * (MIXUP_THREADS + 1)
 
     def check(slot: int, texts: Sequence[str], rows: Sequence[Float32]) -> None:
         right = FakeEncoder(lean_backend()).encode(texts)
@@ -70,31 +71,31 @@ def mixups(
                 count = min(100, share - done)
                 texts = [f"loop request {done + i}" for i in range(count)]
                 rows = await asyncio.gather(*[batcher.aencode(text) for text in texts])
-                check(threads, texts, rows)
+                check(MIXUP_THREADS, texts, rows)
                 done += count
 
         started = time.perf_counter()
-        with in_threads(caller, threads):
+        with in_threads(caller, MIXUP_THREADS):
             asyncio.run(loop_caller())
         seconds = time.perf_counter() - started
     return {
-        "requests": share * (threads + 1),
-        "threads": threads,
+        "requests": share * (MIXUP_THREADS + 1),
+        "threads": MIXUP_THREADS,
         "swaps": sum(swaps),
         "seconds": round(seconds, 2),
     }
 
 
-def cancel_storm(cancels: int = 10_000, threads: int = 4) -> Figures:
+def cancel_storm(cancels: int = 10_000) -> Figures:
     """Cancel at random stages; what is still held afterwards, and whether the worker lives."""
     backend = lean_backend(cost=linear_cost(2e-7, 2e-4))
-    cancelled = [0] * threads
-    wrong = [0] * threads
+    cancelled = [0] * CANCEL_THREADS
+    wrong = [0] * CANCEL_THREADS
     with Batcher(FakeEncoder(backend), max_batch_tokens=512, **UNBOUNDED_QUEUE) as batcher:
 
         def caller(number: int) -> None:
             chance = random.Random(number)
-            while cancelled[number] < cancels // threads:
+            while cancelled[number] < cancels // CANCEL_THREADS:
                 texts = [f"cancelled {chance.random()}" for _ in range(40)]
                 kind = chance.randrange(3)
                 if kind == 0:
@@ -112,7 +113,7 @@ def cancel_storm(cancels: int = 10_000, threads: int = 4) -> Figures:
                     if not future.cancelled():
                         future.result(PATIENCE_S)
 
-        with in_threads(caller, threads):
+        with in_threads(caller, CANCEL_THREADS):
             pass
         alive = batcher.submit("alive").result(PATIENCE_S).shape == (8,)
         stats, health = batcher.stats(), batcher.health()
@@ -128,18 +129,18 @@ def cancel_storm(cancels: int = 10_000, threads: int = 4) -> Figures:
     }
 
 
-def poison(batches: int = 500, texts_per_batch: int = 32, seed: int = 0) -> Figures:
+def poison(batches: int = 500) -> Figures:
     """Faulty texts in many batches, of each kind; how many healthy texts failed with them."""
     kinds = [mark for mark, fault in FAULT_MARKS.items() if fault in POISONS]
-    chance = random.Random(seed)
+    chance = random.Random(0)
     healthy_failed = faulty_answered = wrong = most_runs = 0
     backend = FakeBackend(faults=FAULT_MARKS)
     encoder = FakeEncoder(backend)
     with Batcher(encoder, **UNBOUNDED_QUEUE) as batcher:
         for mark in kinds:
             for number in range(batches):
-                texts = [f"batch {number} text {i}" for i in range(texts_per_batch)]
-                faulty = set(chance.sample(range(texts_per_batch), chance.choice((1, 1, 1, 2, 5))))
+                texts = [f"batch {number} text {i}" for i in range(TEXTS_PER_BATCH)]
+                faulty = set(chance.sample(range(TEXTS_PER_BATCH), chance.choice((1, 1, 1, 2, 5))))
                 for position in faulty:
                     texts[position] += chr(mark)
                 backend.batches.clear()
@@ -157,7 +158,7 @@ def poison(batches: int = 500, texts_per_batch: int = 32, seed: int = 0) -> Figu
         stats = batcher.stats()
     return {
         "batches": batches * len(kinds),
-        "texts": batches * len(kinds) * texts_per_batch,
+        "texts": batches * len(kinds) * TEXTS_PER_BATCH,
         "healthy_failed": healthy_failed,
         "faulty_answered": faulty_answered,
         "wrong": wrong,

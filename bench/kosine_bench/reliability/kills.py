@@ -35,6 +35,7 @@ __all__ = ["THREADS", "Killer", "kills"]
 # Where the batcher's own code is, and what its threads are called.
 CODE = Path(kosine.__file__).parent
 THREADS = ("kosine-runner", "kosine-preparer")
+CALLERS = 4
 
 
 class Killer:
@@ -83,15 +84,15 @@ class Killer:
         return lines
 
 
-def kills(count: int = 60, seconds: float = 60.0, threads: int = 4, seed: int = 0) -> Figures:
+def kills(count: int = 60, seconds: float = 60.0) -> Figures:
     """Kill the worker again and again, from inside and from outside, under load."""
     backend = lean_backend(cost=linear_cost(1e-6, 1e-3), faults=FAULT_MARKS)
     encoder = FakeEncoder(backend)
     stop = threading.Event()
-    crashed = [0] * threads
-    hung = [0] * threads
-    wrong = [0] * threads
-    answered = [0] * threads
+    crashed = [0] * CALLERS
+    hung = [0] * CALLERS
+    wrong = [0] * CALLERS
+    answered = [0] * CALLERS
     with Killer() as killer, Batcher(encoder, max_batch_tokens=512, **UNBOUNDED_QUEUE) as batcher:
 
         def caller(number: int) -> None:
@@ -112,9 +113,9 @@ def kills(count: int = 60, seconds: float = 60.0, threads: int = 4, seed: int = 
                     except TimeoutError:
                         hung[number] += 1
 
-        chance = random.Random(seed)
+        chance = random.Random(0)
         killed = 0
-        with in_threads(caller, threads):
+        with in_threads(caller, CALLERS):
             try:
                 for _ in range(count):
                     time.sleep(chance.uniform(0.5, 1.5) * seconds / count)

@@ -27,18 +27,22 @@ from kosine_bench.reliability.harness import (
 
 __all__ = ["overload", "within_overload_bar"]
 
+DEADLINE_S = 0.3
+QUEUE_TOKENS = 16_384
 
-def overload(factor: float = 2.0, seconds: float = 10.0, deadline: float = 0.3) -> Figures:
+
+def overload(factor: float = 2.0, seconds: float = 10.0) -> Figures:
     """Offer a multiple of the measured capacity; what is served, refused, and how fast."""
     backend = lean_backend(cost=linear_cost(5e-5, 1e-3))
-    bound = 16_384
     chance = random.Random(0)
     texts = [chance.choice("abc") * chance.randint(5, 63) for _ in range(512)]
     mean_tokens = sum(len(text) + 1 for text in texts) / len(texts)
     accepted: list[tuple[float, int]] = []
     refusals: list[float] = []
     late = most_queued = offered = 0
-    with Batcher(FakeEncoder(backend), max_batch_tokens=1_024, max_queue_tokens=bound) as batcher:
+    with Batcher(
+        FakeEncoder(backend), max_batch_tokens=1_024, max_queue_tokens=QUEUE_TOKENS
+    ) as batcher:
         capacity = _capacity_tps(batcher, texts)
         rate = capacity * factor / mean_tokens
         lock = threading.Lock()
@@ -65,7 +69,7 @@ def overload(factor: float = 2.0, seconds: float = 10.0, deadline: float = 0.3) 
             offered += 1
             arrived = time.monotonic()
             try:
-                future = batcher.submit(text, deadline=deadline)
+                future = batcher.submit(text, deadline=DEADLINE_S)
             except QueueFull:
                 refusals.append(time.monotonic() - arrived)
             else:
@@ -82,11 +86,11 @@ def overload(factor: float = 2.0, seconds: float = 10.0, deadline: float = 0.3) 
         "accepted": len(accepted),
         "refused": len(refusals),
         "admitted_but_late": late,
-        "deadline_s": deadline,
+        "deadline_s": DEADLINE_S,
         "accepted_p99_s": round(float(np.percentile(latencies, 99)), 4),
         "refusal_p99_s": round(float(np.percentile(refusals, 99)), 6) if refusals else 0.0,
         "most_queue_tokens": most_queued,
-        "max_queue_tokens": bound,
+        "max_queue_tokens": QUEUE_TOKENS,
     }
 
 
