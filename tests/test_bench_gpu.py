@@ -25,9 +25,9 @@ from kosine_bench.contestants.pytorch_cuda import (
     TorchVarlen,
 )
 from kosine_bench.contestants.registry import GPU_OURS, GPU_REFERENCE, GPU_RIVALS, find
-from kosine_bench.measuring import gpu, models, worker
+from kosine_bench.measuring import machine, models, worker
 from kosine_bench.measuring.duration import part_seconds
-from kosine_bench.measuring.gpu import Gpu
+from kosine_bench.measuring.machine import Gpu
 from kosine_bench.measuring.plan import GPU_FULL, Part
 from kosine_bench.measuring.work_file import write_work
 from kosine_bench.measuring.workload import WORKLOADS
@@ -219,16 +219,16 @@ class Driver:
 
 
 def test_the_driver_is_asked_which_gpu_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_driver", Driver)
-    assert gpu.visible() == H200
+    monkeypatch.setattr(machine, "_cuda_driver", Driver)
+    assert machine.visible_gpu() == H200
     for absent in (Driver(0), Driver(failing="cuInit"), Driver(failing="cuDeviceGetCount"), None):
-        monkeypatch.setattr(gpu, "_driver", lambda absent=absent: absent)
-        assert gpu.visible() is None
+        monkeypatch.setattr(machine, "_cuda_driver", lambda absent=absent: absent)
+        assert machine.visible_gpu() is None
 
 
 def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "LIBRARIES", ("libno_such_library_at_all.so",))
-    assert gpu.visible() is None
+    monkeypatch.setattr(machine, "CUDA_LIBRARIES", ("libno_such_library_at_all.so",))
+    assert machine.visible_gpu() is None
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -239,7 +239,7 @@ def parse(*words: str) -> argparse.Namespace:
 
 @pytest.fixture
 def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "visible", lambda: H200)
+    monkeypatch.setattr(machine, "visible_gpu", lambda: H200)
 
 
 @pytest.mark.usefixtures("with_gpu")
@@ -271,7 +271,7 @@ def test_named_rivals_say_which_device_is_measured() -> None:
 
 
 def test_no_gpu_means_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "visible", lambda: None)
+    monkeypatch.setattr(machine, "visible_gpu", lambda: None)
     assert [plan.device for plan in command.plans(parse())] == ["cpu"]
     with pytest.raises(InputError, match="no CUDA device is visible"):
         command.plans(parse("--device", "cuda"))
@@ -350,7 +350,7 @@ def test_every_shape_is_warm_before_the_clock_starts(
         assert len(samples["seconds"]) == 3
 
 
-NO_GPU = gpu.visible() is None
+NO_GPU = machine.visible_gpu() is None
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ from bench_result import WORKLOAD, make_result
 from kosine.errors import InputError
 from kosine_bench import paths
 from kosine_bench.measuring import machine, result_file
-from kosine_bench.measuring.gpu import Gpu
+from kosine_bench.measuring.machine import Gpu
 from kosine_bench.report import figures, page, ratios, tables
 
 ROOT = Path(__file__).parents[1]

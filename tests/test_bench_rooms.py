@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -92,3 +94,15 @@ def test_few_modules_know_kosine_from_within() -> None:
         if any(not target.startswith(PUBLIC) for target in targets) or "_pipeline" in private:
             know_more.add(name)
     assert know_more == KNOW_MORE
+
+
+@pytest.mark.parametrize("file", ["Makefile", "bench/README.md"])
+def test_modules_that_are_run_by_name_are_there(file: str) -> None:
+    text = (BENCH.parents[1] / file).read_text("utf-8")
+    names = set(re.findall(r"-m (kosine_bench[.\w]*)", text))
+    assert names
+    for name in names:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None, name
+        if spec.submodule_search_locations is not None:  # a folder runs its __main__
+            assert importlib.util.find_spec(f"{name}.__main__") is not None

@@ -16,8 +16,8 @@ from kosine.errors import InputError, UnknownOption
 from kosine.threads import usable_cpus
 from kosine_bench.contestants.contestant import Contestant
 from kosine_bench.contestants.registry import CONTESTANTS
-from kosine_bench.measuring import gpu, result_file
-from kosine_bench.measuring.gpu import Gpu
+from kosine_bench.measuring import machine, result_file
+from kosine_bench.measuring.machine import Gpu
 from kosine_bench.measuring.models import SIZES
 from kosine_bench.measuring.plan import (
     FULL,
@@ -129,7 +129,7 @@ def plans(args: argparse.Namespace) -> list[Plan]:
         InputError: No asked model takes the asked workload's lengths, or a GPU was asked for
             and none is visible.
     """
-    device = gpu.visible() if args.device != "cpu" else None
+    device = machine.visible_gpu() if args.device != "cpu" else None
     if args.device == "cuda" and device is None:
         raise InputError(
             "no CUDA device is visible",

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kosine_bench import paths
-from kosine_bench.measuring.gpu import Gpu
 
-__all__ = ["commit", "describe", "slug"]
+__all__ = ["Gpu", "commit", "describe", "slug", "visible_gpu"]
 
 # The instruction sets that matter to matrix products, oldest first.
 ISA_FLAGS = (
     *("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_tile", "amx_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "bf16", "sve"),
 )
+# The CUDA driver's own library, asked so that no PyTorch is needed in the asking process.
+CUDA_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
+CAPABILITY_MAJOR, CAPABILITY_MINOR, MULTIPROCESSORS = 75, 76, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """The first CUDA device. `driver` is the newest CUDA version that the driver serves."""
+
+    name: str
+    capability: str
+    multiprocessors: int
+    memory_gib: float
+    driver: str
+
+    def describe(self) -> dict[str, Any]:
+        """For the result file."""
+        return {
+            "name": self.name,
+            "compute_capability": self.capability,
+            "multiprocessors": self.multiprocessors,
+            "memory_gib": self.memory_gib,
+            "cuda_driver": self.driver,
+        }
 
 
 def describe(threads: int, gpu: Gpu | None = None) -> dict[str, Any]:
@@ -89,3 +114,43 @@ def _memory_gib() -> float:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (ValueError, OSError):
         return 0.0
+
+
+def visible_gpu() -> Gpu | None:
+    """The first CUDA device that this process may use, or None."""
+    driver = _cuda_driver()
+    if driver is None or driver.cuInit(0):
+        return None
+    count = ctypes.c_int()
+    if driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return None
+    device = ctypes.c_int()
+    if driver.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    name = ctypes.create_string_buffer(128)
+    memory, version = ctypes.c_size_t(), ctypes.c_int()
+    driver.cuDeviceGetName(name, len(name), device)
+    driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+
+    def attribute(number: int) -> int:
+        value = ctypes.c_int()
+        driver.cuDeviceGetAttribute(ctypes.byref(value), number, device)
+        return value.value
+
+    return Gpu(
+        name=name.value.decode("utf-8", "replace"),
+        capability=f"{attribute(CAPABILITY_MAJOR)}.{attribute(CAPABILITY_MINOR)}",
+        multiprocessors=attribute(MULTIPROCESSORS),
+        memory_gib=round(memory.value / 2**30, 1),
+        driver=f"{version.value // 1000}.{version.value % 1000 // 10}",
+    )
+
+
+def _cuda_driver() -> Any:
+    for name in CUDA_LIBRARIES:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None

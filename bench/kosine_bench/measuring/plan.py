@@ -8,7 +8,7 @@ from typing import Literal
 
 from kosine_bench.contestants.contestant import Contestant
 from kosine_bench.contestants.registry import FORCED, WRAPPERS
-from kosine_bench.measuring.gpu import Gpu
+from kosine_bench.measuring.machine import Gpu
 from kosine_bench.measuring.models import ModelSize
 from kosine_bench.measuring.workload import Workload
 
