@@ -16,9 +16,7 @@ from kosine_bench import command, paths
 from kosine_bench.contestants.contestant import Checkpoint
 from kosine_bench.contestants.conversion import STAMP, made_by
 from kosine_bench.contestants.environment import ENVIRONMENTS, TORCH
-from kosine_bench.contestants.kosine import (
-    KosineOnnx,
-)
+from kosine_bench.contestants.kosine import KosineOnnx
 from kosine_bench.contestants.rivals import OnnxRuntime, OnnxRuntimePlain
 from kosine_bench.contestants.tei import TextEmbeddingsInference
 from kosine_bench.measuring import models, result_file

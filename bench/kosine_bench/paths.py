@@ -6,15 +6,8 @@ import os
 from pathlib import Path
 
 __all__ = [
-    "PACKAGE",
-    "PAGE",
-    "cache_dir",
-    "checkout",
-    "data_dir",
-    "environments_dir",
-    "page",
-    "results_dir",
-    "shared_dir",
+    *("PACKAGE", "PAGE", "cache_dir", "checkout", "data_dir", "environments_dir", "page"),
+    *("results_dir", "shared_dir"),
 ]
 
 PACKAGE = Path(__file__).resolve().parent

@@ -19,14 +19,8 @@ from kosine_bench.contestants.contestant import (
 )
 
 __all__ = [
-    "Kosine",
-    "KosineNativeAvx2",
-    "KosineNativeAvx512",
-    "KosineNativeBfloat16",
-    "KosineNativeFloat32",
-    "KosineOnnx",
-    "KosineOnnxCuda",
-    "KosineTensorrt",
+    *("Kosine", "KosineNativeAvx2", "KosineNativeAvx512", "KosineNativeBfloat16"),
+    *("KosineNativeFloat32", "KosineOnnx", "KosineOnnxCuda", "KosineTensorrt"),
 ]
 
 

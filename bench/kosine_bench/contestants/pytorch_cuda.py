@@ -29,12 +29,8 @@ from kosine_bench.contestants.contestant import (
 from kosine_bench.contestants.rivals import SentenceTransformersFloat32
 
 __all__ = [
-    "BULK_TEXTS",
-    "SentenceTransformersCuda",
-    "SentenceTransformersFloat32Cuda",
-    "TorchCompiled",
-    "TorchPadded",
-    "TorchVarlen",
+    *("BULK_TEXTS", "SentenceTransformersCuda", "SentenceTransformersFloat32Cuda"),
+    *("TorchCompiled", "TorchPadded", "TorchVarlen"),
 ]
 
 BULK_TEXTS = (128, 512, 2_048)

@@ -36,16 +36,8 @@ from kosine_bench.contestants.tei import TextEmbeddingsInference
 from kosine_bench.contestants.wrappers import FastEmbed, Infinity
 
 __all__ = [
-    "CONTESTANTS",
-    "FORCED",
-    "GPU_OURS",
-    "GPU_REFERENCE",
-    "GPU_RIVALS",
-    "OURS",
-    "REFERENCE",
-    "RIVALS",
-    "WRAPPERS",
-    "find",
+    *("CONTESTANTS", "FORCED", "GPU_OURS", "GPU_REFERENCE", "GPU_RIVALS", "OURS", "REFERENCE"),
+    *("RIVALS", "WRAPPERS", "find"),
 ]
 
 OURS: tuple[type[Contestant], ...] = (

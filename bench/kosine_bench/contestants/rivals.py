@@ -21,16 +21,9 @@ from kosine_bench.contestants.contestant import (
 )
 
 __all__ = [
-    "CTranslate2Int8",
-    "OnnxRuntime",
-    "OnnxRuntimeInt8",
-    "OnnxRuntimePlain",
-    "OpenVinoBfloat16",
-    "OpenVinoFloat32",
-    "OpenVinoInt8",
-    "SentenceTransformersBfloat16",
-    "SentenceTransformersCompiled",
-    "SentenceTransformersFloat32",
+    *("CTranslate2Int8", "OnnxRuntime", "OnnxRuntimeInt8", "OnnxRuntimePlain"),
+    *("OpenVinoBfloat16", "OpenVinoFloat32", "OpenVinoInt8", "SentenceTransformersBfloat16"),
+    *("SentenceTransformersCompiled", "SentenceTransformersFloat32"),
 ]
 
 

@@ -10,10 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from kosine.errors import MissingExtra
-from kosine_bench.load.generator import (
-    LONGEST,
-    SHORTEST,
-)
+from kosine_bench.load.generator import LONGEST, SHORTEST
 from kosine_bench.report.tables import markdown
 
 __all__ = ["level_table", "plot"]

@@ -19,14 +19,8 @@ from kosine_bench.measuring.arrivals import poisson_times
 from kosine_bench.measuring.workload import WORDS, WORKLOADS, draw_lengths
 
 __all__ = [
-    "LONGEST",
-    "SHORTEST",
-    "UNBOUNDED_QUEUE",
-    "kept_deadline",
-    "mixed_texts",
-    "offer",
-    "saturate",
-    "summary",
+    *("LONGEST", "SHORTEST", "UNBOUNDED_QUEUE", "kept_deadline", "mixed_texts", "offer"),
+    *("saturate", "summary"),
 ]
 
 KORSTS: Final = WORKLOADS["korsts"].columns[0]

@@ -13,21 +13,8 @@ from kosine_bench.measuring.models import ModelSize
 from kosine_bench.measuring.workload import Workload
 
 __all__ = [
-    "CALL_MODES",
-    "FULL",
-    "GPU_FULL",
-    "GPU_QUICK",
-    "LOAD_SHARES",
-    "MODES",
-    "QUICK",
-    "SCOPES",
-    "SEED",
-    "Effort",
-    "Part",
-    "Plan",
-    "default_parts",
-    "gpu_parts",
-    "load_contestants",
+    *("CALL_MODES", "FULL", "GPU_FULL", "GPU_QUICK", "LOAD_SHARES", "MODES", "QUICK", "SCOPES"),
+    *("SEED", "Effort", "Part", "Plan", "default_parts", "gpu_parts", "load_contestants"),
 ]
 
 # A mode of calls one after another, and latency under open-loop load.

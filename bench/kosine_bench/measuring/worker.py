@@ -21,12 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from kosine_bench.contestants.contestant import (
-    Absent,
-    Checkpoint,
-    Setting,
-    installed_version,
-)
+from kosine_bench.contestants.contestant import Absent, Checkpoint, Setting, installed_version
 from kosine_bench.contestants.registry import find
 from kosine_bench.measuring.arrivals import num_requests, poisson_times, serve
 

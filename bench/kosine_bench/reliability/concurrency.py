@@ -13,20 +13,9 @@ import numpy as np
 
 from kosine import Batcher
 from kosine.packed import Float32
-from kosine.testing import (
-    FAULT_MARKS,
-    FakeBackend,
-    FakeEncoder,
-    Fault,
-    linear_cost,
-)
+from kosine.testing import FAULT_MARKS, FakeBackend, FakeEncoder, Fault, linear_cost
 from kosine_bench.load.generator import UNBOUNDED_QUEUE
-from kosine_bench.reliability.harness import (
-    PATIENCE_S,
-    Figures,
-    in_threads,
-    lean_backend,
-)
+from kosine_bench.reliability.harness import PATIENCE_S, Figures, in_threads, lean_backend
 
 __all__ = ["cancel_storm", "mixups", "poison"]
 

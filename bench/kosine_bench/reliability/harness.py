@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kosine.testing import (
-    FakeBackend,
-)
+from kosine.testing import FakeBackend
 
 __all__ = ["PATIENCE_S", "Figures", "in_threads", "lean_backend"]
 

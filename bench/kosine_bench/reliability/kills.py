@@ -16,19 +16,9 @@ import numpy as np
 import kosine
 from kosine import Batcher
 from kosine.errors import WorkerCrashed
-from kosine.testing import (
-    FAULT_MARKS,
-    FakeCrash,
-    FakeEncoder,
-    linear_cost,
-)
+from kosine.testing import FAULT_MARKS, FakeCrash, FakeEncoder, linear_cost
 from kosine_bench.load.generator import UNBOUNDED_QUEUE
-from kosine_bench.reliability.harness import (
-    PATIENCE_S,
-    Figures,
-    in_threads,
-    lean_backend,
-)
+from kosine_bench.reliability.harness import PATIENCE_S, Figures, in_threads, lean_backend
 
 __all__ = ["THREADS", "Killer", "kills"]
 

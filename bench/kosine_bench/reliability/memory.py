@@ -8,16 +8,9 @@ from concurrent.futures import CancelledError
 
 from kosine import Batcher
 from kosine.errors import BatcherError
-from kosine.testing import (
-    FAULT_MARKS,
-    FakeEncoder,
-)
+from kosine.testing import FAULT_MARKS, FakeEncoder
 from kosine_bench.load.generator import UNBOUNDED_QUEUE
-from kosine_bench.reliability.harness import (
-    PATIENCE_S,
-    Figures,
-    lean_backend,
-)
+from kosine_bench.reliability.harness import PATIENCE_S, Figures, lean_backend
 
 __all__ = ["memory_growth", "resident_bytes"]
 

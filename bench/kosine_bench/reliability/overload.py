@@ -14,16 +14,9 @@ import numpy as np
 
 from kosine import Batcher
 from kosine.errors import DeadlineExceeded, QueueFull
-from kosine.testing import (
-    FakeEncoder,
-    linear_cost,
-)
+from kosine.testing import FakeEncoder, linear_cost
 from kosine_bench.load.generator import kept_deadline
-from kosine_bench.reliability.harness import (
-    PATIENCE_S,
-    Figures,
-    lean_backend,
-)
+from kosine_bench.reliability.harness import PATIENCE_S, Figures, lean_backend
 
 __all__ = ["overload", "within_overload_bar"]
 

@@ -7,12 +7,7 @@ from typing import Any
 
 from kosine_bench.measuring.plan import CALL_MODES
 from kosine_bench.measuring.result_file import device
-from kosine_bench.report.figures import (
-    ENOUGH_ARRIVALS,
-    beaten_limits,
-    figure_of,
-    min_cosine,
-)
+from kosine_bench.report.figures import ENOUGH_ARRIVALS, beaten_limits, figure_of, min_cosine
 from kosine_bench.report.ratios import (
     LEVEL_HEADS,
     PACKED_HEADS,
