@@ -207,6 +207,8 @@ def test_the_page_shows_the_newest_full_run() -> None:
     newest = result_file.latest(ROOT / "bench" / "results")
     block = page.block(result_file.read(newest), newest, PAGE.parent)
     assert f"{page.BEGIN}\n{block}\n{page.END}" in PAGE.read_text("utf-8")
+    short = page.summary(result_file.read(newest), newest, ROOT)
+    assert f"{page.SUMMARY_BEGIN}\n{short}\n{page.SUMMARY_END}" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("path", sorted(ONNX_RUNS.glob("*.json")), ids=lambda path: path.stem)

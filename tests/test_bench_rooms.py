@@ -82,7 +82,7 @@ def test_workers_start_with_numpy_alone(name: str) -> None:
 
 # What the benchmark may use of kosine anywhere, and the modules that know more of it.
 PUBLIC = ("kosine.Batcher", "kosine.errors", "kosine.packed", "kosine.testing", "kosine.threads")
-KNOW_MORE = {"contestants.kosine", "load.encoders", "load.stepped_batcher"}
+KNOW_MORE = {"contestants.kosine", "load.encoders"}
 
 
 def test_few_modules_know_kosine_from_within() -> None:

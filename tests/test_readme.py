@@ -1,4 +1,4 @@
-"""What the README tells people to run runs."""
+"""What the README and the pages under docs/ tell people to run runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pytest
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAX_README_BYTES = 9 * 1024
 
 
 @pytest.fixture(scope="module")
@@ -49,29 +51,45 @@ def run_commands(desk: Path) -> None:
         assert done.stderr == "", f"{words} speaks on stderr: {done.stderr}"
 
 
+def run_python(page: Path, names: dict[str, object]) -> int:
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), names)
+    return len(blocks)
+
+
 def test_the_command_lines_and_then_the_python(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages go on where the README ends: with its `encoder`."""
     run_commands(desk)
     monkeypatch.chdir(desk)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert blocks
     names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    assert run_python(PAGES[0], names)
     assert names["scores"].shape == (1, 2)
     assert names["best"].indices.tolist() == [[0]]
+    for page in PAGES[1:]:
+        run_python(page, dict(names))
 
 
-def test_every_verb_and_every_link_is_there() -> None:
+def test_the_readme_is_short() -> None:
+    assert len(README.encode()) <= MAX_README_BYTES
+
+
+def test_every_verb_is_there() -> None:
     from kosine.cli import VERBS
 
     for verb in VERBS:
         assert f"kosine {verb}" in README
-    for target in re.findall(r"\]\(([A-Z]+\.md)\)", README):
-        assert (ROOT / target).is_file(), target
 
 
-def test_make_targets_named_in_the_readme_exist() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_that_are_named_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"make ([a-z][a-z-]+)", README):
-        if target not in ("and",):
-            assert re.search(rf"^{target}:", makefile, re.M), f"make {target}"
+    for target in re.findall(r"make ([a-z][a-z-]+)`", page.read_text(encoding="utf-8")):
+        assert re.search(rf"^{target}:", makefile, re.M), f"make {target}"

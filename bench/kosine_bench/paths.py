@@ -12,7 +12,7 @@ __all__ = [
 
 PACKAGE = Path(__file__).resolve().parent
 # The page that holds the generated tables and pictures, from the top of the checkout.
-PAGE = "README.md"
+PAGE = "docs/benchmarks.md"
 
 
 def checkout() -> Path | None:
@@ -46,6 +46,12 @@ def page() -> Path | None:
     """The page that holds the generated tables, or None outside a checkout."""
     root = checkout()
     return root / PAGE if root else None
+
+
+def readme() -> Path | None:
+    """The README, which holds a summary of that page, or None outside a checkout."""
+    root = checkout()
+    return root / "README.md" if root else None
 
 
 def shared_dir() -> Path | None:

@@ -67,9 +67,14 @@ class Kosine(Contestant):
         return vectors
 
     def encode_ids(self, rows: Rows, setting: Setting) -> Float32:
+        from kosine.batching import split_batches
         from kosine.packed import Packed
 
-        return self.encoder.run(Packed.of(rows)).vectors
+        batch = Packed.of(rows)
+        vectors: Float32 = np.empty((len(batch), self.encoder.dim), np.float32)
+        for chosen in split_batches(batch.lengths, self.encoder.max_batch_tokens):
+            vectors[chosen] = self.encoder.run(batch.take(chosen)).vectors
+        return vectors
 
     def computed_tokens(self, lengths: Sequence[int], setting: Setting) -> int:
         return sum(lengths)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kosine.packed import Float32, Packed, Pooled
-from kosine.pipeline import Prepared, StagedEncoder
+from kosine.serving.batcher import Prepared, StagedEncoder
 
 __all__ = ["CountingEncoder", "PaddedEncoder", "StagedEncoder"]
 
@@ -29,7 +29,7 @@ class PaddedEncoder:
     def __init__(self, encoder: StagedEncoder) -> None:
         self._encoder = encoder
         self.dim = encoder.dim
-        self.max_tokens = encoder.max_tokens
+        self.max_batch_tokens = encoder.max_batch_tokens
 
     def prepare(
         self, texts: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None

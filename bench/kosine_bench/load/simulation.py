@@ -15,8 +15,7 @@ import numpy as np
 
 from kosine.errors import BatcherError, QueueFull
 from kosine.packed import Packed, Pooled
-from kosine.testing import FakeBackend, FakeClock, FakeEncoder
-from kosine_bench.load.stepped_batcher import SteppedBatcher
+from kosine.testing import FakeBackend, FakeClock, FakeEncoder, SteppedBatcher
 from kosine_bench.measuring.arrivals import poisson_times
 
 __all__ = ["Outcome", "capacity_tps", "simulate"]
@@ -101,7 +100,7 @@ def simulate(
     clock = FakeClock()
     backend = _SteppedBackend(cost)
     encoder = FakeEncoder(backend)
-    batcher = SteppedBatcher(encoder, clock, **options)
+    batcher = SteppedBatcher(encoder, clock=clock, **options)
     begun = clock.now()
     sizes = encoder.count_tokens(texts)
     rate_rps = rate_tps * len(texts) / sum(sizes)
@@ -128,7 +127,7 @@ def simulate(
         else:
             future.add_done_callback(lambda done: answered(done, number))
         following += 1
-        outcome.most_queue_tokens = max(outcome.most_queue_tokens, batcher.queue_tokens)
+        outcome.most_queue_tokens = max(outcome.most_queue_tokens, batcher.stats().queue_tokens)
 
     def pass_time(seconds: float) -> None:
         until = clock.now() + seconds
@@ -142,7 +141,7 @@ def simulate(
     backend.pass_time = pass_time
     while True:
         batcher.expire()
-        at = batcher.next_batch_at()
+        at = batcher.run_at()
         arrival = times[following] if following < len(times) else float("inf")
         if at <= clock.now():
             batcher.run_batch()

@@ -24,7 +24,7 @@ __all__ = ["THREADS", "Killer", "kills"]
 
 # Where the batcher's own code is, and what its threads are called.
 CODE = Path(kosine.__file__).parent
-THREADS = ("kosine-runner", "kosine-preparer")
+THREADS = ("kosine-runner", "kosine-timer")
 CALLERS = 4
 
 

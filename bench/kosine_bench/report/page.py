@@ -12,9 +12,14 @@ from kosine_bench.measuring import result_file
 from kosine_bench.report import figures, ratios, tables
 from kosine_bench.report.pictures import PICTURES, picture_path
 
-__all__ = ["block", "update"]
+__all__ = ["block", "summary", "update"]
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+SUMMARY_BEGIN, SUMMARY_END = "<!-- speed:begin -->", "<!-- speed:end -->"
+SUMMARY_COLUMNS = (
+    *("runtime", "single p50, ms", "burst, sentences/s", "bulk, sentences/s"),
+    *("peak memory, MiB", "lowest cosine"),
+)
 GPU_BEGIN, GPU_END = "<!-- bench-gpu:begin -->", "<!-- bench-gpu:end -->"
 
 
@@ -139,19 +144,65 @@ def _packed_table(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def summary(result: dict[str, Any], path: Path, root: Path) -> str:
+    """Markdown for the README: kosine's ways and the fastest rival of each precision, in bulk."""
+    workload = figures.main_workload(result)
+    best: dict[str, tuple[float, str]] = {}
+    shown = set()
+    for contestant in result["contestants"]:
+        figure = figures.figure_of(result, contestant["name"], workload, "bulk", "end-to-end")
+        if figure is None or contestant.get("forced"):
+            continue
+        rate = figure["summary"]["sentences_per_second"]
+        if contestant["ours"]:
+            shown.add(contestant["label"])
+        else:
+            kind = contestant["precision"]
+            best[kind] = max(best.get(kind, (0.0, "")), (rate, contestant["label"]))
+    shown |= {label for _, label in best.values()}
+    columns = [tables.HEADLINE.index(name) for name in SUMMARY_COLUMNS]
+    rows = [
+        [row[column] for column in columns]
+        for row in tables.headline(result, workload, "end-to-end")
+        if row[0] in shown
+    ]
+    relative = Path(os.path.relpath(path, root)).as_posix()
+    made = result["made"]
+    return "\n".join(
+        [
+            f"{result['machine']['cpu']}, {result['machine']['threads']} threads, base size, text"
+            " in, unit vectors out; the fastest rival of each precision beside kosine, in one run"
+            f" ([{made['date'][:10]}, {made.get('commit', '')[:12]}]({relative})):",
+            "",
+            tables.markdown(SUMMARY_COLUMNS, rows, bold="kosine"),
+        ]
+    )
+
+
 def update(result: dict[str, Any], path: Path, page: Path | None = None) -> Path | None:
-    """Replace what stands between the markers of the page; None outside a checkout.
+    """Replace what stands between the markers of the page, and the README's summary of it.
+
+    Returns:
+        The page; None outside a checkout.
 
     Raises:
-        InputError: The page has no markers.
+        InputError: A page has no markers.
     """
+    readme = None if page is not None else paths.readme()
     page = page or paths.page()
     if page is None:
         return None
-    text = page.read_text("utf-8")
     gpu = result_file.device(result) == "cuda"
-    opening, closing = (GPU_BEGIN, GPU_END) if gpu else (BEGIN, END)
-    head, begin, rest = text.partition(opening)
+    markers = (GPU_BEGIN, GPU_END) if gpu else (BEGIN, END)
+    _replace(page, markers, block(result, path, page.parent))
+    if readme is not None and not gpu:
+        _replace(readme, (SUMMARY_BEGIN, SUMMARY_END), summary(result, path, readme.parent))
+    return page
+
+
+def _replace(page: Path, markers: tuple[str, str], made: str) -> None:
+    opening, closing = markers
+    head, begin, rest = page.read_text("utf-8").partition(opening)
     _, end, tail = rest.partition(closing)
     if not begin or not end:
         raise InputError(
@@ -159,6 +210,4 @@ def update(result: dict[str, Any], path: Path, page: Path | None = None) -> Path
             limit=f"{opening} and {closing}",
             remedy="put both where the table belongs",
         )
-    made = block(result, path, page.parent)
     page.write_text(f"{head}{opening}\n{made}\n{closing}{tail}", "utf-8")
-    return page
