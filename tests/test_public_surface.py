@@ -13,7 +13,7 @@ import pytest
 import kosine
 from kosine import Encoder, cli
 from kosine.backend import Backend
-from kosine.backends import ALL_DTYPES, AUTO, BACKENDS, DTYPES
+from kosine.backends import BACKENDS, DTYPES, capabilities
 from kosine.canary import GATES
 
 HEAVY = ("torch", "transformers", "sentence_transformers", "onnx", "onnxruntime", "kosine_export",
@@ -105,13 +105,13 @@ def test_the_encoders_public_names():
 
 def test_backends_keep_the_protocol(sample):
     assert isinstance(sample.backend, Backend)
-    assert set(BACKENDS) == set(DTYPES)
-    for tried in AUTO.values():
-        for name, kinds in tried.items():
-            assert set(kinds) <= set(DTYPES[name]), name
-    for name, dtypes in DTYPES.items():
-        assert set(dtypes) <= set(ALL_DTYPES), name
-        assert set(dtypes) <= set(GATES), f"{name}: every dtype needs a canary gate"
+    able = {name: capabilities(name) for name in BACKENDS}
+    assert set().union(*(each.dtypes for each in able.values())) == set(DTYPES)
+    assert set(DTYPES) == set(GATES), "every dtype needs a canary gate"
+    for name, each in able.items():
+        assert set(each.auto) <= {"cpu", "cuda"}, name
+        for tried in each.auto.values():
+            assert set(tried) <= set(each.dtypes), name
 
 
 def test_every_public_thing_says_what_it_is():

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from kosine.packed import Packed, Pooled
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "Capabilities"]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend's module states before any engine is made.
+
+    Attributes:
+        dtypes: All that it computes in.
+        auto: By kind of device that it runs on, "cpu" or "cuda": the dtypes that "auto" tries
+            there, fastest first.
+    """
+
+    dtypes: tuple[str, ...]
+    auto: Mapping[str, tuple[str, ...]]
 
 
 @runtime_checkable

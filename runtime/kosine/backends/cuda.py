@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kosine.errors import BackendError, BackendUnavailable, MissingExtra
 
-__all__ = ["Cuda", "cuda_runtime"]
+__all__ = ["Cuda", "check_gpu", "cuda_runtime"]
 
 
 def cuda_runtime() -> Any:
@@ -30,6 +30,30 @@ def cuda_runtime() -> Any:
     return import_module("cuda.bindings.runtime")
 
 
+def check_gpu(index: int) -> Any:
+    """`cuda_runtime()`, where it knows a GPU of that index. Nothing is set up on the GPU.
+
+    Raises:
+        MissingExtra: cuda-python is absent.
+        BackendUnavailable: No driver, no GPU, or none with this index.
+    """
+    cuda = cuda_runtime()
+    error, count = cuda.cudaGetDeviceCount()
+    if error != cuda.cudaError_t.cudaSuccess:
+        raise BackendUnavailable(
+            f"CUDA cannot be used here: {_text(cuda, error)}",
+            limit="an NVIDIA GPU and its driver",
+            remedy="install the driver, load nothing on a GPU before a fork, or use device='cpu'",
+        )
+    if index >= count:
+        raise BackendUnavailable(
+            f"there is no device cuda:{index}",
+            limit=f"{count} GPUs, from cuda:0",
+            remedy="name one of them, and check CUDA_VISIBLE_DEVICES",
+        )
+    return cuda
+
+
 class Cuda:
     """A GPU with a stream of its own. Copies and graphs go to that stream, in order.
 
@@ -42,26 +66,11 @@ class Cuda:
         stream: The stream's handle.
 
     Raises:
-        MissingExtra: cuda-python is absent.
-        BackendUnavailable: No driver, no GPU, or none with this index.
+        MissingExtra, BackendUnavailable: As `check_gpu`.
     """
 
     def __init__(self, index: int) -> None:
-        self._cuda = cuda_runtime()
-        error, count = self._cuda.cudaGetDeviceCount()
-        if error != self._cuda.cudaError_t.cudaSuccess:
-            raise BackendUnavailable(
-                f"CUDA cannot be used here: {self._text(error)}",
-                limit="an NVIDIA GPU and its driver",
-                remedy="install the driver, load nothing on a GPU before a fork, or use "
-                "device='cpu'",
-            )
-        if index >= count:
-            raise BackendUnavailable(
-                f"there is no device cuda:{index}",
-                limit=f"{count} GPUs, from cuda:0",
-                remedy="name one of them, and check CUDA_VISIBLE_DEVICES",
-            )
+        self._cuda = check_gpu(index)
         self._index = index
         self._device: list[int] = []
         self._pinned: list[int] = []
@@ -145,14 +154,15 @@ class Cuda:
         error, *values = getattr(self._cuda, function)(*args)
         if error != self._cuda.cudaError_t.cudaSuccess:
             raise BackendError(
-                f"{function} failed: {self._text(error)}",
+                f"{function} failed: {_text(self._cuda, error)}",
                 remedy="check free GPU memory with nvidia-smi; after a fault, load it again",
             )
         return values[0] if values else None
 
-    def _text(self, error: Any) -> str:
-        name, text = (
-            getattr(self._cuda, function)(error)[1].decode()
-            for function in ("cudaGetErrorName", "cudaGetErrorString")
-        )
-        return f"{name}, {text}"
+
+def _text(cuda: Any, error: Any) -> str:
+    name, text = (
+        getattr(cuda, function)(error)[1].decode()
+        for function in ("cudaGetErrorName", "cudaGetErrorString")
+    )
+    return f"{name}, {text}"

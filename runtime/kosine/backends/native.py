@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
+from kosine.backend import Capabilities
 from kosine.backends.device import check_cpu
 from kosine.bundle import Bundle
 from kosine.errors import BackendError, BackendUnavailable, UnknownOption
 from kosine.packed import Packed, Pooled
 from kosine.positions import position_ids
 from kosine.threads import usable_cpus
-from kosine_kernels.engine import ISA_VARIABLE, Engine, Unavailable, select_isa
+from kosine_kernels.engine import ISA_VARIABLE, Engine, Unavailable, isa_levels, select_isa
 
-__all__ = ["NativeBackend"]
+__all__ = ["CAPABILITIES", "NativeBackend", "probe"]
+
+CAPABILITIES = Capabilities(("float32", "bfloat16"), {"cpu": ("bfloat16", "float32")})
+# The head sizes that the engine runs.
+HEAD_SIZE_STEP, MAX_HEAD_SIZE = 16, 128
+
+
+def probe(bundle: Bundle, dtype: str) -> None:
+    """Raise what keeps an engine from being made, as far as that shows without making one."""
+    _isa_for(dtype)
+    architecture = bundle.manifest.architecture
+    head_size = architecture.hidden_size // architecture.num_heads
+    if head_size % HEAD_SIZE_STEP or head_size > MAX_HEAD_SIZE:
+        raise BackendError(
+            f"the native engine cannot run {bundle.path.name}: the head size is {head_size}",
+            limit=f"a multiple of {HEAD_SIZE_STEP}, at most {MAX_HEAD_SIZE}",
+            remedy="use backend='onnx'",
+        )
 
 
 class NativeBackend:
@@ -36,7 +56,7 @@ class NativeBackend:
     Raises:
         BackendUnavailable: No native module in this build, no such ISA level or dtype on this
             machine, or another device.
-        UnknownOption: `threads` out of range, or a `KOSINE_ISA` that no level has.
+        UnknownOption: `threads` out of range, or a `KOSINE_ISA` that is no level of this machine.
         BackendError: The engine cannot run a model of this shape.
     """
 
@@ -98,15 +118,39 @@ class NativeBackend:
 
 
 def _isa_for(dtype: str) -> str:
+    """The ISA level for a dtype.
+
+    Raises:
+        UnknownOption: `KOSINE_ISA` names no level, or one that this machine lacks.
+        BackendUnavailable: No native module, or no level that is allowed here has the dtype.
+    """
     try:
         return select_isa(dtype)
-    except Unavailable as error:
+    except (Unavailable, ValueError) as error:
+        forced = os.environ.get(ISA_VARIABLE, "")
+        reason = str(error).rpartition("; ")[0]  # the remedies below know more than its own
+        # Every level runs float32: one that does not is not there.
+        if forced and isa_levels() and not _runs("float32", forced):
+            raise UnknownOption(
+                f"the environment variable {ISA_VARIABLE} cannot be followed: {reason}",
+                remedy=f"choose one of these, or unset {ISA_VARIABLE}",
+            ) from error
+        if forced and _runs(dtype, ""):
+            remedy = f"unset {ISA_VARIABLE}, or use dtype='float32'"
+        elif _runs("float32", ""):
+            remedy = "use dtype='float32'"
+        else:
+            remedy = "use backend='onnx'"
+        held = f" with {ISA_VARIABLE}={forced}" if forced and isa_levels() else ""
         raise BackendUnavailable(
-            f"backend 'native' cannot run in {dtype} here: {error}",
-            remedy="use another dtype or backend='onnx'",
+            f"backend 'native' cannot run in {dtype} here{held}: {reason}", remedy=remedy
         ) from error
-    except ValueError as error:
-        raise UnknownOption(
-            f"the environment variable {ISA_VARIABLE} cannot be followed: {error}",
-            remedy=f"unset {ISA_VARIABLE}",
-        ) from error
+
+
+def _runs(dtype: str, level: str) -> bool:
+    """Whether the dtype runs on this machine with nothing above `level` ("" for no limit)."""
+    try:
+        select_isa(dtype, level)
+    except (Unavailable, ValueError):
+        return False
+    return True

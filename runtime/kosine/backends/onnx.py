@@ -21,7 +21,7 @@ from kosine.positions import position_ids
 from kosine.rows import Rows, fill_rows
 from kosine.threads import usable_cpus
 
-__all__ = ["OnnxBackend", "graph_path", "import_onnxruntime"]
+__all__ = ["OnnxBackend", "graph_path", "import_onnxruntime", "probe"]
 
 GRAPHS = {"float32": ("packed.onnx", "onnx"), "float16": ("fp16/packed.onnx", "onnx-fp16")}
 # In trials its fused residual and LayerNorm took about five times as long on a CPU as the two
@@ -142,8 +142,18 @@ def start_session(graph: Path, options: Any) -> Any:
     )
 
 
+def probe(bundle: Bundle, dtype: str) -> None:
+    """Raise what keeps an engine from being made, as far as that shows without making one."""
+    _check_onnxruntime()
+    _graph_name(bundle, dtype)
+
+
 def graph_path(bundle: Bundle, dtype: str) -> Path:
     """The packed graph of a dtype, after it was judged; MissingTarget where there is none."""
+    return bundle.graph(_graph_name(bundle, dtype))
+
+
+def _graph_name(bundle: Bundle, dtype: str) -> str:
     graph, target = GRAPHS[dtype]
     if not bundle.has(graph):
         raise MissingTarget(
@@ -151,11 +161,20 @@ def graph_path(bundle: Bundle, dtype: str) -> Path:
             limit=f"its targets: {', '.join(bundle.manifest.targets)}",
             remedy=f"export it again with --target {target}",
         )
-    return bundle.graph(graph)
+    return graph
 
 
 def import_onnxruntime() -> Any:
     """The onnxruntime module, or the error that says how to get it."""
+    _check_onnxruntime()
+    # Its telemetry thread, started on import, would be lost in a fork, and asks nobody first.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
+def _check_onnxruntime() -> None:
     if importlib.util.find_spec("onnxruntime") is None:
         raise MissingExtra(
             "backend 'onnx' needs onnxruntime, which is not installed",
@@ -168,11 +187,6 @@ def import_onnxruntime() -> Any:
             limit="exactly one of them",
             remedy="pip uninstall both, then pip install 'kosine[onnx]' or 'kosine[gpu]'",
         )
-    # Its telemetry thread, started on import, would be lost in a fork, and asks nobody first.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    return onnxruntime
 
 
 def _version(distribution: str) -> str:

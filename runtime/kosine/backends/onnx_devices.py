@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from kosine.backend import Backend
+from kosine.backend import Backend, Capabilities
 from kosine.backends import onnx
 from kosine.backends.device import is_cuda
+from kosine.backends.onnx import probe
 from kosine.bundle import Bundle
 
-__all__ = ["make_onnx"]
+__all__ = ["CAPABILITIES", "make_onnx", "probe"]
+
+CAPABILITIES = Capabilities(
+    ("float32", "float16"), {"cpu": ("float32",), "cuda": ("float16", "float32")}
+)
 
 
 def make_onnx(

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kosine.backend import Capabilities
 from kosine.backends.buckets import Shape, fill_piece, input_shape, pieces
 from kosine.backends.capture_gate import GATE
-from kosine.backends.cuda import Cuda
+from kosine.backends.cuda import Cuda, check_gpu
 from kosine.backends.device import cuda_index, first_line
 from kosine.backends.forks import check_process, never_destroy, watch_forks
 from kosine.backends.trt_engine import PlanContext, PlanEngine
-from kosine.backends.trt_plans import choose_plan, installed_flavours
+from kosine.backends.trt_plans import choose_plan, find_flavours, installed_flavours
 from kosine.bundle import Bundle
 from kosine.errors import BackendError, KosineError, UnknownOption
 from kosine.packed import Float32, Packed, Pooled
@@ -27,12 +28,23 @@ from kosine.plans import Plan
 from kosine.positions import position_ids
 from kosine.rows import Rows
 
-__all__ = ["TensorRTBackend"]
+__all__ = ["CAPABILITIES", "TensorRTBackend", "probe"]
+
+CAPABILITIES = Capabilities(("float16",), {"cuda": ("float16",)})
 
 MAX_GRAPHS = 32  # each has a context of its own
 ALIGNMENT = 256
 
 logger = logging.getLogger("kosine")
+
+
+def probe(bundle: Bundle, dtype: str) -> None:  # noqa: ARG001
+    """Raise what keeps an engine from being made, as far as that shows without making one.
+
+    Whether a plan fits this GPU and this version shows only when it is loaded.
+    """
+    find_flavours(bundle.manifest.plans, bundle.path.name)
+    check_gpu(0)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from kosine.backends.device import first_line
 from kosine.errors import BackendUnavailable, MissingExtra, MissingTarget, PlanMismatch
 from kosine.plans import FLAVOURS, Plan
 
-__all__ = ["choose_plan", "installed_flavours"]
+__all__ = ["choose_plan", "find_flavours", "installed_flavours"]
 
 TARGET = "tensorrt-fp16"
 INSTALL = "pip install 'kosine[tensorrt]'"
@@ -21,9 +21,27 @@ def installed_flavours(plans: Sequence[Plan], bundle_name: str) -> dict[str, Any
     """The TensorRT modules, by flavour, that `plans` need and this machine has; at least one.
 
     Raises:
+        MissingTarget, MissingExtra: As `find_flavours`.
+        BackendUnavailable: One is installed and cannot be imported.
+    """
+    found = {}
+    for flavour in find_flavours(plans, bundle_name):
+        try:
+            found[flavour] = import_module(FLAVOURS[flavour])
+        except (ImportError, OSError) as error:
+            raise BackendUnavailable(
+                f"the module {FLAVOURS[flavour]} cannot be imported: {first_line(error)}",
+                remedy=f"reinstall it: {INSTALL}",
+            ) from error
+    return found
+
+
+def find_flavours(plans: Sequence[Plan], bundle_name: str) -> list[str]:
+    """The flavours that `plans` need and this machine has, none of them imported; at least one.
+
+    Raises:
         MissingTarget: There are no plans.
         MissingExtra: None of the modules is installed.
-        BackendUnavailable: One is installed and cannot be imported.
     """
     if not plans:
         raise MissingTarget(
@@ -32,17 +50,7 @@ def installed_flavours(plans: Sequence[Plan], bundle_name: str) -> dict[str, Any
             remedy=f"export it again with --target {TARGET}, on this machine",
         )
     wanted = list(dict.fromkeys(plan.flavour for plan in plans))
-    found = {}
-    for flavour in wanted:
-        if importlib.util.find_spec(FLAVOURS[flavour]) is None:
-            continue
-        try:
-            found[flavour] = import_module(FLAVOURS[flavour])
-        except (ImportError, OSError) as error:
-            raise BackendUnavailable(
-                f"the module {FLAVOURS[flavour]} cannot be imported: {first_line(error)}",
-                remedy=f"reinstall it: {INSTALL}",
-            ) from error
+    found = [name for name in wanted if importlib.util.find_spec(FLAVOURS[name]) is not None]
     if not found:
         raise MissingExtra(
             f"backend 'tensorrt' needs {' or '.join(FLAVOURS[name] for name in wanted)}, "

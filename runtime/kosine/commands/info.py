@@ -1,4 +1,8 @@
-"""Say what a bundle holds: the model, its limits, its files, the parity measured at export."""
+"""Say what a bundle holds: the model, its limits, its files, the parity measured at export.
+
+Only the manifest is read, and no engine is made: what is said of engines is what shows without
+that (the module, its packages, the processor, the target).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,10 @@ import dataclasses
 import sys
 from typing import Any
 
-from kosine.backends import BACKENDS, DTYPES, make_backend
+from kosine.backends import BACKENDS, candidates, capabilities, probe
 from kosine.bundle import Bundle
 from kosine.commands import options
-from kosine.errors import KosineError
+from kosine.errors import InputError, KosineError
 
 __all__ = ["add_arguments", "run"]
 
@@ -36,10 +40,10 @@ def _engines(bundle: Bundle) -> list[dict[str, Any]]:
     """Every backend and dtype: whether it runs here, and its fingerprint or the reason not."""
     found = []
     for backend in BACKENDS:
-        for dtype in DTYPES[backend]:
+        for dtype in capabilities(backend).dtypes:
             entry: dict[str, Any] = {"backend": backend, "dtype": dtype}
             try:
-                make_backend(bundle, backend=backend, dtype=dtype, threads=1)
+                probe(bundle, backend, dtype)
             except KosineError as error:
                 entry |= {"runs": False, "reason": str(error)}
             else:
@@ -49,12 +53,16 @@ def _engines(bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def _chosen(bundle: Bundle) -> dict[str, str] | None:
-    """The backend and dtype that "auto" takes on this machine; None where nothing runs."""
-    try:
-        made = make_backend(bundle)
-    except KosineError:
-        return None
-    return {"backend": made.name, "dtype": made.dtype}
+    """What "auto" tries first on this machine, and takes where it passes the canary; or None."""
+    for backend, dtype in candidates("auto", "auto", "auto"):
+        try:
+            probe(bundle, backend, dtype)
+        except InputError:  # "auto" goes no further
+            return None
+        except KosineError:
+            continue
+        return {"backend": backend, "dtype": dtype}
+    return None
 
 
 def _text(bundle: Bundle, engines: list[dict[str, Any]], chosen: dict[str, str] | None) -> str:
@@ -78,7 +86,7 @@ def _text(bundle: Bundle, engines: list[dict[str, Any]], chosen: dict[str, str] 
     for entry in engines:
         state = f"fingerprint {entry['fingerprint']}" if entry["runs"] else entry["reason"]
         if chosen == {"backend": entry["backend"], "dtype": entry["dtype"]}:
-            state += "  (auto)"
+            state += "  (auto, where it passes the canary)"
         lines.append(f"  {entry['backend']}/{entry['dtype']:<9} {state}")
     for plan in m.plans:
         widths = ", ".join(str(profile.width) for profile in plan.profiles)
@@ -92,7 +100,10 @@ def _text(bundle: Bundle, engines: list[dict[str, Any]], chosen: dict[str, str] 
 def _parity(parity: dict[str, Any] | None) -> str:
     if parity is None:
         return "not measured at export (PyTorch was not installed)"
+    centred = parity.get("centred")
     return (
-        f"min cosine {parity['min_cosine']:.8f}, max abs error {parity['max_abs_error']:.1e} over "
+        f"min cosine {parity['min_cosine']:.8f}, "
+        + ("" if centred is None else f"centred {centred['min_cosine']:.8f}, ")
+        + f"max abs error {parity['max_abs_error']:.1e} over "
         f"{parity['texts']} comparisons with {parity['referee']}"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import kosine
-from kosine.backends import ALL_DTYPES, BACKENDS
+from kosine.backends import BACKENDS, DTYPES
 from kosine.errors import InputError
 
 __all__ = [
@@ -29,9 +29,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", default="auto", metavar="B", help=f"auto, {', '.join(BACKENDS)}"
     )
-    parser.add_argument(
-        "--dtype", default="auto", metavar="D", help=f"auto, {', '.join(ALL_DTYPES)}"
-    )
+    parser.add_argument("--dtype", default="auto", metavar="D", help=f"auto, {', '.join(DTYPES)}")
     parser.add_argument(
         "--device",
         default="auto",

@@ -1,0 +1,55 @@
+"""A stand-in for the native engine, on any machine and in any dtype that it is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kosine.backends.onnx import OnnxBackend
+from kosine.bundle import Bundle
+from kosine.errors import BackendUnavailable
+from kosine.packed import Packed, Pooled
+
+
+class StandIn:
+    """The bundle's float32 graph under the name "native", faults on order.
+
+    Attributes:
+        made: (name, dtype) of each that was made.
+        absent: Dtypes that this machine lacks.
+        wrong: Dtypes in which rows from `wrong_from_row` on come out negated.
+        bent: Dtypes in which the first number of each row is a little off: vectors inside the
+            gate of bfloat16 and outside that of float32.
+    """
+
+    made: list[tuple[str, str]] = []  # noqa: RUF012
+    absent: frozenset[str] = frozenset()
+    wrong: frozenset[str] = frozenset()
+    bent: frozenset[str] = frozenset()
+    wrong_from_row = 0
+    name = "native"
+
+    def __init__(self, bundle: Bundle, *, dtype: str, **_: Any) -> None:
+        if dtype in self.absent:
+            raise BackendUnavailable(f"no {dtype} here")
+        self.made.append((self.name, dtype))
+        self.dtype = dtype
+        self._inner = OnnxBackend(bundle, threads=1)
+        self.dim = self._inner.dim
+
+    def run(self, batch: Packed) -> Pooled:
+        pooled = self._inner.run(batch)
+        if self.dtype in self.wrong:
+            pooled.vectors[self.wrong_from_row :, :] *= -1
+        if self.dtype in self.bent:
+            pooled.vectors[:, 0] += 3e-3
+            pooled.vectors[:] /= (pooled.vectors**2).sum(axis=1, keepdims=True) ** 0.5
+        return pooled
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    """A fresh stand-in behind the name "native"."""
+    kind = type("StandIn", (StandIn,), {"made": []})
+    monkeypatch.setattr("kosine.backends.native.NativeBackend", kind)
+    return kind
