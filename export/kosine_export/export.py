@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import kosine
 from kosine.backends import make_backend
 from kosine.bundle import MANIFEST, Bundle, artifact_of, writing_bundle
-from kosine.canary import CANARY, Canary, calibrated_ranges, check_canary
+from kosine.canary import CANARY, Canary, calibrated_ranges, check_canary, mean_vector
 from kosine.encoder import Encoder
 from kosine.errors import ParityError, UnknownOption
 from kosine.manifest import Architecture, Artifact, Dense, Manifest, Pooling
@@ -265,7 +265,7 @@ class _Export:
             vectors = _reference_vectors(self.checkpoint, batch)
         else:
             vectors = referee.encode([_formed(text, self.unicode) for text in texts])
-        return Canary(tuple(texts), batch, vectors)
+        return Canary(tuple(texts), batch, vectors, mean_vector(vectors))
 
     def _check(self, dtype: str, referee: Referee | None) -> None:
         """Refuse to finish a bundle that does not give what the reference gives."""
