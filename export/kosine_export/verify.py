@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kosine.bundle import Bundle
 from kosine.encoder import Encoder
 from kosine.errors import ParityError
 from kosine_export.parity import Parity, measure
 from kosine_export.referee import Referee
 from kosine_export.texts import parity_texts
 
-__all__ = ["against"]
+__all__ = ["against", "compare_with", "referee_for"]
 
 
 def against(
@@ -26,12 +27,36 @@ def against(
     """Compare with PyTorch on `texts`, by default the project's own.
 
     Raises:
+        ParityError, MissingExtra, CheckpointError: As `referee_for`.
+    """
+    referee = referee_for(
+        encoder.bundle, checkpoint, base=base, revision=revision, allow_pickle=allow_pickle
+    )
+    return compare_with(referee, encoder, texts)
+
+
+def compare_with(referee: Referee, encoder: Encoder, texts: Sequence[str] | None) -> Parity:
+    """Compare on `texts`, by default the project's own."""
+    return measure(encoder, referee, texts or parity_texts(encoder.max_tokens))
+
+
+def referee_for(
+    bundle: Bundle,
+    checkpoint: str | Path,
+    *,
+    base: str | Path | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+) -> Referee:
+    """The checkpoint in PyTorch, with the limits that the bundle's export was asked for.
+
+    Raises:
         ParityError: The checkpoint's vectors have another length.
         MissingExtra, CheckpointError: The referee cannot be made.
     """
     # Only what the export was asked to override is overridden here: a limit that kosine misread
     # must show.
-    overrides = encoder.manifest.source.get("overrides", {})
+    overrides = bundle.manifest.source.get("overrides", {})
     referee = Referee(
         checkpoint,
         base=base,
@@ -40,11 +65,10 @@ def against(
         allow_pickle=allow_pickle,
     )
     dim = referee.encode([""]).shape[1]
-    if dim != encoder.dim:
+    if dim != bundle.manifest.dim:
         raise ParityError(
             f"the checkpoint's vectors have {dim} dimensions",
-            limit=f"the bundle's have {encoder.dim}",
+            limit=f"the bundle's have {bundle.manifest.dim}",
             remedy="compare with the checkpoint that the bundle was exported from",
         )
-    chosen = parity_texts(encoder.max_tokens) if texts is None else list(texts)
-    return measure(encoder, referee, chosen)
+    return referee
