@@ -8,7 +8,7 @@ import pytest
 
 from kosine.backends.onnx import OnnxBackend
 from kosine.bundle import Bundle
-from kosine.errors import BackendUnavailable
+from kosine.errors import BackendError, BackendUnavailable
 from kosine.packed import Packed, Pooled
 
 
@@ -18,6 +18,7 @@ class StandIn:
     Attributes:
         made: (name, dtype) of each that was made.
         absent: Dtypes that this machine lacks.
+        broken: Dtypes in which `run` raises.
         wrong: Dtypes in which rows from `wrong_from_row` on come out negated.
         bent: Dtypes in which the first number of each row is a little off: vectors inside the
             gate of bfloat16 and outside that of float32.
@@ -25,6 +26,7 @@ class StandIn:
 
     made: list[tuple[str, str]] = []  # noqa: RUF012
     absent: frozenset[str] = frozenset()
+    broken: frozenset[str] = frozenset()
     wrong: frozenset[str] = frozenset()
     bent: frozenset[str] = frozenset()
     wrong_from_row = 0
@@ -39,6 +41,8 @@ class StandIn:
         self.dim = self._inner.dim
 
     def run(self, batch: Packed) -> Pooled:
+        if self.dtype in self.broken:
+            raise BackendError(f"{self.dtype} broke")
         pooled = self._inner.run(batch)
         if self.dtype in self.wrong:
             pooled.vectors[self.wrong_from_row :, :] *= -1

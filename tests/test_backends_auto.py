@@ -256,7 +256,8 @@ OLD, NEW = ("avx2", "avx512"), ("avx2", "avx512", "avx512_bf16")
 @pytest.mark.parametrize("named", ["auto", "native"])
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("levels", "forced"), [(NEW, "avx521"), (OLD, "avx512_bf16"), (NEW, "amx_bf16"), (OLD, "AVX2")]
+    ("levels", "forced"),
+    [(NEW, "avx521"), (OLD, "avx512_bf16"), (NEW, "amx_bf16"), (OLD, "AVX2"), ((), "avx521")],
 )
 def test_a_level_that_cannot_be_followed_is_an_error(
     bundle, monkeypatch, named, dtype, levels, forced

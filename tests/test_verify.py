@@ -164,6 +164,13 @@ def test_float32_runs_on_onnx_runtime_where_there_is_no_native_engine(
     assert (code, ran(value)) == (0, [("onnx", "float32", True)])
 
 
+def test_an_engine_that_cannot_run_is_passed_over_too(verify, refused, sample_bundle, native):
+    native.broken = {"bfloat16"}
+    code, value, _ = verify(sample_bundle)
+    assert (code, ran(value)) == (0, [("native", "float32", True)])
+    assert "bfloat16 broke" in refused(sample_bundle, "--dtype", "bfloat16")
+
+
 def test_token_ids_that_differ_fail(verify, sample_bundle, tmp_path):
     path = tmp_path / "b.kosine"
     shutil.copytree(sample_bundle, path)

@@ -37,7 +37,8 @@ def against(
 
 def compare_with(referee: Referee, encoder: Encoder, texts: Sequence[str] | None) -> Parity:
     """Compare on `texts`, by default the project's own."""
-    return measure(encoder, referee, texts or parity_texts(encoder.max_tokens))
+    chosen = parity_texts(encoder.max_tokens) if texts is None else list(texts)
+    return measure(encoder, referee, chosen)
 
 
 def referee_for(

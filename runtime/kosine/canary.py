@@ -270,7 +270,8 @@ def check_canary(bundle: Bundle, backend: Backend, texts: int | None = AUTO_TEXT
         raise ParityError(
             f"backend {backend.name!r} in {backend.dtype} fails the canary: min cosine "
             f"{found.min_cosine:.7f}, mean {found.mean_cosine:.7f}, max abs error "
-            f"{found.max_abs_error:.1e}",
+            f"{found.max_abs_error:.1e}"
+            + ("" if found.centred is None else f", centred min {found.centred_text()}"),
             limit=str(gate),
             remedy="run `kosine verify` on the bundle; export it again if it fails",
         )

@@ -129,8 +129,10 @@ def _isa_for(dtype: str) -> str:
     except (Unavailable, ValueError) as error:
         forced = os.environ.get(ISA_VARIABLE, "")
         reason = str(error).rpartition("; ")[0]  # the remedies below know more than its own
-        # Every level runs float32: one that does not is not there.
-        if forced and isa_levels() and not _runs("float32", forced):
+        # Every level runs float32: one that does not is not there. Without AVX2 none is, and
+        # then the processor is to blame.
+        absent = forced and isa_levels() and not _runs("float32", forced)
+        if absent or isinstance(error, ValueError):
             raise UnknownOption(
                 f"the environment variable {ISA_VARIABLE} cannot be followed: {reason}",
                 remedy=f"choose one of these, or unset {ISA_VARIABLE}",

@@ -107,12 +107,12 @@ def _reports(
                 backend = make_backend(
                     bundle, backend=name, dtype=dtype, device=args.device, threads=args.threads
                 )
+                taken = check(backend)
             except InputError:
                 raise
-            except KosineError as error:  # not on this machine
+            except KosineError as error:  # not on this machine, or it cannot run
                 errors.append(error)
                 continue
-            taken = check(backend)
             del backend
             reports.append(taken)
         if taken.passed:
