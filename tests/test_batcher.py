@@ -13,9 +13,7 @@ from concurrent.futures import CancelledError, wait
 import numpy as np
 import pytest
 
-import kosine.batcher
-import kosine.serving.batcher
-from kosine.batcher_stats import prometheus_collector
+from kosine import Batcher
 from kosine.errors import (
     BackendError,
     BatcherClosed,
@@ -27,6 +25,7 @@ from kosine.errors import (
     UnknownPrompt,
     WorkerCrashed,
 )
+from kosine.serving.stats import prometheus_collector
 from kosine.testing import (
     FAULT_MARKS,
     FakeBackend,
@@ -36,16 +35,7 @@ from kosine.testing import (
     rectangle_cost,
 )
 
-Batcher = kosine.serving.batcher.Batcher
 TEXTS = ["하나", "two", "", "삼 삼 삼", "four four"]
-
-
-@pytest.fixture(autouse=True, params=["old", "new"])
-def room(request, monkeypatch):
-    """Every behaviour is asked of both serving rooms."""
-    module = kosine.batcher if request.param == "old" else kosine.serving.batcher
-    monkeypatch.setitem(globals(), "Batcher", module.Batcher)
-    return request.param
 
 
 class GatedBackend(FakeBackend):
@@ -88,7 +78,7 @@ def until(condition):
 
 
 @pytest.fixture
-def gate(room):  # noqa: ARG001 - after it
+def gate():
     """Makes batchers whose batches stop at a gate; it is open in the end."""
     made = []
 
@@ -385,16 +375,12 @@ class TestAdmission:
         assert batcher.stats().rejected == {"deadline": 1}
         assert not any(future.done() for future in futures)
 
-    def test_a_full_queue_refuses_before_it_tokenises(self, gate, room):
-        if room == "old":
-            pytest.skip("the old room tokenised in another thread")
+    def test_a_full_queue_refuses_before_it_tokenises(self, gate, monkeypatch):
         batcher, backend, _ = gate(max_queue_tokens=20)
         held(batcher, backend)
         batcher.submit("x" * 18)
         counted = []
-        encoder = batcher._encoder
-        prepare = encoder.prepare
-        encoder.prepare = lambda *a, **o: counted.append(1) or prepare(*a, **o)
+        monkeypatch.setattr(FakeEncoder, "prepare", lambda *_, **__: counted.append(1))
         with pytest.raises(QueueFull):
             batcher.submit_many(["a", "b"])
         assert not counted
@@ -634,7 +620,7 @@ class TestEnding:
     @pytest.mark.parametrize("closes", ["", "batcher.close()"])
     def test_interpreter_exit_never_hangs(self, closes):
         code = (
-            "from kosine.batcher import Batcher; from kosine.testing import *\n"
+            "from kosine import Batcher; from kosine.testing import *\n"
             "batcher = Batcher(FakeEncoder(FakeBackend(cost=lambda b: 0.2)))\n"
             "batcher.submit('a').result(); pending = batcher.submit_many(['b'] * 3)\n" + closes
         )

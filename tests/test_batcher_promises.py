@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kosine.errors import NonFiniteVector
 from kosine.packed import Packed
-from kosine.schedule import Schedule
+from kosine.serving.queue import Queue
+from kosine.serving.runner import Runner
 from kosine.testing import FakeBackend, FakeEncoder, linear_cost
 from kosine_bench.load.simulation import capacity_tps, simulate
 from kosine_bench.reliability import concurrency, kills, overload, soak
@@ -66,12 +68,14 @@ class TestCancellationStorm:
         assert figures["worker_crashes"] == 0
 
     def test_a_permit_that_is_not_given_back_is_noticed(self, monkeypatch):
-        discharge = Schedule._discharge
+        claim = Queue.claim
 
-        def forgetful(self, job, tokens, requests, nbytes):
-            discharge(self, job, 0 if job.remaining == 0 else tokens, requests, nbytes)
+        def forgetful(self, future):
+            held = self.tokens
+            claim(self, future)
+            self.tokens = held
 
-        monkeypatch.setattr(Schedule, "_discharge", forgetful)
+        monkeypatch.setattr(Queue, "claim", forgetful)
         figures = concurrency.cancel_storm(1_000)
         show("row 4, negative control", figures)
         assert figures["held_tokens"] != 0
@@ -88,11 +92,16 @@ class TestPoison:
         assert figures["most_runs_for_one_faulty"] <= 1 + 2 * 5  # 32 texts
 
     def test_failing_the_whole_batch_is_noticed(self, monkeypatch):
-        def no_isolation(pipeline, texts, _packed, error):
-            for text in texts:
-                pipeline.fail_segment(text, error)
+        run = FakeEncoder.run
 
-        monkeypatch.setattr("kosine.pipeline.isolate", no_isolation)
+        def blame_all(self, batch):
+            try:
+                return run(self, batch)
+            except Exception:  # noqa: BLE001 - whatever it was
+                everyone = tuple(range(len(batch)))
+                raise NonFiniteVector("some row is not finite", indices=everyone) from None
+
+        monkeypatch.setattr(FakeEncoder, "run", blame_all)
         figures = concurrency.poison(5)
         show("row 5, negative control", figures)
         assert figures["healthy_failed"] > 0
@@ -110,7 +119,7 @@ class TestWorkerKilled:
 
     def test_a_worker_that_stays_dead_is_noticed(self, monkeypatch):
         monkeypatch.setattr(kills, "PATIENCE_S", 0.5)
-        monkeypatch.setattr("kosine.workers.recover", lambda *_: None)
+        monkeypatch.setattr(Runner, "recover", lambda *_: None)
         with pytest.raises(TimeoutError):
             kills.kills(3, seconds=0.5)
 
@@ -151,7 +160,7 @@ class TestOverload:
             return outcome.late, len(outcome.latencies_s)
 
         kept = late()
-        monkeypatch.setattr("kosine.schedule.HEADROOM", 1.0)
+        monkeypatch.setattr("kosine.serving.queue.HEADROOM", 1.0)
         tight = late()
         print(f"15 % slower at times: {kept} late and answered; without headroom {tight}")
         assert kept[0] == 0
@@ -160,8 +169,7 @@ class TestOverload:
 
     def test_without_shedding_the_goodput_collapses(self, monkeypatch):
         """The negative control: serve in order whatever is queued, late or not."""
-        monkeypatch.setattr(Schedule, "_late", lambda *_: None)
-        monkeypatch.setattr("kosine.latency.LatencyModel.drain_at_most", lambda *_: 0.0)
+        monkeypatch.setattr("kosine.serving.latency.LatencyModel.drain_at_most", lambda *_: 0.0)
         cost = linear_cost(5e-5, 2e-3)
         capacity = capacity_tps(LOAD[:4_000], cost, 4_096)
         outcome = simulate(LOAD, capacity * 2, cost, deadline=0.25, max_queue_tokens=16_384)

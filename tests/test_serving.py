@@ -193,7 +193,7 @@ class TestExit:
     def test_a_daemon_thread_that_holds_the_batcher_says_nothing(self, code):
         program = (
             "import sys, threading, time\n"
-            "from kosine.serving.batcher import Batcher; from kosine.testing import *\n"
+            "from kosine import Batcher; from kosine.testing import *\n"
             "batcher = Batcher(FakeEncoder(FakeBackend(cost=lambda b: 0.01)))\n"
             "def work():\n"
             "    while True:\n"
@@ -209,7 +209,7 @@ class TestExit:
 
     def test_a_batcher_in_a_module_that_is_torn_down(self):
         program = (
-            "from kosine.serving.batcher import Batcher; from kosine.testing import *\n"
+            "from kosine import Batcher; from kosine.testing import *\n"
             "class Holder:\n"
             "    def __init__(self): self.batcher = Batcher(FakeEncoder()); self.self = self\n"
             "holder = Holder(); holder.batcher.submit('a').result(); holder.batcher.close()\n"
