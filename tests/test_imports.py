@@ -14,22 +14,21 @@ PACKAGES = {
     "kosine_kernels": ROOT / "kernels" / "kosine_kernels",
     "kosine_bench": ROOT / "bench" / "kosine_bench",
 }
-# The floors of kosine, bottom first. A module imports from floors below its own; within the
-# batcher's floor and within one folder modules may use one another.
+# The floors of kosine, bottom first. A module imports from floors below its own; within one folder
+# modules may use one another. What stands under `TYPE_CHECKING` counts.
 FLOORS = [
-    {"errors", "packed", "plans", "threads", "progress", "clock", "latency"},
+    {"errors", "packed", "plans", "threads", "progress", "clock"},
     {"backend", "batching", "graphscan", "manifest", "positions", "scoring", "tensorfile", "texts"},
     {"bundle", "rows"},
     {"canary", "tokenizer"},
     {"backends"},
     {"encoder"},
-    {"admission", "ageing_queue", "batch_future", "batcher", "batcher_stats", "isolation", "job",
-     "pipeline", "recovery", "schedule", "segments", "workers", "serving"},
-    {"__init__", "testing"},
+    {"serving"},
+    {"__init__", "batcher_stats", "testing"},
     {"commands", "server"},
     {"cli"},
 ]  # fmt: skip
-SAME_FLOOR = {"backends", "commands"} | FLOORS[6]
+SAME_FLOOR = {"backends", "commands", "serving"}
 # What the runtime's modules may take from outside the standard library.
 OUTSIDE = {
     "numpy": None,  # anywhere
@@ -37,7 +36,7 @@ OUTSIDE = {
     "tqdm": {"progress"},
     "onnxruntime": {"backends.onnx"},
     "kosine_kernels": {"backends.native"},
-    "prometheus_client": {"batcher_stats", "serving.stats"},
+    "prometheus_client": {"serving.stats"},
 }
 
 
@@ -49,20 +48,11 @@ def modules(package: str) -> dict[str, ast.Module]:
     }
 
 
-def imports(tree: ast.Module, *, types: bool = True) -> list[tuple[str, bool]]:
-    """(module, whether at the top level) of each import; `from a import b` gives a and a.b.
-
-    Without `types` what stands under `if TYPE_CHECKING` is left out.
-    """
+def imports(tree: ast.Module) -> list[tuple[str, bool]]:
+    """(module, whether at the top level) of each import; `from a import b` gives a and a.b."""
     top = {id(node) for node in tree.body}
-    left_out = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            left_out |= {id(inner) for inner in ast.walk(node)}
     found = []
     for node in ast.walk(tree):
-        if not types and id(node) in left_out:
-            continue
         if isinstance(node, ast.Import):
             found += [(alias.name, id(node) in top) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -80,10 +70,10 @@ def floor_of(name: str) -> int:
     return next(i for i, floor in enumerate(FLOORS) if head in floor)
 
 
-def inside(name: str, *, types: bool = True) -> set[str]:
+def inside(name: str) -> set[str]:
     """The modules of kosine that a module imports; "__init__" is the package itself."""
     found = set()
-    for target, _ in imports(RUNTIME[name], types=types):
+    for target, _ in imports(RUNTIME[name]):
         rest = target.removeprefix("kosine").removeprefix(".")
         if target.partition(".")[0] != "kosine" or (not rest and not plainly(name)):
             continue
@@ -122,7 +112,7 @@ def test_imports_point_down(name):
 
 
 def test_there_are_no_circles():
-    graph = {name: inside(name, types=False) for name in RUNTIME}
+    graph = {name: inside(name) for name in RUNTIME}
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
@@ -152,7 +142,6 @@ def late():
     assert ("kosine.errors", True) in imports(tree)
     assert ("kosine.encoder", False) in imports(tree)
     assert ("tqdm.auto", False) in imports(tree)
-    assert "kosine.encoder" not in dict(imports(tree, types=False))
 
 
 @pytest.mark.parametrize("name", RUNTIME)
