@@ -22,7 +22,7 @@ from kosine_export.graph import Graph, packed_graph
 
 @pytest.fixture
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_module, "torch_is_there", lambda: False)
+    monkeypatch.setattr(export_module, "missing_packages", lambda **_: ("torch",))
 
 
 @pytest.mark.usefixtures("without_torch")

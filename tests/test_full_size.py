@@ -80,7 +80,7 @@ def test_full_size(size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     checkpoint = write_checkpoint(tmp_path / "checkpoint", size)
     # The export's own measurement is left out (other tests have it): this times what a machine
     # without PyTorch does, and the comparison below is made with a few texts.
-    monkeypatch.setattr(export_module, "torch_is_there", lambda: False)
+    monkeypatch.setattr(export_module, "missing_packages", lambda **_: ("torch",))
     began = time.perf_counter()
     done = export(checkpoint, tmp_path / f"{size}.kosine")
     seconds = time.perf_counter() - began
@@ -102,7 +102,7 @@ def test_the_real_legal_adapter_on_a_base_of_its_size(tmp_path: Path, shared) ->
     base = write_checkpoint(tmp_path / "base", "base")
     prompts = {"query": "Represent this sentence for searching relevant passages: "}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_module, "torch_is_there", lambda: False)
+        patch.setattr(export_module, "missing_packages", lambda **_: ("torch",))
         done = export(adapter, tmp_path / "legal.kosine", base=base, prompts=prompts)
     assert done.manifest.max_tokens == 128
     encoder = kosine.load(done.path)

@@ -56,14 +56,14 @@ def timing_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_module, "torch_is_there", lambda: False)
+    monkeypatch.setattr(export_module, "missing_packages", lambda **_: ("torch",))
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The sample with a plan, exported without PyTorch: parity has its own tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_module, "torch_is_there", lambda: False)
+        patch.setattr(export_module, "missing_packages", lambda **_: ("torch",))
         path = tmp_path_factory.mktemp("tensorrt") / "sample.kosine"
         return export(SAMPLE, path, targets=("tensorrt-fp16",), trt_flavour="tensorrt-rtx")
 

@@ -1,8 +1,8 @@
 """Reads a trained checkpoint: spec, canonical tensors, tokenizer, prompts, limits.
 
 No PyTorch and no transformers are needed for safetensors weights. The reader's floors, top
-to bottom: this file; `families`, `modules`, `adapter`, `tokenizer_files`; `architecture`,
-`weights`; `folder`.
+to bottom: this file; `families`, `modules`, `adapter`, `tokenizer_files`; `pooling`, `weights`;
+`architecture`; `folder`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from kosine.errors import CorruptCheckpoint, InputError, UnsupportedCheckpoint
 from kosine_export.adapter import ADAPTER_CONFIG, Adapter, read_adapter
-from kosine_export.architecture import MODEL_TYPES, Architecture, read_architecture
+from kosine_export.architecture import Architecture, read_architecture
 from kosine_export.families import canonical_tensors, encoder_prefix
 from kosine_export.folder import Located, locate, optional_object, read_object, without_nulls
 from kosine_export.modules import Limits, Modules, read_limits, read_modules
+from kosine_export.pooling import refuse_guessing, require_known, resolve_pooling
 from kosine_export.spec import DenseSpec, EncoderSpec
 from kosine_export.tokenizer_files import TokenizerFiles, has_tokenizer, read_tokenizer
 from kosine_export.weights import Float32, Weights, open_weights
@@ -49,6 +50,7 @@ class Checkpoint:
             module's setting of that name asks; `tokenizer_json` does it.
         source: name, revision, format, versions, and sha256 by weight file; the same under
             "base" for an adapter.
+        pooling_stated: Whether the checkpoint states its pooling itself.
         config: The transformers config.json of the model that was read.
         notes: What a user should know about how the files were understood.
     """
@@ -62,6 +64,7 @@ class Checkpoint:
     similarity: str
     do_lower_case: bool
     source: dict[str, Any]
+    pooling_stated: bool
     config: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -73,6 +76,7 @@ def read_checkpoint(
     revision: str | None = None,
     prompts: Mapping[str, str] | None = None,
     max_tokens: int | None = None,
+    pooling: str | None = None,
     allow_pickle: bool = False,
 ) -> Checkpoint:
     """Read a sentence-transformers, transformers or LoRA adapter checkpoint.
@@ -83,16 +87,19 @@ def read_checkpoint(
         revision: Of the hub id.
         prompts: Added to the checkpoint's own, replacing those of the same name.
         max_tokens: Overrides the checkpoint's maximum length; special tokens count.
+        pooling: "mean", "cls" or "max", for a checkpoint that states none.
         allow_pickle: Read `pytorch_model.bin`, with `torch.load(weights_only=True)`.
 
     Raises:
         CheckpointNotFound: No such folder or hub id.
         CorruptCheckpoint: Damaged or contradictory files.
         UnsupportedCheckpoint: Something that kosine does not compute, by name.
-        InputError: `base`, `revision`, `prompts` or `max_tokens` cannot be used.
+        InputError: `base`, `revision`, `prompts`, `max_tokens` or `pooling` cannot be used.
         MissingExtra: A pickle is to be read and PyTorch is not installed.
     """
+    require_known(pooling)
     located = locate(path, revision=revision, allow_pickle=allow_pickle)
+    require_sentence_transformer(located.folder)
     own = read_modules(located.folder)
     adapter, base_located = None, None
     if (own.transformer / ADAPTER_CONFIG).is_file():
@@ -104,7 +111,7 @@ def read_checkpoint(
             limit=f"adapters hold {ADAPTER_CONFIG}",
             remedy="drop the base",
         )
-    return assemble(located, own, adapter, base_located, prompts, max_tokens, allow_pickle)
+    return assemble(located, own, adapter, base_located, prompts, max_tokens, pooling, allow_pickle)
 
 
 def locate_base(adapter: Adapter, base: str | Path | None, allow_pickle: bool) -> Located:
@@ -127,6 +134,7 @@ def assemble(
     base: Located | None,
     prompts: Mapping[str, str] | None,
     max_tokens: int | None,
+    pooling: str | None,
     allow_pickle: bool,
 ) -> Checkpoint:
     # An adapter's own files win; what it leaves out is the base's.
@@ -147,8 +155,12 @@ def assemble(
             remedy="check that the path is a checkpoint and its download is complete",
         )
     architecture = read_architecture(config)
-    if modules.generation is None:
-        require_no_decoder(config)
+    if modules.generation is None and pooling is None:
+        for layer in layers:
+            refuse_guessing(layer.transformer, config)
+    mode, pooling_notes = resolve_pooling(
+        modules.pooling.mode, pooling, has_modules=modules.generation is not None
+    )
     weights = open_weights(transformer, allow_pickle=allow_pickle)
     if adapter is not None:
         shapes = weights.shapes()
@@ -190,8 +202,8 @@ def assemble(
             position_rule="roberta" if architecture.family == "roberta" else "absolute",
             pad_id=architecture.pad_id,
             max_tokens=length,
-            pooling=modules.pooling,
-            include_prompt=modules.include_prompt,
+            pooling=mode,
+            include_prompt=modules.pooling.include_prompt,
             normalize=modules.normalize,
             dense=tuple(dense for dense, _ in modules.dense),
         ),
@@ -203,25 +215,15 @@ def assemble(
         similarity=read_similarity(stated),
         do_lower_case=tokenizer.lowers,
         source=source_of(located, own, opened, base, stated),
+        pooling_stated=modules.pooling.mode is not None,
         config=config,
         notes=(
-            *modules.notes,
+            *pooling_notes,
             *tokenizer.notes,
             *notes,
             *(("weights came from a pickle, read with weights_only=True",) if pickled else ()),
         ),
     )
-
-
-def require_no_decoder(config: Mapping[str, Any]) -> None:
-    """Without stated pooling, sentence-transformers gives decoders last-token pooling."""
-    architectures = config.get("architectures") or [""]
-    if str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel")):
-        raise UnsupportedCheckpoint(
-            f"architecture {architectures[0]} with no stated pooling",
-            limit=f"encoders are supported: {', '.join(MODEL_TYPES)}",
-            remedy="use an encoder checkpoint",
-        )
 
 
 def dense_tensors(index: int, dense: DenseSpec, weights: Weights, name: str) -> dict[str, Float32]:
@@ -246,9 +248,9 @@ def dense_tensors(index: int, dense: DenseSpec, weights: Weights, name: str) -> 
 def require_widths(architecture: Architecture, modules: Modules) -> None:
     """Each module must take vectors of the width that the one before it gives."""
     width = architecture.hidden_size
-    if modules.pooling_width not in (None, width):
+    if modules.pooling.width not in (None, width):
         raise CorruptCheckpoint(
-            f"the pooling config states width {modules.pooling_width}",
+            f"the pooling config states width {modules.pooling.width}",
             limit=f"the transformer gives {width}",
         )
     for dense, folder in modules.dense:
@@ -326,16 +328,24 @@ def read_prompts(
     return named, default
 
 
+def require_sentence_transformer(folder: Path) -> None:
+    """Refuse what sentence-transformers saved as another kind of model, by its name."""
+    kind = without_nulls(optional_object(folder / ROOT_CONFIG)).get("model_type")
+    if kind not in (None, "SentenceTransformer") and (folder / "modules.json").is_file():
+        raise UnsupportedCheckpoint(
+            f"{ROOT_CONFIG}: model_type is {kind!r}",
+            limit="SentenceTransformer models are supported",
+            remedy="use a SentenceTransformer checkpoint",
+        )
+
+
 def read_similarity(stated: Mapping[str, Any]) -> str:
-    for key, plain in (("truncate_dim", None), ("model_type", "SentenceTransformer")):
-        if stated.get(key, plain) != plain:
-            raise UnsupportedCheckpoint(
-                f"{ROOT_CONFIG}: {key} is {stated[key]!r}",
-                limit="SentenceTransformer models of their full width are supported",
-                remedy="remove the entry, and truncate when encoding"
-                if key == "truncate_dim"
-                else "use a SentenceTransformer checkpoint",
-            )
+    if "truncate_dim" in stated:
+        raise UnsupportedCheckpoint(
+            f"{ROOT_CONFIG}: truncate_dim is {stated['truncate_dim']!r}",
+            limit="SentenceTransformer models of their full width are supported",
+            remedy="remove the entry, and truncate when encoding",
+        )
     similarity = stated.get("similarity_fn_name", "cosine")
     if similarity not in SIMILARITIES:
         raise UnsupportedCheckpoint(

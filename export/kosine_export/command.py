@@ -17,6 +17,7 @@ from kosine.commands import options
 from kosine.errors import InputError
 from kosine.plans import FLAVOURS, Plan
 from kosine_export.export import TARGETS, Exported, export
+from kosine_export.pooling import POOLINGS
 from kosine_export.trt_library import RTX_ARCHITECTURES
 from kosine_export.unicode_form import UNICODE_FORMS
 
@@ -41,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=TEXT",
         help="add a prompt; may be repeated",
+    )
+    parser.add_argument(
+        "--pooling",
+        metavar="MODE",
+        help=f"{', '.join(POOLINGS)}: for a checkpoint that states none",
     )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="override the maximum length")
     parser.add_argument(
@@ -83,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         revision=args.revision,
         prompts=_prompts(args.prompt),
         max_tokens=args.max_tokens,
+        pooling=args.pooling,
         unicode=args.unicode,
         allow_pickle=args.allow_pickle,
         force=args.force,
@@ -146,9 +153,11 @@ def _text(done: Exported, seconds: float) -> str:
         )
     lines += [_plan_line(plan) for plan in m.plans]
     if not done.parity:
+        missing = m.source["referee_missing"]
         lines.append(
-            "parity not measured: PyTorch is not installed, and the canary holds the numpy "
-            "reference's vectors (pip install 'kosine[torch]' and export again to measure it)"
+            f"parity not measured: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not "
+            "installed, and the canary holds the numpy reference's vectors (pip install "
+            "'kosine[torch]' and export again to measure it)"
         )
     return "\n".join(lines) + "\n"
 

@@ -29,7 +29,7 @@ from kosine_export.ecosystem import write_ecosystem
 from kosine_export.face import check_model_face
 from kosine_export.graph import model_graph, packed_graph
 from kosine_export.parity import Parity, measure
-from kosine_export.referee import Referee, torch_is_there
+from kosine_export.referee import Referee, missing_packages
 from kosine_export.tensorrt import build_plan
 from kosine_export.texts import canary_texts, parity_texts
 from kosine_export.trt_library import Library, find_library
@@ -68,6 +68,7 @@ def export(
     revision: str | None = None,
     prompts: Mapping[str, str] | None = None,
     max_tokens: int | None = None,
+    pooling: str | None = None,
     unicode: str = "none",
     allow_pickle: bool = False,
     force: bool = False,
@@ -79,7 +80,8 @@ def export(
 
     Where the `torch` extra is installed, parity with PyTorch is measured, gates the export and is
     recorded, and the canary holds PyTorch's vectors. Without it the manifest says
-    `"parity": null` and the canary holds the numpy reference's.
+    `"parity": null`, its source lists the missing packages as `referee_missing`, and the canary
+    holds the numpy reference's vectors.
 
     Args:
         checkpoint: Folder or hub id; see `read_checkpoint` for what is read.
@@ -89,6 +91,7 @@ def export(
         revision: Of a hub id.
         prompts: Added to the checkpoint's own.
         max_tokens: Overrides the checkpoint's maximum length.
+        pooling: "mean", "cls" or "max", for a checkpoint that states none.
         unicode: "NFC" normalises texts before tokenising; "none" does what the checkpoint does.
         allow_pickle: Read `pytorch_model.bin`, with `weights_only=True`.
         force: Replace an existing bundle.
@@ -125,18 +128,27 @@ def export(
             revision=revision,
             prompts=prompts,
             max_tokens=max_tokens,
+            pooling=pooling,
             allow_pickle=allow_pickle,
         )
-        referee = None
-        if torch_is_there():
+        assumed = None if read.pooling_stated else pooling
+        overrides = {
+            "max_tokens": max_tokens,
+            "prompts": dict(prompts or {}),
+            "pooling": assumed,
+        }
+        referee, missing = None, missing_packages(adapter=base is not None)
+        if missing:
+            read.source["referee_missing"] = list(missing)
+        else:
             referee = Referee(
                 checkpoint,
                 base=base,
                 revision=revision,
                 max_tokens=max_tokens,
+                pooling=assumed,
                 allow_pickle=allow_pickle,
             )
-        overrides = {"max_tokens": max_tokens, "prompts": dict(prompts or {})}
         work = _Export(folder, read, asked, unicode, overrides)
         work.run(referee)
         if library is not None:

@@ -1,9 +1,9 @@
 """The modules around the transformer, in every generation of sentence-transformers' files.
 
 `modules.json` lists them with their class and folder; each folder has a `config.json`. The
-order that kosine computes is Transformer, Pooling, any number of Dense, Normalize. Whatever
-else a checkpoint asks for is refused by name. A folder without `modules.json` is a plain
-transformers checkpoint, which sentence-transformers itself gives mean pooling.
+order that kosine computes is Transformer, Pooling, any number of Dense, Normalize; Dropout does
+nothing outside of training. Whatever else a checkpoint asks for is refused by name. A folder
+without `modules.json` is a plain transformers checkpoint.
 """
 
 from __future__ import annotations
@@ -22,21 +22,12 @@ from kosine_export.folder import (
     require_relative,
     without_nulls,
 )
-from kosine_export.spec import DenseSpec, Pooling
+from kosine_export.pooling import StatedPooling, read_pooling
+from kosine_export.spec import DenseSpec
 
 __all__ = ["Limits", "Modules", "read_limits", "read_modules"]
 
 SUPPORTED_MODULES = "Transformer, Pooling, Dense and Normalize are supported, in this order"
-SUPPORTED_POOLING = "mean, cls and max are supported, one at a time"
-POOLINGS: Mapping[str, Pooling] = {"mean": "mean", "cls": "cls", "max": "max"}
-POOLING_FLAGS: Mapping[str, str] = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 LIMIT_FILES = (
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
@@ -55,19 +46,15 @@ class Modules:
     """What follows the transformer, and where the transformer's own files are.
 
     `dense` pairs each Dense module with the folder that holds its weights.
-    `pooling_width` is the vector width that the pooling config states, if it does.
     `generation` says who wrote the files: "1.x", "2.x-5.3", "5.4+", or None for plain
     transformers.
     """
 
     transformer: Path
-    pooling: Pooling
-    pooling_width: int | None
-    include_prompt: bool
+    pooling: StatedPooling
     normalize: bool
     dense: tuple[tuple[DenseSpec, Path], ...]
     generation: str | None
-    notes: tuple[str, ...]
 
 
 def read_modules(folder: Path) -> Modules:
@@ -79,10 +66,16 @@ def read_modules(folder: Path) -> Modules:
     """
     path = folder / "modules.json"
     if not path.is_file():
-        note = "no modules.json: mean pooling, as sentence-transformers assumes"
-        return Modules(folder, "mean", None, True, False, (), None, (note,))
-    entries = module_list(path)
+        return Modules(folder, StatedPooling(None, None, True), False, (), None)
+    entries = without_dropout(module_list(path))
     kinds = [kind for kind, _, _ in entries]
+    if "SentenceTransformer" in kinds:
+        raise UnsupportedCheckpoint(
+            "modules.json lists a SentenceTransformer inside a SentenceTransformer",
+            limit=SUPPORTED_MODULES,
+            remedy="save it once with the inner one's modules in its place: "
+            "SentenceTransformer(modules=[*inner, ...]).save(...)",
+        )
     shape = [kind for kind, _ in itertools.groupby(kinds)]
     doubled = kinds.count("Transformer") > 1 or kinds.count("Pooling") > 1
     if doubled or shape not in (
@@ -96,22 +89,24 @@ def read_modules(folder: Path) -> Modules:
             limit=SUPPORTED_MODULES,
             remedy="use a checkpoint with those modules",
         )
-    transformer, pooling = folder / entries[0][1], folder / entries[1][1]
-    mode, width, include_prompt, notes = read_pooling(pooling)
     dense = tuple((read_dense(folder / p), folder / p) for kind, p, _ in entries if kind == "Dense")
     for kind, name, _ in entries:
         if kind == "Normalize":
             require_sentence_embedding(optional_object(folder / name / "config.json"), "Normalize")
     return Modules(
-        transformer=transformer,
-        pooling=mode,
-        pooling_width=width,
-        include_prompt=include_prompt,
+        transformer=folder / entries[0][1],
+        pooling=read_pooling(folder / entries[1][1]),
         normalize="Normalize" in kinds,
         dense=dense,
         generation=generation_of(entries),
-        notes=notes,
     )
+
+
+def without_dropout(entries: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """The entries but for Dropout on sentence vectors, which only training applies."""
+    kinds = [kind for kind, _, _ in entries]
+    first = kinds.index("Pooling") if "Pooling" in kinds else len(kinds)
+    return [entry for i, entry in enumerate(entries) if i < first or entry[0] != "Dropout"]
 
 
 def module_list(path: Path) -> list[tuple[str, str, str]]:
@@ -140,47 +135,6 @@ def generation_of(entries: list[tuple[str, str, str]]) -> str:
     if not entries[0][2].startswith("sentence_transformers.models."):
         return "5.4+"
     return "1.x" if entries[0][1] else "2.x-5.3"
-
-
-def read_pooling(folder: Path) -> tuple[Pooling, int | None, bool, tuple[str, ...]]:
-    """Mode, stated width, include_prompt and notes."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CorruptCheckpoint(
-            f"{folder.name}/config.json is missing",
-            limit="the pooling must be stated",
-            remedy="check that the download is complete",
-        )
-    config = without_nulls(read_object(path))
-    notes: tuple[str, ...] = ()
-    stated = config.get("pooling_mode")
-    if stated is None:
-        modes = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)]
-        if not modes:
-            notes = ("the pooling config states no mode: mean, as sentence-transformers assumes",)
-            modes = ["mean"]
-    else:
-        modes = [stated] if isinstance(stated, str) else stated
-        if not isinstance(modes, list) or not modes:
-            raise CorruptCheckpoint(f"{folder.name}/config.json: pooling_mode is {stated!r}")
-    unknown = [
-        key for key in config if key.startswith("pooling_mode_") and key not in POOLING_FLAGS
-    ]
-    surplus = [key for key in unknown if config[key]]
-    if len(modes) > 1 or surplus or str(modes[0]) not in POOLINGS:
-        raise UnsupportedCheckpoint(
-            f"pooling {' + '.join([str(mode) for mode in modes] + surplus)}",
-            limit=SUPPORTED_POOLING,
-            remedy="use a checkpoint with one of those",
-        )
-    mode = POOLINGS[modes[0]]
-    width = config.get("embedding_dimension", config.get("word_embedding_dimension"))
-    if width is not None and (isinstance(width, bool) or not isinstance(width, int)):
-        raise CorruptCheckpoint(f"{folder.name}/config.json: the width is {width!r}")
-    include_prompt = config.get("include_prompt", True)
-    if not isinstance(include_prompt, bool):
-        raise CorruptCheckpoint(f"{folder.name}/config.json: include_prompt is {include_prompt!r}")
-    return mode, width, include_prompt, notes
 
 
 ACTIVATIONS: Mapping[str, Activation] = {

@@ -23,15 +23,21 @@ from kosine.errors import CheckpointError, MissingExtra
 from kosine.packed import Float32
 from kosine_export.folder import locate
 
-__all__ = ["Referee", "torch_is_there"]
+__all__ = ["Referee", "missing_packages"]
 
 PACKAGES = ("sentence_transformers", "transformers", "torch")
 WEIGHT_FILES = ("model.", "model-", "pytorch_model", "adapter_model")
 
 
-def torch_is_there() -> bool:
-    """Whether the referee can be asked on this machine."""
-    return all(importlib.util.find_spec(name) is not None for name in PACKAGES)
+def missing_packages(*, adapter: bool = False) -> tuple[str, ...]:
+    """What the referee needs and this machine lacks, by the names that pip knows.
+
+    Args:
+        adapter: Whether the checkpoint is an adapter, which peft applies to its base.
+    """
+    needed = (*PACKAGES, "peft") if adapter else PACKAGES
+    absent = (name for name in needed if importlib.util.find_spec(name) is None)
+    return tuple(name.replace("_", "-") for name in absent)
 
 
 class Referee:
@@ -41,6 +47,7 @@ class Referee:
         checkpoint: Local folder or hub id.
         base: The adapter's base model, where the checkpoint is an adapter.
         max_tokens: Overrides the checkpoint's own limit, where the export did.
+        pooling: The mode, where the export was given one that the checkpoint does not state.
         allow_pickle: Whether `pytorch_model.bin` may be read (transformers loads it with
             `weights_only=True`).
 
@@ -56,11 +63,14 @@ class Referee:
         base: str | Path | None = None,
         revision: str | None = None,
         max_tokens: int | None = None,
+        pooling: str | None = None,
         allow_pickle: bool = False,
     ) -> None:
-        if not torch_is_there():
+        missing = missing_packages(adapter=base is not None)
+        if missing:
             raise MissingExtra(
-                "parity is measured against PyTorch, which is not installed",
+                f"parity is measured against sentence-transformers, and {', '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} not installed",
                 remedy="pip install 'kosine[torch]'",
             )
         # Without it tokenizers warns about forks that happen later, in other people's code.
@@ -69,6 +79,8 @@ class Referee:
             warnings.simplefilter("ignore")
             try:
                 self._model = _load(checkpoint, base, revision, allow_pickle)
+                if pooling is not None:
+                    _pool_by(self._model, pooling)
             except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
                 reason = (str(error).splitlines() or [""])[0][:160]
                 raise CheckpointError(
@@ -124,6 +136,15 @@ def _usable_length(model: Any) -> int:
             first = 0 if module.padding_idx is None else module.padding_idx + 1
             length = min(length, module.num_embeddings - first)
     return length
+
+
+def _pool_by(model: Any, mode: str) -> None:
+    """Put a Pooling module of that mode in the place of the one that was assumed."""
+    for name, module in list(model.named_children()):
+        if type(module).__name__ == "Pooling":
+            width = model[0].get_word_embedding_dimension()
+            chosen = type(module)(width, pooling_mode=mode, include_prompt=module.include_prompt)
+            setattr(model, name, chosen)
 
 
 def _load(

@@ -63,6 +63,7 @@ def referee_for(
         base=base,
         revision=revision,
         max_tokens=overrides.get("max_tokens"),
+        pooling=overrides.get("pooling"),
         allow_pickle=allow_pickle,
     )
     dim = referee.encode([""]).shape[1]

@@ -15,6 +15,7 @@ from kosine.backends import BACKENDS, candidates, capabilities, probe
 from kosine.bundle import Bundle
 from kosine.commands import options
 from kosine.errors import InputError, KosineError
+from kosine.manifest import Manifest
 
 __all__ = ["add_arguments", "run"]
 
@@ -81,7 +82,7 @@ def _text(bundle: Bundle, engines: list[dict[str, Any]], chosen: dict[str, str] 
         f"  source       {m.source.get('name')} ({m.source.get('format', 'unknown format')}), "
         f"exported by kosine {m.kosine}",
         f"  targets      {', '.join(m.targets)}; {len(m.files())} files, {size / 1e6:.1f} MB",
-        "  parity       " + _parity(m.parity),
+        "  parity       " + _parity(m),
     ]
     for entry in engines:
         state = f"fingerprint {entry['fingerprint']}" if entry["runs"] else entry["reason"]
@@ -97,9 +98,15 @@ def _text(bundle: Bundle, engines: list[dict[str, Any]], chosen: dict[str, str] 
     return "\n".join(lines) + "\n"
 
 
-def _parity(parity: dict[str, Any] | None) -> str:
+def _parity(manifest: Manifest) -> str:
+    parity = manifest.parity
     if parity is None:
-        return "not measured at export (PyTorch was not installed)"
+        missing = manifest.source.get("referee_missing") or ["PyTorch or sentence-transformers"]
+        return (
+            f"not measured at export: {', '.join(map(str, missing))} "
+            f"{'was' if len(missing) == 1 else 'were'} not installed (pip install 'kosine[torch]' "
+            "and export again to measure it)"
+        )
     centred = parity.get("centred")
     return (
         f"min cosine {parity['min_cosine']:.8f}, "
