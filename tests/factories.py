@@ -22,6 +22,9 @@ SAMPLE = Path(__file__).parent.parent / "export" / "sample"
 KLUE_SPECIALS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+CAMEMBERT_SPECIALS = (
+    "<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>",
+)  # fmt: skip
 
 OLD = "sentence_transformers.models."
 MODULE_PATHS = {
@@ -261,14 +264,16 @@ def write_byte_level(
     return len(vocab)
 
 
-def write_unigram(folder: Path, *, settings: dict | None = None) -> int:
+def write_unigram(
+    folder: Path, *, specials: tuple[str, ...] = ROBERTA_SPECIALS, settings: dict | None = None
+) -> int:
     """XLM-RoBERTa's SentencePiece Unigram as a tokenizer.json; returns the vocabulary's size."""
     pieces: dict[str, float] = {}
     for piece in sample_pieces():
         word = piece.removeprefix("##") if piece.startswith("##") else f"▁{piece}"
         pieces.setdefault(word, -4.0 - 0.001 * len(pieces) - (4.0 if len(word) == 1 else 0.0))
     pieces.setdefault("▁", -3.0)
-    vocab = [[token, 0.0] for token in ROBERTA_SPECIALS]
+    vocab = [[token, 0.0] for token in specials]
     vocab += [[piece, score] for piece, score in pieces.items()]
     vocab.append(["<mask>", 0.0])
     ids = {token: index for index, (token, _) in enumerate(vocab)}
@@ -283,7 +288,7 @@ def write_unigram(folder: Path, *, settings: dict | None = None) -> int:
         "padding": None,
         "added_tokens": [
             added_token(ids[token], token) | {"lstrip": token == "<mask>"}
-            for token in (*ROBERTA_SPECIALS, "<mask>")
+            for token in (*specials, "<mask>")
         ],
         "normalizer": {
             "type": "Sequence",
@@ -360,11 +365,12 @@ def transformers_config(family: str, vocab_size: int, **sizes: int | float | str
             "sinusoidal_pos_embds": False,
         }
     else:
-        roberta = family in ("roberta", "xlm-roberta")
+        roberta = family in ("roberta", "xlm-roberta", "camembert")
         classes = {
             "bert": "BertModel",
             "roberta": "RobertaModel",
             "xlm-roberta": "XLMRobertaModel",
+            "camembert": "CamembertModel",
             "electra": "ElectraModel",
         }
         config = {
@@ -574,7 +580,9 @@ def build(
     with `outputs` instead of both sizes. `sizes`: entries for config.json, None to drop one.
     """
     transformer = path / "0_Transformer" if generation == "1.x" else path
-    own = {"roberta": "byte-level", "xlm-roberta": "unigram"}.get(family, "wordpiece")
+    own = {"roberta": "byte-level", "xlm-roberta": "unigram", "camembert": "unigram"}.get(
+        family, "wordpiece"
+    )
     kind = tokenizer or own
     settings = dict(tokenizer_settings or {})
     if max_length is not None and generation in ("5.4", "bare"):
@@ -593,7 +601,14 @@ def build(
             transformer, vocab_only=kind == "vocab.json", settings=settings
         )
     else:
-        vocab_size = write_unigram(transformer, settings=settings)
+        camembert = family == "camembert"
+        if camembert:
+            settings.setdefault("tokenizer_class", "CamembertTokenizer")
+        vocab_size = write_unigram(
+            transformer,
+            specials=CAMEMBERT_SPECIALS if camembert else ROBERTA_SPECIALS,
+            settings=settings,
+        )
     config = transformers_config(family, vocab_size, **(sizes or {}))
     model = random_model(config, seed)
     stored = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}[dtype]

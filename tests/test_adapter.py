@@ -68,6 +68,16 @@ def test_layers_to_transform_is_honoured(legal):
     assert referee_error(adapter, base) <= 5e-6
 
 
+def test_a_base_that_is_cut_to_its_first_layers(legal):
+    adapter, base = legal
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    factories.write_json(base / "config.json", config | {"num_hidden_layers": 1})
+    with pytest.raises(CorruptCheckpoint, match=r"layer\.1\."):  # adapted, and not there
+        read_checkpoint(adapter, base=base)
+    factories.write_adapter(adapter, base, layers=1)
+    assert referee_error(adapter, base) <= 5e-6
+
+
 def test_a_pattern_of_targets_is_taken_from_the_tensors(legal):
     adapter, base = legal
     factories.write_adapter(adapter, base, target_modules=r".*\.(query|value)")

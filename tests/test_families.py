@@ -10,7 +10,7 @@ import pytest
 import factories
 import numpy_encoder
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
-from kosine_export.architecture import read_architecture
+from kosine_export.architecture import MODEL_TYPES, read_architecture
 from kosine_export.checkpoint import read_checkpoint
 
 pytest.importorskip("sentence_transformers", reason="the referee, kosine[torch], is absent")
@@ -67,6 +67,12 @@ CASES = {
         "sizes": {"tokenizer_class": "BertTokenizer"},
     },
     "xlm-roberta": {"family": "xlm-roberta", "prefix": "roberta."},
+    "camembert": {"family": "camembert"},
+    "camembert, prefixed, no class stated": {
+        "family": "camembert",
+        "prefix": "roberta.",
+        "tokenizer_settings": {"tokenizer_class": None},
+    },
 }
 
 
@@ -81,6 +87,24 @@ def test_vectors_equal_the_referee(case, tmp_path):
     assert found.shape == expected.shape == (len(TEXTS), checkpoint.spec.dim)
     assert np.abs(found - expected).max() <= MAX_ABS_ERROR
     assert np.abs(expected[2] - expected[3]).max() > 100 * MAX_ABS_ERROR  # texts are told apart
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "xlm-roberta"])
+def test_fewer_layers_than_the_file_holds_are_the_first_ones(family, tmp_path):
+    key = "n_layers" if family == "distilbert" else "num_hidden_layers"
+    path = factories.build(tmp_path / "m", family=family, sizes={"num_hidden_layers": 4})
+    whole = numpy_encoder.vectors(read_checkpoint(path), TEXTS)
+    edit_config(path, **{key: 2})
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.spec.num_layers == 2
+    assert any("hold 4 layers: the first 2 are taken" in note for note in checkpoint.notes)
+    expected = factories.referee_vectors(factories.referee(path), TEXTS)
+    found = numpy_encoder.vectors(checkpoint, TEXTS)
+    assert np.abs(found - expected).max() <= MAX_ABS_ERROR
+    assert np.abs(found - whole).max() > 100 * MAX_ABS_ERROR
+    edit_config(path, **{key: 5})
+    with pytest.raises(CorruptCheckpoint, match=r"layer\.4\..* is missing"):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
@@ -229,12 +253,12 @@ def test_model_type_is_taken_from_the_class_where_old_configs_lack_it(tmp_path):
             "embeddings.LayerNorm.weight",
         ),
         (
-            lambda t: t.update({"encoder.layer.2.output.dense.bias": np.zeros(64, np.float32)}),
-            "encoder.layer.2.output.dense.bias",
+            lambda t: t.update({"encoder.layer.1.output.extra.bias": np.zeros(64, np.float32)}),
+            "encoder.layer.1.output.extra.bias",
         ),
         (lambda t: t.pop("embeddings.word_embeddings.weight"), "embeddings.word_embeddings.weight"),
     ],
-    ids=["missing", "wrong shape", "NaN", "infinity", "surplus layer", "no embeddings"],
+    ids=["missing", "wrong shape", "NaN", "infinity", "surplus", "no embeddings"],
 )
 def test_a_damaged_tensor_is_named(edit, named, tmp_path):
     path = factories.build(tmp_path / "m")
@@ -324,7 +348,7 @@ def test_impossible_sizes_are_refused(entries, tmp_path):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta", "distilbert", "electra"])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_silent_configs_get_the_defaults_of_transformers(model_type):
     from transformers import CONFIG_MAPPING
 

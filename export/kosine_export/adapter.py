@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
+from kosine_export.families import layer_of
 from kosine_export.folder import read_object, without_nulls
 from kosine_export.weights import Float32, Weights, open_weights
 
@@ -41,7 +42,6 @@ REFUSED: Mapping[str, str] = {
 # Other initialisations change the base weights, which the adapter folder does not hold.
 PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.default)?\.weight")
-LAYER = re.compile(r"\.layer\.(\d+)\.")
 ENCODER_MODULE = re.compile(
     r"(?:^|\.)((?:embeddings\.|encoder\.|transformer\.|embeddings_project$).*)"
 )
@@ -66,18 +66,22 @@ class Adapter:
     fan_in_fan_out: bool
     config: Mapping[str, Any]
 
-    def require_base(self, shapes: Mapping[str, tuple[int, ...]], prefix: str) -> None:
+    def require_base(
+        self, shapes: Mapping[str, tuple[int, ...]], prefix: str, num_layers: int
+    ) -> None:
         """Check that base and adapter belong together, in both directions.
 
         Args:
             shapes: The base's tensors, under the names its file has.
             prefix: What stands in front of the encoder's names there.
+            num_layers: Layers of the base that are used; its file may hold more.
 
         Raises:
             CorruptCheckpoint: A pair for a layer that the base lacks or of other sizes, or a
                 targeted layer without a pair.
         """
         lora = self.weights.shapes()
+        shapes = {name: shapes[name] for name in shapes if (layer_of(name) or 0) < num_layers}
         for module, pair in self.pairs.items():
             base = shapes.get(f"{prefix}{module}.weight")
             if base is None or len(base) != 2:
@@ -122,9 +126,9 @@ class Adapter:
         layers = self.config.get("layers_to_transform")
         if layers is None:
             return True
-        found = LAYER.search(module)
+        number = layer_of(module)
         wanted = layers if isinstance(layers, list) else [layers]
-        return found is not None and int(found[1]) in wanted
+        return number is not None and number in wanted
 
     def merge(self, name: str, weight: Float32) -> Float32:
         """`weight` with its LoRA pair added, or as it is where it has none.

@@ -1,6 +1,6 @@
 """A transformers `config.json` as the sizes of one block, or a refusal by name.
 
-BERT, RoBERTa, XLM-RoBERTa, DistilBERT and ELECTRA are the same block under different keys;
+BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT and ELECTRA are the same block under other keys;
 what would change the block's arithmetic is refused here.
 """
 
@@ -22,14 +22,16 @@ MODEL_TYPES: Mapping[str, Family] = MappingProxyType(
         "bert": "bert",
         "roberta": "roberta",
         "xlm-roberta": "roberta",
+        "camembert": "roberta",
         "distilbert": "distilbert",
         "electra": "electra",
     }
 )
-SUPPORTED = "bert, roberta, xlm-roberta, distilbert and electra are supported"
+SUPPORTED = "bert, roberta, xlm-roberta, camembert, distilbert and electra are supported"
 CLASS_PREFIXES = {
     "XLMRoberta": "xlm-roberta",
     "Roberta": "roberta",
+    "Camembert": "camembert",
     "DistilBert": "distilbert",
     "Electra": "electra",
     "Bert": "bert",
@@ -49,6 +51,7 @@ DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "bert": BERT_DEFAULTS,
     "roberta": {**BERT_DEFAULTS, "vocab_size": 50265, "pad_token_id": 1},
     "xlm-roberta": {**BERT_DEFAULTS, "pad_token_id": 1},
+    "camembert": {**BERT_DEFAULTS, "pad_token_id": 1},
     "distilbert": {**BERT_DEFAULTS, "num_hidden_layers": 6},
     "electra": {
         **BERT_DEFAULTS,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kosine.errors import CorruptCheckpoint, InputError, UnsupportedCheckpoint
 from kosine_export.adapter import ADAPTER_CONFIG, Adapter, read_adapter
 from kosine_export.architecture import Architecture, read_architecture
-from kosine_export.families import canonical_tensors, encoder_prefix
+from kosine_export.families import canonical_tensors, encoder_prefix, layers_held
 from kosine_export.folder import Located, locate, optional_object, read_object, without_nulls
 from kosine_export.modules import Limits, Modules, read_limits, read_modules
 from kosine_export.pooling import refuse_guessing, require_known, resolve_pooling
@@ -162,9 +162,10 @@ def assemble(
         modules.pooling.mode, pooling, has_modules=modules.generation is not None
     )
     weights = open_weights(transformer, allow_pickle=allow_pickle)
+    shapes = weights.shapes()
     if adapter is not None:
-        shapes = weights.shapes()
-        adapter.require_base(shapes, encoder_prefix(shapes, architecture.family))
+        prefix = encoder_prefix(shapes, architecture.family)
+        adapter.require_base(shapes, prefix, architecture.num_layers)
     tensors = canonical_tensors(
         architecture, weights, patch=None if adapter is None else adapter.merge
     )
@@ -219,10 +220,20 @@ def assemble(
         config=config,
         notes=(
             *pooling_notes,
+            *depth_notes(architecture, layers_held(shapes, architecture.family)),
             *tokenizer.notes,
             *notes,
             *(("weights came from a pickle, read with weights_only=True",) if pickled else ()),
         ),
+    )
+
+
+def depth_notes(architecture: Architecture, held: int) -> tuple[str, ...]:
+    if held <= architecture.num_layers:
+        return ()
+    return (
+        f"the weights hold {held} layers: the first {architecture.num_layers} are taken, as "
+        "config.json states",
     )
 
 

@@ -6,6 +6,7 @@ Each family has its own names for a block's parts. Here a checkpoint's tensors b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from kosine_export.architecture import Architecture
 from kosine_export.spec import Family
 from kosine_export.weights import Float32, Weights
 
-__all__ = ["canonical_tensors", "encoder_prefix"]
+__all__ = ["canonical_tensors", "encoder_prefix", "layer_of", "layers_held"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ BLOCKS: Mapping[Family, BlockNames] = {
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 # Constants that older transformers stored beside the parameters.
 BUFFERS = frozenset({"embeddings.position_ids", "embeddings.token_type_ids"})
+LAYER = re.compile(r"\.layer\.([0-9]{1,5})\.")
 ENCODER_PARTS = ("embeddings.", "embeddings_project.", "encoder.", "transformer.")
 
 
@@ -90,6 +92,20 @@ def encoder_prefix(names: Mapping[str, object], family: Family) -> str:
             remedy="check that config.json and the weights belong together",
         )
     raise CorruptCheckpoint(f"{len(found)} encoders in one file: {', '.join(sorted(found))}")
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer in a tensor's or module's name, or None where it is in none."""
+    found = LAYER.search(name)
+    return None if found is None else int(found[1])
+
+
+def layers_held(names: Mapping[str, object], family: Family) -> int:
+    """How many layers there are weights for: config.json may ask for fewer."""
+    prefix = encoder_prefix(names, family)
+    parts = tuple(prefix + part for part in ENCODER_PARTS)
+    numbers = (layer_of(name) for name in names if name.startswith(parts))
+    return 1 + max((number for number in numbers if number is not None), default=-1)
 
 
 class Reader:
@@ -136,13 +152,19 @@ class Reader:
     def norm(self, name: str, size: int) -> tuple[Float32, Float32]:
         return self.read(f"{name}.weight", (size,)), self.read(f"{name}.bias", (size,))
 
-    def refuse_leftovers(self) -> None:
-        """A tensor of the encoder that nothing used means a variant that is not understood."""
+    def refuse_leftovers(self, architecture: Architecture) -> None:
+        """A tensor of the encoder that nothing used means a variant that is not understood.
+
+        Whole layers after the last that config.json asks for are none: transformers, too, takes
+        the first ones of a deeper model.
+        """
         for full in sorted(set(self._shapes) - self.used):
             name = full.removeprefix(self._prefix)
             if not full.startswith(self._prefix) or not name.startswith(ENCODER_PARTS):
                 continue
             if name in BUFFERS:
+                continue
+            if (layer_of(name) or 0) >= architecture.num_layers:
                 continue
             if "distance_embedding" in name:
                 raise UnsupportedCheckpoint(
@@ -175,7 +197,7 @@ def canonical_tensors(
     tensors = dict(embeddings(architecture, reader))
     for layer in range(architecture.num_layers):
         tensors.update(block(architecture, reader, layer))
-    reader.refuse_leftovers()
+    reader.refuse_leftovers(architecture)
     return tensors
 
 

@@ -49,9 +49,11 @@ CLASSES: Mapping[str, Style] = {
     "ElectraTokenizer": "wordpiece",
     "RobertaTokenizer": "byte-level",
     "XLMRobertaTokenizer": "unigram",
+    "CamembertTokenizer": "unigram",
     "PreTrainedTokenizer": "as it is",
     "TokenizersBackend": "as it is",
 }
+UNIGRAM_MODELS = ("xlm-roberta", "camembert")
 # Special tokens that the classes of a style assume.
 CLASS_TOKENS: Mapping[Style, Mapping[str, str]] = {
     "wordpiece": BERT_TOKENS,
@@ -161,7 +163,7 @@ def assumed_style(family: Family, config: Mapping[str, Any]) -> Style:
     """What transformers takes where no class is stated."""
     if family != "roberta":
         return "wordpiece"
-    return "unigram" if config.get("model_type") == "xlm-roberta" else "byte-level"
+    return "unigram" if config.get("model_type") in UNIGRAM_MODELS else "byte-level"
 
 
 def set_prefix_space(tokenizer: Tokenizer, add_prefix_space: bool) -> None:
