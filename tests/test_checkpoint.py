@@ -217,6 +217,18 @@ def test_prompts_are_read_and_added_to(tmp_path):
         read_checkpoint(path, prompts={"query": 3})
 
 
+def test_without_modules_json_the_other_files_of_sentence_transformers_are_not_read(tmp_path):
+    pytest.importorskip("sentence_transformers", reason="the referee, kosine[torch], is absent")
+    path = factories.build(
+        tmp_path / "m", prompts={"query": "q: "}, default_prompt_name="query", max_length=16
+    )
+    (path / "modules.json").unlink()
+    checkpoint, model = read_checkpoint(path), factories.referee(path)
+    assert checkpoint.spec.max_tokens == model.max_seq_length == 512
+    assert checkpoint.default_prompt_name is model.default_prompt_name is None
+    assert "q: " not in (*checkpoint.prompts.values(), *model.prompts.values())
+
+
 @pytest.mark.parametrize(
     ("similarity", "expected"),
     [

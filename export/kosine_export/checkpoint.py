@@ -174,8 +174,10 @@ def assemble(
         opened[f"{folder.name}/"] = dense_weights = open_weights(folder, allow_pickle=allow_pickle)
         tensors.update(dense_tensors(index, dense, dense_weights, folder.name))
     require_widths(architecture, modules)
-    limits = next(filter(None, map(read_limits, folders)), Limits(None, False))
-    stated = next(filter(None, map(read_root, roots)), {})
+    limits, stated = Limits(None, False), dict[str, Any]()
+    if modules.generation is not None:  # sentence-transformers reads them with modules.json alone
+        limits = next(filter(None, map(read_limits, folders)), limits)
+        stated = next(filter(None, map(read_root, roots)), stated)
     tokenizer = read_tokenizer(
         next(filter(has_tokenizer, folders), own.transformer),
         family=architecture.family,

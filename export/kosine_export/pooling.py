@@ -169,5 +169,6 @@ def whole_checkpoint(folder: Path) -> Path | None:
         entries = read_json(listing)
     except CorruptCheckpoint:  # nothing that was asked for
         return None
-    paths = [entry.get("path") for entry in entries if isinstance(entry, dict)]
+    listed = entries if isinstance(entries, list) else []
+    paths = [entry.get("path") for entry in listed if isinstance(entry, dict)]
     return own.parent if own.name in paths else None

@@ -142,7 +142,7 @@ def _pool_by(model: Any, mode: str) -> None:
     """Put a Pooling module of that mode in the place of the one that was assumed."""
     for name, module in list(model.named_children()):
         if type(module).__name__ == "Pooling":
-            width = model[0].get_word_embedding_dimension()
+            width = module.pooling_output_dimension
             chosen = type(module)(width, pooling_mode=mode, include_prompt=module.include_prompt)
             setattr(model, name, chosen)
 
