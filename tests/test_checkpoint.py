@@ -22,6 +22,7 @@ from kosine.errors import (
     UnsupportedCheckpoint,
 )
 from kosine_export import folder as folder_module
+from kosine_export import location
 from kosine_export.checkpoint import read_checkpoint
 
 SAMPLE = factories.SAMPLE
@@ -590,7 +591,7 @@ def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(path, monkeypatc
     def fail(*_args, **_options):
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr(folder_module, "download", fail)
+    monkeypatch.setattr(location, "download", fail)
     with pytest.raises(CheckpointNotFound):
         read_checkpoint(path)
 

@@ -1,8 +1,8 @@
 """Reads a trained checkpoint: spec, canonical tensors, tokenizer, prompts, limits.
 
 No PyTorch and no transformers are needed for safetensors weights. The reader's floors, top
-to bottom: this file; `families`, `modules`, `adapter`, `tokenizer_files`; `pooling`, `weights`;
-`architecture`; `folder`.
+to bottom: this file; `location`; `adapter`, `modules`, `tokenizer_files`; `families`, `pooling`;
+`architecture`, `weights`; `folder`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from kosine.errors import CorruptCheckpoint, InputError, UnsupportedCheckpoint
 from kosine_export.adapter import ADAPTER_CONFIG, Adapter, read_adapter
 from kosine_export.architecture import Architecture, read_architecture
 from kosine_export.families import canonical_tensors, encoder_prefix, layers_held
-from kosine_export.folder import Located, locate, optional_object, read_object, without_nulls
+from kosine_export.folder import optional_object, read_object, without_nulls
+from kosine_export.location import Located, locate
 from kosine_export.modules import Limits, Modules, read_limits, read_modules
 from kosine_export.pooling import refuse_guessing, require_known, resolve_pooling
 from kosine_export.spec import DenseSpec, EncoderSpec

@@ -1,104 +1,30 @@
-"""Where a checkpoint's files are, and how untrusted JSON among them is read.
+"""How the files of a checkpoint's folder are read.
 
-A checkpoint is a local folder or a hub id (`organisation/name`). Every file in it is
-untrusted: sizes are capped before reading, and damage is named by file.
+Every file in it is untrusted: sizes are capped before reading, and damage is named by file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from kosine.errors import CheckpointNotFound, CorruptCheckpoint, InputError
+from kosine.errors import CorruptCheckpoint
 
 __all__ = [
     "MAX_JSON_BYTES",
-    "Located",
-    "locate",
     "optional_object",
     "read_json",
     "read_object",
     "read_text",
     "require_relative",
     "sha256_of",
+    "without_nulls",
 ]
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HUB_PATTERNS = ("*.json", "*.txt", "*.safetensors")
-HUB_PICKLE_PATTERNS = ("*pytorch_model*.bin", "*adapter_model.bin")
-# Other runtimes' copies of the same weights, which a reader of safetensors never opens.
-HUB_IGNORED = ("onnx/*", "openvino/*", "coreml/*", "tf_model*", "flax_model*")
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """A checkpoint on this machine: its folder, the name it goes by, its revision if any."""
-
-    folder: Path
-    name: str
-    revision: str | None
-
-
-def locate(path: str | Path, *, revision: str | None = None, allow_pickle: bool = False) -> Located:
-    """Find a checkpoint folder, fetching it from the hub where `path` is a hub id.
-
-    Raises:
-        CheckpointNotFound: No such folder, or the hub could not serve the id.
-        InputError: `revision` was given for a local folder, which has none.
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        if revision is not None:
-            raise InputError(
-                f"revision {revision!r} was given for the local folder {folder}",
-                limit="revisions belong to hub ids",
-                remedy="drop the revision, or give the hub id",
-            )
-        return Located(folder, folder.resolve().name, None)
-    text = str(path)
-    if folder.exists():
-        raise CheckpointNotFound(
-            f"{text} is a file",
-            limit="a checkpoint is a folder or a hub id such as organisation/name",
-            remedy="give the folder that holds it",
-        )
-    if not isinstance(path, str) or HUB_ID.fullmatch(text) is None:
-        raise CheckpointNotFound(
-            f"no checkpoint folder at {text}",
-            limit="a checkpoint is a folder or a hub id such as organisation/name",
-            remedy="check the path",
-        )
-    return download(text, revision=revision, allow_pickle=allow_pickle)
-
-
-def download(hub_id: str, *, revision: str | None, allow_pickle: bool) -> Located:
-    """Fetch the files that the reader uses, and no others, into the hub cache."""
-    from huggingface_hub import snapshot_download
-
-    patterns = [*HUB_PATTERNS, *(HUB_PICKLE_PATTERNS if allow_pickle else ())]
-    try:
-        folder = Path(
-            snapshot_download(
-                hub_id,
-                revision=revision,
-                allow_patterns=patterns,
-                ignore_patterns=list(HUB_IGNORED),
-            )
-        )
-    except Exception as error:
-        wanted = hub_id if revision is None else f"{hub_id} at revision {revision}"
-        raise CheckpointNotFound(
-            f"no folder {hub_id}, and the hub did not serve {wanted} ({type(error).__name__})",
-            limit="a checkpoint is a folder or a hub id that can be reached",
-            remedy="check the id and the network, or download it elsewhere and give the folder",
-        ) from error
-    return Located(folder, hub_id, folder.name)
 
 
 def read_text(path: Path, *, max_bytes: int) -> str:

@@ -25,7 +25,7 @@ from kosine_export.folder import (
 from kosine_export.pooling import StatedPooling, read_pooling
 from kosine_export.spec import DenseSpec
 
-__all__ = ["Limits", "Modules", "read_limits", "read_modules"]
+__all__ = ["LIMIT_FILES", "Limits", "Modules", "module_list", "read_limits", "read_modules"]
 
 SUPPORTED_MODULES = "Transformer, Pooling, Dense and Normalize are supported, in this order"
 LIMIT_FILES = (

@@ -21,7 +21,7 @@ import numpy as np
 
 from kosine.errors import CheckpointError, MissingExtra
 from kosine.packed import Float32
-from kosine_export.folder import locate
+from kosine_export.location import locate
 
 __all__ = ["Referee", "missing_packages"]
 

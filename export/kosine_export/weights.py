@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from kosine.errors import CorruptCheckpoint, MissingExtra, UnsupportedCheckpoint
 from kosine_export.folder import read_object, sha256_of
 
-__all__ = ["Float32", "Weights", "open_weights"]
+__all__ = ["PICKLES", "SINGLE_FILES", "Float32", "Weights", "only_a_pickle", "open_weights"]
 
 Float32 = NDArray[np.float32]
 
@@ -76,15 +76,20 @@ def open_weights(folder: Path, *, stem: str = "model", allow_pickle: bool = Fals
             remedy="check that the download is complete",
         )
     if not allow_pickle:
-        raise UnsupportedCheckpoint(
-            f"{folder.name or folder} holds its weights in {pickle.name} only, a pickle",
-            limit=f"{single.name} is read; pickles are not, unless asked for",
-            remedy="save it as safetensors, or pass --allow-pickle to read the pickle with "
-            "torch.load(weights_only=True)",
-        )
+        raise only_a_pickle(str(folder.name or folder), stem)
     if pickle.is_file():
         return PickledWeights([pickle])
     return PickledWeights(shards(pickle_index))
+
+
+def only_a_pickle(where: str, stem: str) -> UnsupportedCheckpoint:
+    """The refusal of weights that only a pickle holds, while pickles are not allowed."""
+    return UnsupportedCheckpoint(
+        f"{where} holds its weights in {PICKLES[stem]} only, a pickle",
+        limit=f"{SINGLE_FILES[stem]} is read; pickles are not, unless asked for",
+        remedy="save it as safetensors, or pass --allow-pickle to read the pickle with "
+        "torch.load(weights_only=True)",
+    )
 
 
 def shards(index: Path) -> list[Path]:
