@@ -61,13 +61,16 @@ def test_an_adapter_needs_peft_for_its_parity(absent, tmp_path) -> None:
     assert missing_packages() == ()
 
 
-def test_a_bundle_that_does_not_say_what_was_missing(absent, tmp_path, capsys) -> None:
-    """As bundles were before the manifest recorded it."""
+@pytest.mark.parametrize("stated", [None, [], 5])
+def test_a_bundle_that_does_not_say_what_was_missing(stated, absent, tmp_path, capsys) -> None:
+    """As bundles were before the manifest recorded it (None)."""
     absent("torch")
     bundle = export(SAMPLE, tmp_path / "out.kosine").path
     text = (bundle / "manifest.json").read_text(encoding="utf-8")
     value = json.loads(text)
-    del value["source"]["referee_missing"]
+    assert value["source"].pop("referee_missing") == ["torch"]
+    if stated is not None:
+        value["source"]["referee_missing"] = stated
     (bundle / "manifest.json").write_text(json.dumps(value), encoding="utf-8")
     assert cli.main(["info", str(bundle)]) == 0
     assert "not measured at export: PyTorch or sentence-transformers was" in capsys.readouterr().out

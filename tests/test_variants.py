@@ -24,6 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bert-lowercase": {"family": "bert", "do_lower_case": True},
     "roberta-byte-level": {"family": "roberta"},
     "xlm-roberta": {"family": "xlm-roberta"},
+    "camembert": {"family": "camembert"},
     "distilbert": {"family": "distilbert"},
     "electra": {"family": "electra"},
     "cls": {"family": "bert", "pooling": "cls"},

@@ -101,7 +101,9 @@ def _text(bundle: Bundle, engines: list[dict[str, Any]], chosen: dict[str, str] 
 def _parity(manifest: Manifest) -> str:
     parity = manifest.parity
     if parity is None:
-        missing = manifest.source.get("referee_missing") or ["PyTorch or sentence-transformers"]
+        missing = manifest.source.get("referee_missing")
+        if not isinstance(missing, list) or not missing:
+            missing = ["PyTorch or sentence-transformers"]
         return (
             f"not measured at export: {', '.join(map(str, missing))} "
             f"{'was' if len(missing) == 1 else 'were'} not installed (pip install 'kosine[torch]' "
