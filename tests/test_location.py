@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import factories
-from kosine.errors import CheckpointNotFound, UnsupportedCheckpoint
+from kosine.errors import CheckpointNotFound, CorruptCheckpoint, UnsupportedCheckpoint
 from kosine_export.checkpoint import read_checkpoint
 from kosine_export.location import locate
 
@@ -146,6 +146,14 @@ def test_a_hub_id_with_a_pickle_alone_says_so(cached, tree, hub, tmp_path):
     else:
         with pytest.raises(CheckpointNotFound, match=r"without pytorch_model\.bin"):
             read_checkpoint(hub_id, allow_pickle=True)
+
+
+def test_a_pickle_that_nothing_here_tells_of_is_hinted_at(hub, tmp_path):
+    folder = factories.build(tmp_path / "m", weights="bin")
+    hub_id = hub(folder, without=("pytorch_model.bin",), tree=False)
+    with pytest.raises(CorruptCheckpoint, match="no weights") as caught:
+        read_checkpoint(hub_id)
+    assert "--allow-pickle" in caught.value.remedy
 
 
 def test_a_module_with_a_pickle_alone_says_so(hub, tmp_path):

@@ -73,7 +73,8 @@ def open_weights(folder: Path, *, stem: str = "model", allow_pickle: bool = Fals
         raise CorruptCheckpoint(
             f"no weights in {folder.name or folder}",
             limit=f"{single.name}, its sharded form, or {pickle.name} is needed",
-            remedy="check that the download is complete",
+            remedy="check that the download is complete"
+            + ("" if allow_pickle else "; a pickle on a hub is fetched with --allow-pickle alone"),
         )
     if not allow_pickle:
         raise only_a_pickle(str(folder.name or folder), stem)
