@@ -155,7 +155,35 @@ class Encoder:
         starts: np.ndarray,
         positions: np.ndarray,
         skip: np.ndarray | None = None,
+        dtype: Any = np.float64,
     ) -> tuple[np.ndarray, np.ndarray]:
         return reference.encode(
-            self.tensors, ids, starts, skip, positions, **self.options, dtype=np.float64
+            self.tensors, ids, starts, skip, positions, **self.options, dtype=dtype
         )
+
+
+# Sentences of `overflowing`: the token that becomes NaN alone, first, last, between, and absent.
+NAN_ORDERS = ((0,), (1,), (0, 1), (1, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1))
+
+
+def overflowing(**shape: Any) -> Encoder:
+    """An encoder in whose last layer token 0 becomes NaN and token 1 does not.
+
+    Nothing but their own word rows tells the tokens apart, and attention mixes nothing: the last
+    feed-forward lifts token 0 alone beyond float32, and LayerNorm makes NaN of that.
+    """
+    encoder = Encoder(**{"layers": 1, "types": 0, **shape})
+    tensors = encoder.tensors
+    tensors["embeddings.word.weight"][1] = -tensors["embeddings.word.weight"][0]
+    tensors["embeddings.position.weight"][:] = 0
+    last = f"layers.{encoder.options['num_layers'] - 1}"
+    for name in (f"{last}.attention.output", f"{last}.ffn.up", f"{last}.ffn.down"):
+        tensors[f"{name}.weight"][:] = 0
+        tensors[f"{name}.bias"][:] = 0
+    for name in ("embeddings.norm", f"{last}.attention.norm"):
+        tensors[f"{name}.weight"][:] = 1
+        tensors[f"{name}.bias"][:] = 0
+    up, down = tensors[f"{last}.ffn.up.weight"], tensors[f"{last}.ffn.down.weight"]
+    up[:, 0] = np.sign(tensors["embeddings.word.weight"][0])
+    down[0] = np.float32(3e38)
+    return encoder

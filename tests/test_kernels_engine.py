@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kosine_kernels import engine
-from native_machine import AMX_TABLES, Encoder, each_table, kernels, needs_native, tables
+from native_machine import (
+    AMX_TABLES,
+    NAN_ORDERS,
+    Encoder,
+    each_table,
+    kernels,
+    needs_native,
+    overflowing,
+    tables,
+)
 
 LENGTHS = [5, 1, 17, 33, 64, 2, 16, 15, 48, 31]
 
@@ -170,6 +179,25 @@ def test_one_bad_row_stays_alone(dtype, isa):
     assert np.isnan(vectors[3]).all()
     assert np.isnan(norms[3])
     assert np.isfinite(np.delete(vectors, 3, axis=0)).all()
+
+
+@each_table()
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("activation", ["", "identity", "tanh", "relu", "gelu", "sigmoid"])
+def test_a_nan_of_any_token_shows(dtype, isa, pooling, activation):
+    dense = ((64, activation, False, True),) if activation else ()
+    encoder = overflowing(pooling=pooling, dense=dense)
+    built = encoder.engine(dtype, isa, threads=2)
+    for sentence in NAN_ORDERS:
+        ids = np.array(sentence, np.int32)
+        batch = ids, np.array([0, len(ids)], np.int32), np.zeros(len(ids), np.int32)
+        vectors, norms = built.run(*batch)
+        with np.errstate(all="ignore"):
+            expected, _ = encoder.reference(*batch, dtype=np.float32)
+        shows = sentence[0] == 0 if pooling == "cls" else 0 in sentence
+        assert np.isnan(expected).all() == shows
+        assert np.isnan(vectors).all() == np.isnan(norms).all() == shows
+        assert np.isfinite(vectors).all() != shows
 
 
 @needs_native

@@ -184,6 +184,26 @@ def test_what_is_not_finite_stays_visible(dtype, isa, bad):
     assert np.isfinite(np.delete(found, 2, axis=0)).all()
 
 
+@each_table()
+@pytest.mark.parametrize("length", [1, 7, 16, 33, 70])
+def test_a_nan_shows_wherever_it_lies(dtype, isa, length):
+    # A maximum that forgets a NaN does so in some places only: in some lane, before the last key.
+    q, k, v = random(5, *[(length, 32)] * 3)
+    for place in range(length):
+        bad = k.copy()
+        bad[place, place % 32] = np.nan
+        assert np.isnan(kernels().attention(dtype, isa, q, bad, v, "after")).all()
+        bad = v.copy()
+        bad[place, place % 32] = np.nan
+        found = kernels().attention(dtype, isa, q, k, bad, "after")
+        assert np.isnan(found[:, place % 32]).all()
+        assert np.isfinite(np.delete(found, place % 32, axis=1)).all()
+    x, gain, bias = random(6, (48, 48), (48,), (48,))
+    np.fill_diagonal(x, np.nan)
+    for part in kernels().layer_norm(dtype, isa, x, gain, bias, 1e-5, "after"):
+        assert np.isnan(part).all()
+
+
 @needs_native
 @pytest.mark.parametrize("guard", ["after", "before"])
 def test_a_stray_read_ends_the_process(guard):

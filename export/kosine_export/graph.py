@@ -277,6 +277,10 @@ def model_graph(
         lowest = g.number("lowest", float(np.finfo(np.float32).min))
         masked = g.op("Where", column, x, lowest)
         pooled = g.op("ReduceMax", masked, axes=[1], keepdims=0)
+        sums = g.op("ReduceSum", x, g.ints("axes_2", [2]), keepdims=0)
+        sums = g.op("Where", keep, sums, g.number("nothing", 0.0))
+        sums = g.op("ReduceSum", sums, g.ints("axes_1", [1]), keepdims=1)
+        pooled = _with_nan(g, pooled, sums)
     vectors, _ = _finish(g, spec, pooled)
     return g.build(
         "kosine_model",
@@ -369,6 +373,10 @@ def _segment_maxima(g: Graph, spec: EncoderSpec, x: str, pool_ids: str) -> str:
     size = g.op("Concat", places, g.ints("hidden", [spec.hidden_size]), axis=0)
     lowest = g.number("lowest", float(np.finfo(np.float32).min))
     maxima = g.op("ScatterND", g.op("Expand", lowest, size), target, flat, reduction="max")
+    column = g.op("Concat", places, g.ints("axes_1", [1]), axis=0)
+    sums = g.op("ReduceSum", flat, g.ints("last", [-1]), keepdims=1)
+    nothing = g.op("Expand", g.number("nothing", 0.0), column)
+    maxima = _with_nan(g, maxima, g.op("ScatterND", nothing, target, sums, reduction="add"))
     # Without slot 0 the slots lie as `sentence_index` counts them: K to a row.
     rows = g.op("Reshape", stride, g.ints("vector", [-1]))
     cube = g.op("Concat", g.ints("any", [-1]), rows, g.ints("hidden", [spec.hidden_size]), axis=0)
@@ -378,6 +386,11 @@ def _segment_maxima(g: Graph, spec: EncoderSpec, x: str, pool_ids: str) -> str:
     )
     kept = g.op("Reshape", kept, g.ints("flat", [-1, spec.hidden_size]))
     return str(g.op("Gather", kept, "sentence_index"))
+
+
+def _with_nan(g: Graph, maxima: str, sums: str) -> str:
+    """NaN in place of the maxima whose row of `sums` is NaN: a maximum may drop a NaN, a sum not."""
+    return str(g.op("Where", g.op("Equal", sums, sums), maxima, sums))
 
 
 def _finish(g: Graph, spec: EncoderSpec, pooled: str) -> tuple[str, str]:

@@ -32,7 +32,8 @@ def erf(x: Array) -> Array:
     (-1) ** (n - 1) * 2 / sqrt(pi) * exp(-x * x).
     """
     wide = np.clip(np.asarray(x, np.float64), -GRID_END, GRID_END)
-    nearest = np.rint(wide * GRID_STEPS).astype(np.intp)
+    # A NaN takes any point of the grid: its offset is NaN, and so is what comes out.
+    nearest = np.rint(np.nan_to_num(wide) * GRID_STEPS).astype(np.intp)
     offset = wide - nearest / GRID_STEPS
     total = np.zeros_like(wide)
     for coefficient in reversed(_ERF_SERIES):

@@ -38,7 +38,10 @@ void pool_rows(const float* x, std::size_t ldx, std::size_t length, std::size_t 
     if (pooling == Pooling::kMean) {
       for (std::size_t j = 0; j < width; ++j) out[j] += row[j];
     } else {
-      for (std::size_t j = 0; j < width; ++j) out[j] = out[j] >= row[j] ? out[j] : row[j];
+      // A NaN on either side stays.
+      for (std::size_t j = 0; j < width; ++j) {
+        out[j] = out[j] < row[j] || row[j] != row[j] ? row[j] : out[j];
+      }
     }
   }
   if (pooling == Pooling::kMean) {
