@@ -9,6 +9,11 @@ Two faces on the same weights:
 
 Neither holds weights: initializers are external data that point into the safetensors file.
 
+Attention over all queries at once holds (heads, S, S) scores: gigabytes at 8,192 tokens. So the
+float32 packed graph of an encoder of more than `QUERY_BLOCK` tokens takes queries in blocks of that
+many; in shorter rows the last blocks are empty. Every other graph has one block: TensorRT and
+OpenVINO fuse attention in that form, and then hold no scores.
+
 Forms are chosen for the engines that read them. GELU is `Div(sqrt 2) → Erf`, which ONNX
 Runtime fuses. Attention is `MatMul → Cast float32 → Add(Where(Equal)) → Softmax → MatMul`, which
 TensorRT fuses into one kernel per layer. The norm is `Sqrt(ReduceSum(x * x))`; ReduceL2 leaves
@@ -20,6 +25,7 @@ statistics, softmax, pooling, and everything after it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +37,7 @@ from onnx import TensorProto, helper
 from kosine.tensorfile import TensorEntry
 from kosine_export.spec import EncoderSpec
 
-__all__ = ["MASKED", "Graph", "model_graph", "packed_graph"]
+__all__ = ["MASKED", "QUERY_BLOCK", "Graph", "model_graph", "packed_graph"]
 
 OPSET = 17
 OPSET_MAX_POOL = 18  # ScatterND with reduction="max"
@@ -39,6 +45,7 @@ IR_VERSION = 8
 # Added to scores that must not count. Finite, and inside float16's range, so that no engine
 # makes it -inf; exp(-30000) is 0 in float32 beside any score that a model gives.
 MASKED = -30000.0
+QUERY_BLOCK = 1024
 COUNT_FLOOR = 1e-9
 NORM_FLOOR = 1e-12
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
@@ -119,6 +126,13 @@ class Graph:
         """To float32: nothing to do in a float32 graph."""
         return self.op("Cast", x, to=TensorProto.FLOAT) if self.is_half else x
 
+    def cut(self, x: str, edges: Sequence[int]) -> list[str]:
+        """(R, heads, S, n) cut along S at `edges`; whole where there are none."""
+        if not edges:
+            return [x]
+        axis, places = self.ints("axes_2", [2]), [self.ints(f"edge_{at}", [at]) for at in edges]
+        return [self.op("Slice", x, *ends, axis) for ends in itertools.pairwise(places)]
+
     def linear(self, x: str, name: str, *, half: bool = True, bias: bool = True) -> str:
         y: str = self.op("MatMul", x, self.weight(f"{name}.weight"), half=half)
         return self.op("Add", y, self.weight(f"{name}.bias"), half=half) if bias else y
@@ -194,8 +208,9 @@ def packed_graph(
     # (R, 1, S, 1) against (R, 1, 1, S): attention stays inside equal segment ids.
     own = g.op("Unsqueeze", "segment_ids", g.ints("axes_1_3", [1, 3]))
     other = g.op("Unsqueeze", "segment_ids", g.ints("axes_1_2", [1, 2]))
-    bias = _attention_bias(g, g.op("Equal", own, other))
-    x = _layers(g, spec, x, bias)
+    edges = _query_edges(spec.max_tokens) if precision == "float32" else []
+    biases = [_attention_bias(g, g.op("Equal", block, other)) for block in g.cut(own, edges)]
+    x = _layers(g, spec, x, biases, edges)
 
     inputs: list[tuple[str, Sequence[str | int]]] = [
         (name, ["rows", "width"]) for name in ("input_ids", "position_ids", "segment_ids")
@@ -262,7 +277,7 @@ def model_graph(
     x = _embed(g, spec, words, places, types)
     keep = g.op("Cast", "attention_mask", to=TensorProto.BOOL)
     bias = _attention_bias(g, g.op("Unsqueeze", keep, g.ints("axes_1_2", [1, 2])))
-    x = _layers(g, spec, x, bias)
+    x = _layers(g, spec, x, [bias])
     column = g.op("Unsqueeze", keep, g.ints("axes_2", [2]))
     if spec.pooling == "mean":
         weights = g.op("Cast", column, to=TensorProto.FLOAT)
@@ -309,8 +324,20 @@ def _attention_bias(g: Graph, allowed: str) -> str:
     return str(g.op("Where", allowed, g.number("allowed", 0.0), g.number("masked", MASKED)))
 
 
-def _layers(g: Graph, spec: EncoderSpec, x: str, bias: str) -> str:
-    """(R, S, hidden) in the working precision to (R, S, hidden) float32."""
+def _query_edges(max_tokens: int) -> list[int]:
+    """Where queries are cut into blocks; nothing where one block holds them all."""
+    if max_tokens <= QUERY_BLOCK:
+        return []
+    return list(range(0, max_tokens + QUERY_BLOCK, QUERY_BLOCK))
+
+
+def _layers(
+    g: Graph, spec: EncoderSpec, x: str, biases: Sequence[str], edges: Sequence[int] = ()
+) -> str:
+    """(R, S, hidden) in the working precision to (R, S, hidden) float32.
+
+    `biases` has (R, 1, queries, S) for each block that `edges` cut the queries into.
+    """
     heads = g.ints("heads", [0, 0, spec.num_heads, spec.head_size])
     merged = g.ints("merged", [0, 0, spec.hidden_size])
     thirds = g.ints("thirds", [spec.hidden_size] * 3)
@@ -325,9 +352,12 @@ def _layers(g: Graph, spec: EncoderSpec, x: str, bias: str) -> str:
         q = g.op("Transpose", q, half=True, perm=[0, 2, 1, 3])
         k = g.op("Transpose", k, half=True, perm=[0, 2, 3, 1])
         v = g.op("Transpose", v, half=True, perm=[0, 2, 1, 3])
-        scores = g.op("Add", g.to_float(g.op("MatMul", q, k, half=True)), bias)
-        shares = g.to_half(g.op("Softmax", scores, axis=-1))
-        context = g.op("MatMul", shares, v, half=True)
+        contexts = []
+        for block, bias in zip(g.cut(q, edges), biases, strict=True):
+            scores = g.op("Add", g.to_float(g.op("MatMul", block, k, half=True)), bias)
+            shares = g.to_half(g.op("Softmax", scores, axis=-1))
+            contexts.append(g.op("MatMul", shares, v, half=True))
+        context = g.op("Concat", *contexts, axis=2) if edges else contexts[0]
         context = g.op("Transpose", context, half=True, perm=[0, 2, 1, 3])
         context = g.op("Reshape", context, merged, half=True)
         y = g.linear(context, f"{at}.attention.output")
@@ -389,7 +419,7 @@ def _segment_maxima(g: Graph, spec: EncoderSpec, x: str, pool_ids: str) -> str:
 
 
 def _with_nan(g: Graph, maxima: str, sums: str) -> str:
-    """NaN in place of the maxima whose row of `sums` is NaN: a maximum may drop a NaN, a sum not."""
+    """NaN for the rows where `sums` is NaN: engines drop a NaN from a maximum, none from a sum."""
     return str(g.op("Where", g.op("Equal", sums, sums), maxima, sums))
 
 

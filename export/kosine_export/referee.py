@@ -1,5 +1,7 @@
-"""PyTorch as the referee: `SentenceTransformer.encode` itself, float32, eager attention.
+"""PyTorch as the referee: `SentenceTransformer.encode` itself, in float32.
 
+Attention is transformers' eager one, the plainest; texts of more than 512 tokens take PyTorch's
+scaled dot product, which holds no (heads, S, S) scores: 10 GB at 8,192 tokens in a base encoder.
 Nothing of kosine's own reading of a checkpoint takes part, so no misreading of ours can sit on
 both sides of a comparison. An adapter is applied by peft to the base model.
 """
@@ -26,6 +28,7 @@ from kosine_export.location import locate
 __all__ = ["Referee", "missing_packages"]
 
 PACKAGES = ("sentence_transformers", "transformers", "torch")
+EAGER_TOKENS = 512
 WEIGHT_FILES = ("model.", "model-", "pytorch_model", "adapter_model")
 
 
@@ -90,6 +93,10 @@ class Referee:
                 ) from error
         self._model.max_seq_length = max_tokens or _usable_length(self._model)
         self.max_tokens = int(self._model.max_seq_length)
+        self._attention = "eager"
+        self._transformer = next(
+            (m for m in self._model.modules() if hasattr(m, "set_attn_implementation")), None
+        )
         self._vectors: dict[tuple[str, str, bool], Float32] = {}
         self.versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
 
@@ -102,21 +109,29 @@ class Referee:
             text for text in dict.fromkeys(texts) if (text, prompt, normalize) not in self._vectors
         ]
         if missing:
-            found = self._model.encode(
-                missing,
-                prompt=prompt,
-                batch_size=1,
-                show_progress_bar=False,
-                normalize_embeddings=normalize,
-            )
-            for text, vector in zip(missing, np.asarray(found, np.float32), strict=True):
-                self._vectors[text, prompt, normalize] = vector
+            lengths = [len(ids) for ids in self.ids(missing, prompt)]
+            for text, length in zip(missing, lengths, strict=True):
+                self._attend("eager" if length <= EAGER_TOKENS else "sdpa")
+                (vector,) = self._model.encode(
+                    [text],
+                    prompt=prompt,
+                    batch_size=1,
+                    show_progress_bar=False,
+                    normalize_embeddings=normalize,
+                )
+                self._vectors[text, prompt, normalize] = np.asarray(vector, np.float32)
         return np.stack([self._vectors[text, prompt, normalize] for text in texts])
 
     def ids(self, texts: Sequence[str], prompt: str = "") -> list[list[int]]:
         """Token ids as sentence-transformers feeds them, one text at a time."""
         tokenize = getattr(self._model, "preprocess", None) or self._model.tokenize
         return [tokenize([prompt + text])["input_ids"][0].tolist() for text in texts]
+
+    def _attend(self, attention: str) -> None:
+        """Choose the attention of the next call; a transformers without the choice stays eager."""
+        if self._transformer is not None and attention != self._attention:
+            self._transformer.set_attn_implementation(attention)
+            self._attention = attention
 
     def prompt_of(self, name: str) -> str | None:
         """The checkpoint's own prompt of that name."""

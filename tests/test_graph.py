@@ -1,0 +1,229 @@
+"""The graphs as ONNX Runtime runs them: NaN, blocks of queries, and what must not change."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from kosine.batching import plan_rows
+from kosine.graphscan import MAX_GRAPH_BYTES, scan_graph
+from kosine.packed import Packed
+from kosine.rows import fill_rows
+from kosine.tensorfile import TensorEntry, write_tensors
+from kosine_export.graph import QUERY_BLOCK, model_graph, packed_graph
+from kosine_export.spec import DenseSpec, EncoderSpec
+from native_machine import NAN_ORDERS, Encoder, overflowing, script
+
+
+def spec_of(encoder: Encoder, *, max_tokens: int = 64) -> EncoderSpec:
+    shapes = {name: tensor.shape for name, tensor in encoder.tensors.items()}
+    types = shapes.get("embeddings.token_type.weight", (0,))[0]
+    options = encoder.options
+    dense = tuple(
+        DenseSpec(*shapes[f"dense.{i}.weight"], f"dense.{i}.bias" in shapes, activation, residual)
+        for i, (activation, residual) in enumerate(options["dense"])
+    )
+    return EncoderSpec(
+        family="bert",
+        vocab_size=encoder.vocab,
+        hidden_size=shapes["layers.0.attention.output.weight"][0],
+        embedding_size=shapes["embeddings.word.weight"][1],
+        num_layers=options["num_layers"],
+        num_heads=options["num_heads"],
+        intermediate_size=shapes["layers.0.ffn.up.weight"][1],
+        max_position_embeddings=encoder.positions,
+        type_vocab_size=types,
+        layer_norm_eps=options["layer_norm_eps"],
+        position_rule="absolute",
+        pad_id=0,
+        max_tokens=max_tokens,
+        pooling=options["pooling"],
+        include_prompt=True,
+        normalize=False,
+        dense=dense,
+    )
+
+
+def open_graph(model: onnx.ModelProto, path: Path) -> Any:
+    path.write_bytes(model.SerializeToString())
+    onnx.checker.check_model(str(path), full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def packed_runner(
+    encoder: Encoder, folder: Path, **spec: int
+) -> Callable[[Packed], tuple[np.ndarray, np.ndarray]]:
+    """Vectors and norms of a batch by the packed graph, all sentences in one plan."""
+    entries = write_tensors(folder / "weights.safetensors", encoder.tensors)
+    model, _ = packed_graph(spec_of(encoder, **spec), entries)
+    session = open_graph(model, folder / "packed.onnx")
+    names = [node.name for node in session.get_inputs()]
+
+    def run(batch: Packed) -> tuple[np.ndarray, np.ndarray]:
+        positions = np.concatenate([np.arange(n) for n in batch.lengths]).astype(np.int32)
+        found = []
+        for plan in plan_rows(batch.lengths):
+            rows = fill_rows(batch, positions, plan, 0)
+            vectors, norms = session.run(None, {name: getattr(rows, name) for name in names})
+            found += list(zip(plan.indices, vectors, norms, strict=True))
+        found.sort(key=lambda each: int(each[0]))
+        return np.stack([each[1] for each in found]), np.stack([each[2] for each in found])
+
+    return run
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("activation", ["", "identity", "tanh", "relu", "gelu", "sigmoid"])
+def test_a_nan_of_any_token_shows(tmp_path: Path, pooling: str, activation: str) -> None:
+    dense = ((64, activation, False, True),) if activation else ()
+    encoder = overflowing(pooling=pooling, dense=dense)
+    packed = packed_runner(encoder, tmp_path)
+    entries = write_tensors(tmp_path / "weights.safetensors", encoder.tensors)
+    model = open_graph(model_graph(spec_of(encoder), entries), tmp_path / "model.onnx")
+    for sentence in NAN_ORDERS:
+        shows = sentence[0] == 0 if pooling == "cls" else 0 in sentence
+        vectors, norms = packed(Packed.of([sentence]))
+        assert np.isnan(vectors).all() == np.isnan(norms).all() == shows
+        assert np.isfinite(vectors).all() != shows
+        # A token of padding is no token of the sentence, whatever becomes of it.
+        ids, mask = np.array([[*sentence, 1]]), np.array([[1] * len(sentence) + [0]])
+        (found,) = model.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": mask})
+        assert np.isnan(found).all() == shows
+        assert np.isfinite(found).all() != shows
+
+
+def test_maxima_are_those_of_the_reference(tmp_path: Path) -> None:
+    encoder = Encoder(pooling="max")
+    ids, starts, positions = encoder.batch([5, 1, 17, 33, 2, 16])
+    vectors, norms = packed_runner(encoder, tmp_path)(Packed(ids, starts))
+    expected, expected_norms = encoder.reference(ids, starts, positions)
+    assert np.abs(vectors - expected).max() <= 2e-6
+    np.testing.assert_allclose(norms, expected_norms, rtol=2e-6)
+
+
+# Graphs of encoders of up to `QUERY_BLOCK` tokens: TensorRT and OpenVINO know their form. Who
+# means to change it measures both, and then changes these.
+GOLDEN = {
+    "mean float32 packed": "77b1c582a80086efb1c274cd6f111e583d3a253193dc2ee1b2a3425999c9b649",
+    "mean float32 model": "3edce08acfa8557cf54fc47afeb86f8a983f8305da0f7321924db98f832cd493",
+    "mean float16 packed": "2648de09d3286cf0c21ba7fe6b0beece74c29dac5dc4af6aa3e7892953c3c230",
+    "mean float16 model": "a53db2b1a40747de40c3f9e2684694393b7dfbbe2a21a51d577d392146952a71",
+    "cls float32 packed": "477e26521542934af13cd8f4db251fba03c664b1173f9659f80fbe85450c68e6",
+    "cls float32 model": "a95fbd7513188b40bd79c46fe4ae3683ee2d21b3cdb8ca054ffa46f0e926aa76",
+    "cls float16 packed": "19666f7141117ae6e48aea7f0ec23ca26863dd95771fb07413f33e849263f501",
+    "cls float16 model": "f1cdc9f8e98f5847dd3125eb3650101f7474136ec49f8cbca4522ec014d392c2",
+    "max float32 packed": "bbfe1ff8911accb05e62bd97449d40e09a8cb782e573097e43403f7775cd0839",
+    "max float32 model": "556469f879efc35fe80a505ef322c75cfd68de73aaacf44d3f2f62978455a088",
+    "max float16 packed": "1a335b40f03d61eb27c47730f1ed187b0ff2f1b1e6f58b47871ddf157c1fbb8d",
+    "max float16 model": "3ded9b423dca631a3bc335136c442a280cdd709fd64ad6d0129439d6899b3ac7",
+}
+
+
+@pytest.mark.parametrize("max_tokens", [512, QUERY_BLOCK])
+@pytest.mark.parametrize("name", list(GOLDEN))
+def test_graphs_of_ordinary_length_stay_as_they_are(name: str, max_tokens: int) -> None:
+    pooling, precision, face = name.split()
+    encoder = Encoder(pooling=pooling, embedding=32, dense=((40, "gelu", False, True),))
+    entries = {
+        tensor: TensorEntry(
+            tensor,
+            np.dtype("float16" if precision == "float16" and ".norm." not in tensor else "float32"),
+            value.shape,
+            64 * number,
+            value.nbytes,
+        )
+        for number, (tensor, value) in enumerate(sorted(encoder.tensors.items()))
+    }
+    spec = spec_of(encoder, max_tokens=max_tokens)
+    if face == "packed":
+        model, _ = packed_graph(spec, entries, precision=precision)
+    else:
+        model = model_graph(spec, entries, precision=precision)
+    data = model.SerializeToString(deterministic=True)
+    assert hashlib.sha256(data).hexdigest() == GOLDEN[name]
+
+
+class TestQueryBlocks:
+    def test_vectors_are_those_of_one_block(self, tmp_path: Path) -> None:
+        encoder = Encoder(positions=2600)
+        runners = []
+        for max_tokens in (QUERY_BLOCK, 2600):
+            folder = tmp_path / str(max_tokens)
+            folder.mkdir()
+            runners.append(packed_runner(encoder, folder, max_tokens=max_tokens))
+        # A text of one block, at its edge, just past it, of two and a bit, and rows of many.
+        for lengths in ([3], [QUERY_BLOCK], [QUERY_BLOCK + 1], [5, 2600, 7, 40]):
+            batch = Packed(*encoder.batch(lengths)[:2])
+            whole, blocks = (run(batch) for run in runners)
+            assert np.abs(blocks[0] - whole[0]).max() <= 1e-6
+            np.testing.assert_allclose(blocks[1], whole[1], rtol=1e-6)
+
+    @pytest.mark.parametrize("precision", ["float32", "float16"])
+    def test_the_graph_passes_the_scan(self, tmp_path: Path, precision: str) -> None:
+        encoder = Encoder(layers=24)
+        entries = write_tensors(tmp_path / "weights.safetensors", encoder.tensors)
+        spec = spec_of(encoder, max_tokens=8192)
+        model, _ = packed_graph(spec, entries, precision=precision)
+        data = model.SerializeToString()
+        assert len(data) < MAX_GRAPH_BYTES / 2
+        assert scan_graph(data, "packed.onnx")
+        kinds = [node.op_type for node in model.graph.node]
+        # TensorRT fuses the float16 graph's attention, which then holds no scores.
+        blocks = 8192 // QUERY_BLOCK if precision == "float32" else 1
+        assert kinds.count("Softmax") == 24 * blocks
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+    def test_memory_is_that_of_a_block(self, tmp_path: Path) -> None:
+        grown = {}
+        for max_tokens in (QUERY_BLOCK, 4096):
+            folder = tmp_path / str(max_tokens)
+            folder.mkdir()
+            encoder = Encoder(hidden=128, heads=8, positions=4096, layers=1)
+            packed_runner(encoder, folder, max_tokens=max_tokens)
+            done = subprocess.run(
+                script(f"FOLDER = {str(folder)!r}\n{GROWTH}"),
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            grown[max_tokens] = int(done.stdout)
+        scores = 8 * 4096 * 4096 * 4  # of eight heads, in bytes
+        assert grown[4096] < 1.3 * scores  # a quarter of them, a few times, and the mask
+        # The negative control: here all of them are held, a few times.
+        assert grown[QUERY_BLOCK] > 2 * scores
+
+
+GROWTH = """
+import numpy as np
+import onnxruntime
+
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(FOLDER + "/packed.onnx", options)
+
+def run(length):
+    ids = np.arange(length)[None] % 50
+    rows = {"input_ids": ids, "position_ids": np.arange(length)[None]}
+    rows |= {"segment_ids": np.ones_like(ids), "slots": np.array([1])}
+    session.run(None, rows | {"sentence_index": np.array([0])})
+
+def peak():  # getrusage counts in what this process held before it became this program
+    with open("/proc/self/status") as file:
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+
+run(8)
+before = peak()
+run(4096)
+print(peak() - before)
+"""
