@@ -56,11 +56,16 @@ def kernels() -> Any:
     return engine.native_module().kernels
 
 
-def script(code: str) -> list[str]:
-    """The command that runs `code` in a process of its own, with this process's native module."""
+def script(code: str, *, leaks: bool = True) -> list[str]:
+    """The command that runs `code` in a process of its own, with this process's native module.
+
+    With `leaks` it says at its end, on stderr, what of the module's objects is still there.
+    """
     where = (
         f"import kosine_kernels\nkosine_kernels.__path__[:] = {list(kosine_kernels.__path__)!r}\n"
     )
+    if leaks and not MISSING:
+        where += "from kosine_kernels import _native\n_native.kernels.report_leaks()\n"
     return [sys.executable, "-c", where + code]
 
 

@@ -34,6 +34,26 @@ def run_script(code: str) -> str:
     return done.stdout
 
 
+@needs_native
+def test_what_outlives_the_interpreter_is_reported_only_when_asked_for():
+    # The negative control of `run_script`: an engine that is never let go.
+    leak = (
+        "import ctypes\n"
+        "from native_machine import Encoder\n"
+        "ctypes.pythonapi.Py_IncRef(ctypes.py_object(Encoder().engine()._engine))\n"
+    )
+    with pytest.raises(AssertionError, match="nanobind: leaked"):
+        run_script(leak)
+    done = subprocess.run(
+        script(leak, leaks=False),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        check=True,
+    )
+    assert done.stderr == ""
+
+
 PREFORK = """
 import os, sys, threading
 import numpy as np

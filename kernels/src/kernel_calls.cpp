@@ -244,6 +244,7 @@ void bind_kernel_calls(nb::module_& module) {
   m.def("round", call_round, "dtype"_a, "isa"_a, "x"_a, "guard"_a);
   m.def("attention", call_attention, "dtype"_a, "isa"_a, "q"_a, "k"_a, "v"_a, "guard"_a);
   m.def("stray_read", call_stray_read, "guard"_a);
+  m.def("report_leaks", [] { nb::set_leak_warnings(true); });
   m.def("plan", call_plan, "dtype"_a, "isa"_a, "starts"_a, "threads"_a);
 }
 

@@ -78,6 +78,9 @@ void run_engine(const Engine& self, const Ints& ids, const Ints& starts, const I
 NB_MODULE(_native, m) {
   using namespace kosine;
   m.doc() = "Native kernels; see kosine_kernels.engine.";
+  // A daemon thread, or anything else that outlives the interpreter, may hold an engine then: that
+  // is nothing a user could mend. Tests ask for the reports (kernels.report_leaks).
+  nb::set_leak_warnings(false);
 
   static PyObject* unavailable = PyErr_NewException("kosine_kernels._native.Unavailable",
                                                     PyExc_RuntimeError, nullptr);
