@@ -17,7 +17,7 @@ PACKAGES = {
 # The floors of kosine, bottom first. A module imports from floors below its own; within one folder
 # modules may use one another. What stands under `TYPE_CHECKING` counts.
 FLOORS = [
-    {"errors", "packed", "plans", "threads", "progress", "clock"},
+    {"errors", "packed", "plans", "threads", "progress", "clock", "exit_gate"},
     {"backend", "batching", "graphscan", "manifest", "positions", "scoring", "tensorfile", "texts"},
     {"bundle", "rows"},
     {"canary", "tokenizer"},

@@ -10,6 +10,7 @@ import numpy as np
 
 from kosine.bundle import Bundle
 from kosine.errors import KosineError, ManifestError, TextError, TextTooLong
+from kosine.exit_gate import awaited_at_exit
 from kosine.packed import Packed
 
 __all__ = ["MAX_TEXT_BYTES", "Prepared", "Tokenizer"]
@@ -134,6 +135,7 @@ class Tokenizer:
         full = [self._checked(text, i, prompt) for i, text in enumerate(texts)]
         return [len(ids) for ids in self._ids(full)]
 
+    @awaited_at_exit
     def _ids(self, texts: list[str]) -> list[list[int]]:
         try:
             # The batch call has a fixed cost, and its threads take the processors from a batch that

@@ -14,10 +14,10 @@ from importlib import import_module
 from typing import Any
 
 from kosine.backend import Backend, Capabilities
-from kosine.backends.device import is_cuda
+from kosine.backends.device import explain, is_cuda
 from kosine.bundle import Bundle
 from kosine.canary import check_canary
-from kosine.errors import InputError, KosineError, ParityError, UnknownOption
+from kosine.errors import BackendError, InputError, KosineError, ParityError, UnknownOption
 
 __all__ = ["BACKENDS", "DTYPES", "candidates", "capabilities", "make_backend", "probe"]
 
@@ -150,5 +150,11 @@ def _make(
     bundle: Bundle, name: str, dtype: str, device: str, threads: int | None, spin: bool
 ) -> Backend:
     factory: Callable[..., Any] = getattr(_module(name), BACKENDS[name].partition(":")[2])
-    made: Backend = factory(bundle, dtype=dtype, device=device, threads=threads, spin=spin)
+    try:
+        made: Backend = factory(bundle, dtype=dtype, device=device, threads=threads, spin=spin)
+    except KosineError:
+        raise
+    except (MemoryError, OSError, RuntimeError) as error:
+        what, remedy = explain(error, "try another backend")
+        raise BackendError(f"backend {name!r} cannot load: {what}", remedy=remedy) from error
     return made

@@ -6,7 +6,12 @@ import re
 
 from kosine.errors import BackendUnavailable, UnknownOption
 
-__all__ = ["check_cpu", "cuda_index", "first_line", "is_cuda"]
+__all__ = ["check_cpu", "cuda_index", "explain", "first_line", "is_cuda"]
+
+
+# How C++, the C library and ONNX Runtime's allocator say it.
+NO_MEMORY = ("bad_alloc", "allocate memory", "failed to allocate", "bfc_arena", "out of memory")
+NO_THREADS = ("pthread_create", "start new thread", "resource temporarily unavailable")
 
 
 def is_cuda(device: str) -> bool:
@@ -53,6 +58,25 @@ def cuda_index(device: str, backend: str) -> int:
             remedy="name a GPU, for example --device cuda:0",
         )
     return int(match[1])
+
+
+def explain(error: BaseException, otherwise: str) -> tuple[str, str]:
+    """What an engine failed of, on one line, and the remedy.
+
+    `otherwise` is the remedy where neither memory nor threads were wanting. Engines say that in
+    exceptions of their own, and in words.
+    """
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or any(word in text for word in NO_MEMORY):
+        return "the system gives no more memory", (
+            "free memory, raise the limit of this process (ulimit -v, its cgroup), or lower "
+            "max_batch_tokens"
+        )
+    if any(word in text for word in NO_THREADS):
+        return "the system gives no more threads", (
+            "raise the limit of threads (ulimit -u, pids of the cgroup), or load with threads=1"
+        )
+    return first_line(error), otherwise
 
 
 def first_line(error: object) -> str:

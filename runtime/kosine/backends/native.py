@@ -7,9 +7,10 @@ import os
 import numpy as np
 
 from kosine.backend import Capabilities
-from kosine.backends.device import check_cpu
+from kosine.backends.device import check_cpu, explain
 from kosine.bundle import Bundle
 from kosine.errors import BackendError, BackendUnavailable, UnknownOption
+from kosine.exit_gate import awaited_at_exit
 from kosine.packed import Packed, Pooled
 from kosine.positions import position_ids
 from kosine.threads import usable_cpus
@@ -76,7 +77,7 @@ class NativeBackend:
         manifest = bundle.manifest
         weights = bundle.tensors()
         try:
-            self._engine = Engine(
+            self._engine = awaited_at_exit(Engine)(
                 {
                     name: weights[name]
                     for name, entry in weights.entries.items()
@@ -103,17 +104,25 @@ class NativeBackend:
         self._pad_id = manifest.special_ids["pad"]
         self._position_rule = manifest.architecture.position_rule
 
+    @awaited_at_exit
     def run(self, batch: Packed) -> Pooled:
         """See `Backend.run`; the GIL is released meanwhile."""
-        ids, starts = (np.ascontiguousarray(part, np.int32) for part in (batch.ids, batch.starts))
-        skip = None if batch.skip is None else np.ascontiguousarray(batch.skip, np.int32)
-        positions = position_ids(ids, starts, self._position_rule, self._pad_id)
         try:
+            ids, starts = (np.ascontiguousarray(p, np.int32) for p in (batch.ids, batch.starts))
+            skip = None if batch.skip is None else np.ascontiguousarray(batch.skip, np.int32)
+            positions = position_ids(ids, starts, self._position_rule, self._pad_id)
             return Pooled(*self._engine.run(ids, starts, positions, skip))
         except ValueError as error:
             raise BackendError(
                 f"the native engine refused a batch of {len(batch)} texts: {error}",
                 remedy="pass ids and lengths within the manifest's limits",
+            ) from error
+        except (MemoryError, RuntimeError) as error:
+            what, remedy = explain(error, "run `kosine verify` on the bundle")
+            raise BackendError(
+                f"the native engine failed on {len(batch)} texts of {batch.num_tokens} tokens: "
+                f"{what}",
+                remedy=remedy,
             ) from error
 
 

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from kosine.backends.device import check_cpu, first_line
+from kosine.backends.device import check_cpu, explain
 from kosine.backends.forks import never_destroy, watch_forks
-from kosine.batching import plan_rows
+from kosine.batching import RowPlan, plan_rows
 from kosine.bundle import Bundle
-from kosine.errors import BackendError, MissingExtra, MissingTarget
-from kosine.packed import Float32, Packed, Pooled
+from kosine.errors import BackendError, KosineError, MissingExtra, MissingTarget
+from kosine.exit_gate import awaited_at_exit
+from kosine.packed import Float32, Int32, Packed, Pooled
 from kosine.positions import position_ids
-from kosine.rows import Rows, fill_rows
+from kosine.rows import fill_rows
 from kosine.threads import usable_cpus
 
 __all__ = ["OnnxBackend", "graph_path", "import_onnxruntime", "probe"]
@@ -91,10 +92,10 @@ class OnnxBackend:
         try:
             return start_session(self._graph, self._options(ort))
         except Exception as error:  # its exception classes share no base of their own
+            what, remedy = explain(error, "export the bundle again, or install another onnxruntime")
             raise BackendError(
-                f"ONNX Runtime {ort.__version__} cannot load {self._graph.name}: "
-                f"{first_line(error)}",
-                remedy="export the bundle again, or install another onnxruntime",
+                f"ONNX Runtime {ort.__version__} cannot load {self._graph.name}: {what}",
+                remedy=remedy,
             ) from error
 
     def _session_here(self) -> Any:
@@ -118,27 +119,36 @@ class OnnxBackend:
         vectors: Float32 = np.empty((len(batch), self.dim), np.float32)
         norms: Float32 = np.empty(len(batch), np.float32)
         for plan in plan_rows(batch.lengths):
-            rows = fill_rows(batch, positions, plan, self._pad_id)
-            vectors[plan.indices], norms[plan.indices] = self._run_rows(rows)
+            vectors[plan.indices], norms[plan.indices] = self._run_rows(batch, positions, plan)
         return Pooled(vectors, norms)
 
-    def _run_rows(self, rows: Rows) -> Any:
-        feed = {name: getattr(rows, name) for name in self._inputs}
+    @awaited_at_exit
+    def _run_rows(self, batch: Packed, positions: Int32, plan: RowPlan) -> Any:
         try:
+            rows = fill_rows(batch, positions, plan, self._pad_id)
+            feed = {name: getattr(rows, name) for name in self._inputs}
             return self._session_here().run(None, feed)
+        except KosineError:
+            raise
         except Exception as error:
+            what, remedy = explain(error, "run `kosine verify` on the bundle")
             raise BackendError(
-                f"ONNX Runtime failed on rows {rows.input_ids.shape}: {first_line(error)}",
-                remedy="check free memory, or lower max_batch_tokens",
+                f"ONNX Runtime failed on rows {(plan.num_rows, plan.width)}: {what}",
+                remedy=remedy,
             ) from error
 
 
+@awaited_at_exit
 def start_session(graph: Path, options: Any) -> Any:
     """A session of ONNX Runtime on the CPU."""
     import onnxruntime
 
     return onnxruntime.InferenceSession(
-        str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
+        str(graph),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=SLOW_FUSIONS,
+        enable_fallback=0,  # a second try would print on stdout, and forget the line above
     )
 
 

@@ -23,6 +23,7 @@ from kosine.backends.trt_engine import PlanContext, PlanEngine
 from kosine.backends.trt_plans import choose_plan, find_flavours, installed_flavours
 from kosine.bundle import Bundle
 from kosine.errors import BackendError, KosineError, UnknownOption
+from kosine.exit_gate import awaited_at_exit
 from kosine.packed import Float32, Packed, Pooled
 from kosine.plans import Plan
 from kosine.positions import position_ids
@@ -129,6 +130,7 @@ class TensorRTBackend:
         self.batch_tokens = max(p.max_rows * p.width for p in self.plan.profiles)
         watch_forks(self)
 
+    @awaited_at_exit
     def run(self, batch: Packed) -> Pooled:
         """See `Backend.run`; the rows are laid out outside the lock, computed inside it."""
         check_process(self._owner)
