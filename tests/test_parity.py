@@ -12,6 +12,8 @@ import pytest
 import kosine
 from conftest import SAMPLE
 from kosine.errors import ParityError
+from kosine_export.export import export
+from kosine_export.graph import QUERY_BLOCK
 from kosine_export.parity import measure
 from kosine_export.referee import Referee
 from kosine_export.texts import canary_texts, long_texts, parity_texts
@@ -77,6 +79,47 @@ def test_another_checkpoint_fails(sample: kosine.Encoder, tmp_path: Path) -> Non
     other = factories.build(tmp_path / "other", family="bert")
     with pytest.raises(ParityError, match="dimensions"):
         against(sample, other)
+
+
+def long_encoder(tmp_path: Path) -> tuple[kosine.Encoder, Path]:
+    """A narrow encoder of 2,600 tokens: over a batch's budget, and blocks of queries."""
+    import factories
+
+    checkpoint = factories.build(
+        tmp_path / "long",
+        family="bert",
+        max_length=2600,
+        prompts={"query": "질문: "},
+        sizes={"max_position_embeddings": 2600, "num_hidden_layers": 2},
+    )
+    done = export(checkpoint, tmp_path / "long.kosine")
+    assert done.parity["float32"].passed
+    return kosine.load(done.path, backend="onnx"), checkpoint
+
+
+def test_long_texts_are_compared_once_with_scaled_dot_products(tmp_path: Path) -> None:
+    encoder, checkpoint = long_encoder(tmp_path)
+    texts = parity_texts(encoder.max_tokens)
+    lengths = np.array(encoder.count_tokens(texts))
+    assert (lengths > encoder.max_tokens).sum() == 1
+    assert ((lengths > QUERY_BLOCK) & (lengths < encoder.max_tokens)).any()
+    referee = Referee(checkpoint)
+    chosen: list[str] = []
+    choose = referee._transformer.set_attn_implementation
+    referee._transformer.set_attn_implementation = lambda name: (chosen.append(name), choose(name))
+    parity = measure(encoder, referee, texts)
+    assert parity.passed, parity.table()
+    # Eager from the start, for the long ones the other, and back.
+    assert chosen[:2] == ["sdpa", "eager"]
+    counts = {group.name: group.found.texts for group in parity.groups}
+    assert counts == {"alone": len(texts), "mixed": len(texts) - 1, "prompt:query": 14}
+    # Both give one vector.
+    text = [texts[int(np.flatnonzero(lengths > QUERY_BLOCK)[0])]]
+    scaled = referee.encode(text)
+    referee._vectors.clear()
+    referee._attend("eager")
+    referee._transformer = None  # as with a transformers that has no choice
+    np.testing.assert_allclose(referee.encode(text), scaled, atol=1e-6)
 
 
 def test_verify_takes_own_texts(sample_bundle: Path, tmp_path: Path, kosine_command) -> None:

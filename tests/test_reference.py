@@ -195,6 +195,13 @@ def test_erf_and_gelu():
     assert np.abs(reference.gelu(X) - tanh).max() > 1e-4  # and not the other GELU
 
 
+def test_a_nan_stays_one_and_alone():
+    for x in (np.nan, -np.nan):
+        found = reference.gelu(np.array([1.0, x, -2.0]))
+        np.testing.assert_array_equal(np.isnan(found), [False, True, False])
+    assert np.isnan(reference.erf(np.array([np.nan], np.float32))).all()
+
+
 def test_layer_norm():
     rng = np.random.default_rng(0)
     x, weight, bias = rng.standard_normal((5, 12)), rng.standard_normal(12), rng.standard_normal(12)
