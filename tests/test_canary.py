@@ -19,7 +19,6 @@ from kosine.canary import (
     Centred,
     Comparison,
     Gate,
-    calibrated_ranges,
     check_canary,
     compare,
     mean_vector,
@@ -288,18 +287,3 @@ def test_a_damaged_mean_is_a_damaged_canary(sample_bundle, tmp_path, change):
     change_tensor(path, "mean", change, file="canary.safetensors")
     with pytest.raises(IntegrityError, match="is damaged"):
         Canary.read(Bundle(path))
-
-
-def test_calibrated_ranges_hold_what_they_were_made_of():
-    rng = np.random.default_rng(0)
-    vectors = rng.standard_normal((50, 6)).astype(np.float32)
-    vectors[:, 5] = 0
-    ranges = calibrated_ranges(vectors)
-    rows = unit(vectors)
-    low, high = np.array(ranges["min"]), np.array(ranges["max"])
-    assert (low < high).all()
-    assert (rows.min(axis=0) > low).all()
-    assert (rows.max(axis=0) < high).all()
-    width = rows.max(axis=0) - rows.min(axis=0)
-    np.testing.assert_allclose((high - low)[:5], 1.2 * width[:5], rtol=1e-5)
-    assert calibrated_ranges(3 * vectors)["max"] == pytest.approx(ranges["max"])

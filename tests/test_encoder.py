@@ -26,7 +26,8 @@ from kosine.errors import (
     UnknownOption,
     UnknownPrompt,
 )
-from kosine.scoring import PRECISIONS, quantize
+from kosine.quantization import BITS, INTEGERS, PRECISIONS, dequantize, quantize
+from native_machine import needs_native
 
 TEXTS = [
     "한 남자가 기타를 치고 있다.",
@@ -74,8 +75,8 @@ def small(tmp_path):
     return make
 
 
-def close(a, b):
-    np.testing.assert_allclose(a, b, atol=2e-6)
+def close(a, b, atol=2e-6):
+    np.testing.assert_allclose(a, b, atol=atol)
 
 
 # Forms of input
@@ -346,22 +347,61 @@ def test_given_ranges_are_used_as_sentence_transformers_uses_them(sample, precis
 
 
 def test_the_bundles_ranges_fit_its_vectors(sample):
-    """Not clipped, and not one step wide: real texts spread over most of the 256 values."""
+    """Not clipped, and not a few steps wide: 12 deviations in 256 steps make 21 of one."""
     for dim in (None, 64):
         texts = ["오늘 서울의 낮 기온은 12도입니다.", "계약을 해지할 수 있나요?", *TEXTS[3:]]
         values = sample.encode(texts, precision="uint8", truncate_dim=dim).astype(int)
-        assert ((values == 0) | (values == 255)).mean() < 0.05
-        assert values.std() > 25
+        assert ((values == 0) | (values == 255)).mean() < 0.001
+        assert 17 < values.std() < 25
 
 
-def test_integers_of_lengths_need_ranges(sample):
+def test_integers_of_lengths_need_ranges(sample, small):
     with pytest.raises(InputError, match="needs ranges, and the bundle has none"):
         sample.encode(TEXTS, precision="int8", normalize_embeddings=False)
+    normalised = small(manifest={"normalized": True})
+    options = {"precision": "int8", "normalize_embeddings": False}
+    assert normalised.encode(["가"], **options).shape == (1, 4)  # of length 1 all the same
+    with pytest.raises(InputError, match="needs ranges, and the bundle has none"):
+        normalised.encode(["가"], truncate_dim=2, **options)
 
 
-def test_ranges_of_another_width(sample):
-    with pytest.raises(InputError, match=r"ranges of shapes \(256,\)"):
-        sample.encode(TEXTS, precision="int8", truncate_dim=8, ranges=sample.manifest.ranges)
+def test_ranges_of_whole_vectors_serve_truncated_ones(sample):
+    for dim in (8, 64):
+        options = {"precision": "int8", "truncate_dim": dim}
+        found = sample.encode(TEXTS, **options)
+        given = sample.encode(TEXTS, ranges=sample.manifest.ranges, **options)
+        np.testing.assert_array_equal(given, found)
+        back = dequantize(found, "int8", sample.manifest.ranges)
+        close(back, sample.encode(TEXTS, truncate_dim=dim), atol=0.02)
+
+
+def test_ranges_that_are_too_short(sample):
+    ranges = {end: values[:8] for end, values in sample.manifest.ranges.items()}
+    with pytest.raises(InputError, match=r"ranges of shapes \(8,\) .* for 256 dimensions"):
+        sample.encode(TEXTS, precision="int8", ranges=ranges)
+
+
+@pytest.mark.parametrize("precision", INTEGERS)
+def test_clipping_is_counted_and_told_once(small, caplog, precision):
+    encoder = small()
+    narrow = {"min": [-0.01] * 4, "max": [0.01] * 4}
+    wide = {"min": [-1.0] * 4, "max": [1.0] * 4}
+    unit = encoder.encode(["가", "나"])
+    outside = int((np.abs(unit) > 0.01).sum())
+    with caplog.at_level(logging.WARNING, "kosine"):
+        encoder.encode(["가", "나"] * 200, precision=precision, ranges=wide)
+        encoder.encode("가", precision="ubinary")
+        assert encoder.counts()["integer_components"] == 4 * 400
+        assert encoder.counts()["clipped_components"] == 0
+        assert not caplog.records
+        for _ in range(3):
+            encoder.encode(["가", "나"] * 10, precision=precision, ranges=narrow)
+    assert encoder.counts()["clipped_components"] == 30 * outside
+    assert encoder.counts()["integer_components"] == 4 * 460
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith(f"{10 * outside} of {4 * 420} integer components lie outside")
+    assert "--calibrate" in message
 
 
 def test_a_bundle_without_ranges_says_so(small):
@@ -486,7 +526,15 @@ def test_count_tokens(sample):
 def test_counts_add_up_over_calls(small):
     encoder = small()
     assert encoder.counts() == dict.fromkeys(
-        ("texts", "tokens", "truncated_texts", "unknown_tokens"), 0
+        (
+            "texts",
+            "tokens",
+            "truncated_texts",
+            "unknown_tokens",
+            "integer_components",
+            "clipped_components",
+        ),
+        0,
     )
     encoder.encode(["가", "라 라", "가 " * 50])
     encoder.encode("나")
@@ -496,6 +544,8 @@ def test_counts_add_up_over_calls(small):
         "tokens": 3 + 4 + 16 + 3 + 3,
         "truncated_texts": 1,
         "unknown_tokens": 2,
+        "integer_components": 0,
+        "clipped_components": 0,
     }
     encoder.count_tokens(["가"])
     assert encoder.counts()["texts"] == 5
@@ -644,6 +694,15 @@ def test_the_fingerprint_is_the_manifests(sample):
     assert sample.fingerprint == sample.manifest.fingerprint("onnx", "float32")
 
 
+@needs_native
+def test_machines_of_two_isa_levels_share_a_fingerprint(sample_bundle, monkeypatch):
+    best = kosine.load(sample_bundle, backend="native", dtype="float32")
+    monkeypatch.setenv("KOSINE_ISA", "avx2")
+    plain = kosine.load(sample_bundle, backend="native", dtype="float32")
+    assert plain.fingerprint == best.fingerprint
+    close(plain.encode(TEXTS), best.encode(TEXTS), atol=1e-6)  # no more than rounding
+
+
 def test_what_an_encoder_says_of_itself(sample):
     assert (sample.dim, sample.max_tokens) == (256, 128)
     assert repr(sample) == "<kosine.Encoder sample.kosine dim=256 max_tokens=128 onnx/float32>"
@@ -663,6 +722,58 @@ def test_similarity_is_the_manifests(small, similarity):
     np.testing.assert_allclose(pairs, np.diag(matrix), atol=1e-6)
     best = kosine.top_k(a, b, k=1, similarity=similarity)
     np.testing.assert_array_equal(best.indices[:, 0], matrix.argmax(axis=1))
+
+
+SIMILAR = [TEXTS[0], TEXTS[4], TEXTS[3], "주가가 사흘 연속 하락했다."]
+
+
+@pytest.mark.parametrize("dim", [None, 100, 64])
+@pytest.mark.parametrize("precision", INTEGERS)
+def test_integers_have_the_scores_of_float32(sample, precision, dim):
+    exact, small = (sample.encode(SIMILAR, truncate_dim=dim, precision=p)
+                    for p in ("float32", precision))  # fmt: skip
+    scores = sample.similarity(exact, exact)
+    assert scores[0, 1] > 0.5 > 0.3 > scores[0, 3]  # alike, and unrelated
+    for a, b in ((small, small), (exact, small), (small, exact)):
+        close(sample.similarity(a, b), scores, atol=0.01)
+        close(sample.similarity_pairwise(a, b[::-1]), np.diag(scores[:, ::-1]), atol=0.01)
+        found = kosine.top_k(a, b, k=4, ranges=sample.manifest.ranges)
+        close(found.scores, -np.sort(-scores, axis=1), atol=0.01)
+
+
+@pytest.mark.parametrize("precision", BITS)
+def test_bits_have_scores_by_their_hamming_distance(sample, precision):
+    exact, bits = (sample.encode(SIMILAR, precision=p) for p in ("float32", precision))
+    signs = np.where(exact > 0, 1.0, -1.0)
+    scores = sample.similarity(bits, bits)
+    np.testing.assert_array_equal(scores, (signs @ signs.T / 256).astype(np.float32))
+    assert scores[0, 1] > 0.3 > 0.15 > abs(scores[0, 3])
+    np.testing.assert_array_equal(sample.similarity_pairwise(bits, bits), np.ones(4))
+    close(sample.similarity(exact, bits), exact @ signs.T / 16, atol=1e-6)
+    cut = sample.encode(SIMILAR, precision=precision, truncate_dim=64)
+    with pytest.raises(InputError, match=f"may be of precision .*precision='{precision}'"):
+        sample.similarity(cut, cut)
+    signs = np.where(sample.encode(SIMILAR, truncate_dim=64) > 0, 1.0, -1.0)
+    named = sample.similarity(cut, cut, precision=precision)
+    np.testing.assert_array_equal(named, (signs @ signs.T / 64).astype(np.float32))
+
+
+def test_scores_with_ranges_of_ones_own(sample):
+    ranges = {"min": [-0.9] * 256, "max": [0.9] * 256}
+    exact = sample.encode(SIMILAR)
+    found = sample.encode(SIMILAR, precision="int8", ranges=ranges)
+    close(sample.similarity(found, found, ranges=ranges), exact @ exact.T, atol=0.01)
+    assert np.abs(sample.similarity(found, found) - exact @ exact.T).max() > 0.05  # other ranges
+    pairs = sample.similarity_pairwise(found, exact, ranges=ranges)
+    close(pairs, np.ones(4), atol=0.01)
+
+
+def test_a_bundle_without_ranges_scores_bits_and_refuses_integers(small):
+    encoder = small(manifest={"ranges": None})
+    bits = encoder.encode(["가", "나"], precision="ubinary")
+    np.testing.assert_array_equal(np.diag(encoder.similarity(bits, bits)), [1, 1])
+    with pytest.raises(InputError, match="not scored without ranges"):
+        encoder.similarity(np.zeros((2, 4), np.uint8), np.zeros((2, 4), np.uint8))
 
 
 def test_alike_is_alike(sample):

@@ -14,7 +14,8 @@ import kosine
 from conftest import SAMPLE
 from kosine.bundle import Bundle
 from kosine.canary import Canary, compare
-from kosine.errors import BundleExists, CheckpointNotFound, ParityError, UnknownOption
+from kosine.errors import BundleExists, CheckpointNotFound, InputError, ParityError, UnknownOption
+from kosine.quantization import calibrated_ranges
 from kosine_export import export as export_module
 from kosine_export.export import export
 from kosine_export.graph import Graph, packed_graph
@@ -134,6 +135,74 @@ def test_overrides_are_honoured_and_recorded(tmp_path: Path) -> None:
     assert done.manifest.source["overrides"] == {"max_tokens": 16, "prompts": {"query": "질문: "}}
     encoder = kosine.load(done.path, backend="onnx")
     assert encoder.prepare(["가 나 다 라 마 바 사 " * 20]).batch.lengths.tolist() == [16]
+
+
+@pytest.mark.parametrize("source", ["file", "texts"])
+def test_ranges_come_from_the_texts_that_are_given(
+    tmp_path: Path, sample: kosine.Encoder, source: str
+) -> None:
+    texts = [f"{number}번째 손님이 커피를 주문했습니다." for number in range(40)] + [
+        "",
+        "가 " * 200,
+    ]
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    prompts = {"query": "질문: ", "document": "문서: "}
+    done = export(
+        SAMPLE,
+        tmp_path / "out.kosine",
+        prompts=prompts,
+        calibrate=file if source == "file" else iter(texts),
+    )
+    assert done.manifest.source["overrides"]["calibration_texts"] == 42
+    rows = [
+        sample.encode(texts),
+        sample.encode(texts[::2], prompt="질문: "),
+        sample.encode(texts[1::2], prompt="문서: "),
+    ]
+    assert done.manifest.ranges == calibrated_ranges(np.concatenate(rows))
+    assert done.manifest.ranges != sample.manifest.ranges
+    other = kosine.load(done.path, backend="onnx")
+    assert other.fingerprint != sample.fingerprint
+
+
+@pytest.mark.parametrize(
+    "texts", [[], ["가"] * 100, [str(n) for n in range(31)] + ["", " ", "\t"], "가\n나\n"]
+)
+def test_too_few_texts_to_calibrate_with(tmp_path: Path, texts: list[str] | str) -> None:
+    given = texts
+    if isinstance(texts, str):
+        given = tmp_path / "texts.txt"
+        given.write_text(texts, encoding="utf-8")
+    with pytest.raises(InputError, match=r"\d+ different texts .*at least 32.*hundreds"):
+        export(SAMPLE, tmp_path / "out.kosine", calibrate=given)
+    assert not (tmp_path / "out.kosine").exists()
+
+
+def test_a_long_calibration_file_is_taken_from_all_over() -> None:
+    found = export_module._calibration(map(str, range(25_001)))
+    assert len(found) <= export_module.MAX_CALIBRATION
+    assert (found[0], found[-1]) == ("0", "24999")
+
+
+def test_the_command_line_calibrates(tmp_path: Path, kosine_command) -> None:
+    few = tmp_path / "few.txt"
+    few.write_text("가\n나\n", encoding="utf-8")
+    for name, message in ((few, "2 different texts"), (tmp_path / "none.txt", "No such file")):
+        done = kosine_command("export", SAMPLE, tmp_path / "out.kosine", "--calibrate", name)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out.kosine").exists()
+
+
+def test_exports_without_torch_have_the_same_ranges(
+    tmp_path: Path, sample: kosine.Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_module, "torch_is_there", lambda: False)
+    done = export(SAMPLE, tmp_path / "out.kosine")
+    assert done.manifest.ranges == sample.manifest.ranges
+    assert kosine.load(done.path, backend="onnx").fingerprint == sample.fingerprint
 
 
 def test_nfc_is_done_only_where_asked(tmp_path: Path, sample: kosine.Encoder) -> None:

@@ -18,8 +18,9 @@ PACKAGES = {
 # modules may use one another. What stands under `TYPE_CHECKING` counts.
 FLOORS = [
     {"errors", "packed", "plans", "threads", "progress", "clock", "exit_gate"},
-    {"backend", "batching", "graphscan", "manifest", "positions", "scoring", "tensorfile", "texts"},
-    {"bundle", "rows"},
+    {"backend", "batching", "graphscan", "manifest", "positions", "quantization", "tensorfile",
+     "texts"},
+    {"bundle", "rows", "scoring"},
     {"canary", "tokenizer"},
     {"backends"},
     {"encoder"},

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostile import DIM, small_manifest
+from kosine.backends import BACKENDS
 from kosine.errors import KosineError, ManifestError, SchemaTooNew
 from kosine.manifest import (
     MAX_MANIFEST_BYTES,
+    NUMERICS,
     SCHEMA,
     Architecture,
     Artifact,
@@ -372,6 +374,7 @@ FACTS = {
     },
     "special ids": {"special_ids": {**FULL.special_ids, "sep": 1}},
     "unicode": {"unicode": "NFC"},
+    "ranges": {"ranges": {**FULL.ranges, "min": [-1.0, -0.75, -1.0, -1.0]}},
 }
 NOT_FACTS = {
     "parity": {"parity": None},
@@ -399,13 +402,51 @@ def test_what_vectors_do_not_depend_on_leaves_the_fingerprint(name):
     assert changed.fingerprint("onnx", "float32") == FULL.fingerprint("onnx", "float32")
 
 
+FLOAT32 = ("tokenizer.json", "weights.safetensors")
+FLOAT16 = ("fp16/weights.safetensors",)
+INT8 = ("int8/weights.safetensors", "int8/scales.safetensors")
+READ = {
+    ("native", "float32"): FLOAT32,
+    ("native", "bfloat16"): FLOAT32,
+    ("native", "w8a16"): (*FLOAT32, *INT8),
+    ("native", "int8"): (*FLOAT32, *INT8),
+    ("onnx", "float32"): (*FLOAT32, "packed.onnx"),
+    ("onnx", "float16"): (*FLOAT32, *FLOAT16, "fp16/packed.onnx"),
+    ("tensorrt", "float16"): (*FLOAT32, *FLOAT16, "fp16/packed.onnx"),
+}
+
+
+@pytest.mark.parametrize("engine", READ, ids="/".join)
+def test_the_fingerprint_covers_the_files_that_are_read(engine):
+    others = ("model.onnx", "fp16/model.onnx", "canary.safetensors", "tensorrt/a.plan", "README.md")
+    paths = sorted({*others, *(path for read in READ.values() for path in read)})
+
+    def of(changed=None):
+        files = (FileEntry(p, 5, ("1" if p == changed else "2") * 64) for p in paths)
+        artifacts = (Artifact("all", "", tuple(files)),)
+        return dataclasses.replace(FULL, artifacts=artifacts).fingerprint(*engine)
+
+    assert {path for path in paths if of(path) != of()} == set(READ[engine])
+
+
+@pytest.mark.parametrize("backend", NUMERICS)
+def test_a_revision_of_the_numerics_is_a_fact_of_its_backend(backend, monkeypatch):
+    before = {each: FULL.fingerprint(each, "float32") for each in NUMERICS}
+    monkeypatch.setitem(NUMERICS, backend, NUMERICS[backend] + 1)
+    after = {each: FULL.fingerprint(each, "float32") for each in NUMERICS}
+    assert [each for each in NUMERICS if before[each] != after[each]] == [backend]
+
+
+def test_every_backend_has_a_revision():
+    assert set(NUMERICS) == set(BACKENDS)
+
+
 def test_every_field_is_a_fact_or_is_not():
     """A new field must be put on one side or the other."""
     covered = {
         *(key for change in (*FACTS.values(), *NOT_FACTS.values()) for key in change),
         "dim",  # the last layer's size: it follows from architecture and dense
         "similarity",  # concerns scores, not vectors
-        "ranges",  # concerns integer output only
         "do_lower_case",  # stands in tokenizer.json
         "schema",
     }

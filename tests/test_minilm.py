@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import kosine
 from kosine.commands.evaluate import correlations, read_pairs
+from kosine.quantization import clipped_components, dequantize, quantize
 from kosine_export.export import export
 from kosine_export.referee import Referee
 
@@ -50,6 +52,60 @@ def test_stsb_spearman_is_pytorchs(minilm: Path, bundle: Path, shared, kosine_co
         found = json.loads(done.stdout)["cosine"]["spearman"]
         print(f"{dtype}: Spearman {found:.6f}, PyTorch {expected:.6f}")
         assert abs(found - expected) <= tolerance
+
+
+@pytest.fixture(scope="module")
+def spoken(shared) -> dict[str, list[str]]:
+    """Sentences of both data sets, 1200 of each."""
+    english = read_pairs(str(shared("data/stsb-en-dev.csv")), "1,2,3")
+    korean = read_pairs(str(shared("data/korsts-dev.tsv")), "sentence1,sentence2,score")
+    return {
+        "en": [*english[0], *english[1]][::2][:1200],
+        "ko": [*korean[0], *korean[1]][::2][:1200],
+    }
+
+
+def row_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a.astype(float), b.astype(float)
+    return np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+@pytest.mark.parametrize("model", ["minilm", "sample"])
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_the_bundles_ranges_serve_both_languages(
+    model: str, language: str, bundle: Path, sample_bundle: Path, spoken
+) -> None:
+    encoder = kosine.load(bundle if model == "minilm" else sample_bundle, backend="onnx")
+    ranges = encoder.manifest.ranges
+    whole = encoder.encode(spoken[language])
+    for dim in (encoder.dim, 200, 128, 64, 32, 8):
+        vectors = whole[:, :dim] / np.linalg.norm(whole[:, :dim], axis=1, keepdims=True)
+        domain = np.stack([vectors.min(axis=0), vectors.max(axis=0)])
+        ours, theirs = (
+            row_cosines(dequantize(quantize(vectors, "int8", r), "int8", r), vectors)
+            for r in (ranges, domain)
+        )
+        clipped = clipped_components(vectors, ranges) / vectors.size
+        print(f"{model} {language} {dim}: {clipped:.4%} clipped, mean cosine {ours.mean():.6f}, ")
+        assert clipped < 0.0002
+        assert ours.min() >= 0.999
+        assert ours.mean() >= theirs.mean() - 0.0001
+
+
+def test_smaller_vectors_find_what_float32_finds(bundle: Path, spoken) -> None:
+    """recall@10 against float32, each query among 1200 sentences of its own data set."""
+    encoder = kosine.load(bundle, backend="onnx")
+    exact = encoder.encode(spoken["en"])
+    best = kosine.top_k(exact[:100], exact, 10).indices
+    least = {"int8": 0.97, "uint8": 0.97, "binary": 0.6, "ubinary": 0.6}
+    for precision, recall in least.items():
+        small = encoder.encode(spoken["en"], precision=precision)
+        options = {"precision": precision, "ranges": encoder.manifest.ranges}
+        for queries in (small[:100], exact[:100]):
+            found = kosine.top_k(queries, small, 10, **options).indices
+            shares = [len(set(a) & set(b)) / 10 for a, b in zip(found, best, strict=True)]
+            print(f"{precision} {queries.dtype}: recall@10 {np.mean(shares):.3f}")
+            assert np.mean(shares) >= recall
 
 
 def test_eval_agrees_with_scipy(shared) -> None:

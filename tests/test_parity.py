@@ -16,7 +16,7 @@ from kosine_export.export import export
 from kosine_export.graph import QUERY_BLOCK
 from kosine_export.parity import measure
 from kosine_export.referee import Referee
-from kosine_export.texts import canary_texts, long_texts, parity_texts
+from kosine_export.texts import calibration_texts, canary_texts, long_texts, parity_texts
 from kosine_export.verify import against
 from rehash import perturb_weights
 
@@ -31,6 +31,10 @@ def test_the_texts_are_what_they_claim() -> None:
     assert any("[SEP]" in text for text in texts)
     assert any(len(text) > 100 and " " not in text for text in texts)
     assert len(set(long_texts(range(40, 50)))) == 10
+    calibration = calibration_texts()
+    assert calibration[:64] == texts
+    assert len(calibration) == len(set(calibration)) == 124
+    assert sum(text.isascii() for text in calibration[64:]) >= 24
 
 
 def test_parity_texts_reach_every_length(sample: kosine.Encoder) -> None:

@@ -60,12 +60,12 @@ def parameters(function) -> str:
         ),
         (Encoder.encode_query, "sentences, options"),
         (Encoder.encode_document, "sentences, options"),
-        (Encoder.similarity, "a, b"),
-        (Encoder.similarity_pairwise, "a, b"),
+        (Encoder.similarity, "a, b, *precision, *ranges"),
+        (Encoder.similarity_pairwise, "a, b, *precision, *ranges"),
         (Encoder.count_tokens, "sentences, prompt_name, prompt"),
         (Encoder.counts, ""),
-        (kosine.cosine, "a, b"),
-        (kosine.top_k, "queries, corpus, k, *similarity"),
+        (kosine.cosine, "a, b, *precision, *ranges"),
+        (kosine.top_k, "queries, corpus, k, *similarity, *precision, *ranges"),
     ],
 )
 def test_signatures(function, expected):

@@ -1,6 +1,8 @@
-"""Scores and smaller vectors, against the same thing written naively or by others."""
+"""Scores, against the same thing written naively or by others."""
 
 from __future__ import annotations
+
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from hypothesis.extra import numpy as arrays
 import kosine
 from kosine import scoring
 from kosine.errors import InputError, UnknownOption
-from kosine.scoring import PRECISIONS, SIMILARITIES, pairwise, quantize, score_matrix, top_k
+from kosine.quantization import BITS, INTEGERS, calibrated_ranges, dequantize, quantize
+from kosine.scoring import SIMILARITIES, pairwise, score_matrix, top_k
 
 RNG = np.random.default_rng(7)
 A = RNG.standard_normal((5, 16)).astype(np.float32)
@@ -66,7 +69,7 @@ def test_cosine_divides_any_length_out(scale):
     np.testing.assert_allclose(found, naive_matrix(A, B, "cosine"), atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.int64, list])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int16, np.int64, list])
 def test_vectors_of_any_number_type(dtype):
     a, b = np.round(A * 20), np.round(B * 20)
     given_as = (a.tolist(), b.tolist()) if dtype is list else (a.astype(dtype), b.astype(dtype))
@@ -159,10 +162,10 @@ SMALL = st.integers(-2, 2)
 @settings(deadline=None, max_examples=150)
 @given(
     queries=arrays.arrays(
-        np.int8, st.tuples(st.integers(1, 4), st.just(2)), elements=st.integers(-2, 2)
+        np.int16, st.tuples(st.integers(1, 4), st.just(2)), elements=st.integers(-2, 2)
     ),
     corpus=arrays.arrays(
-        np.int8, st.tuples(st.integers(1, 30), st.just(2)), elements=st.integers(-2, 2)
+        np.int16, st.tuples(st.integers(1, 30), st.just(2)), elements=st.integers(-2, 2)
     ),
     k=st.integers(1, 35),
     block=st.integers(1, 40),
@@ -170,7 +173,7 @@ SMALL = st.integers(-2, 2)
 def test_ties_and_blocks(queries, corpus, k, block):
     """Small integers tie often and have exact scores; ties go to the lower index."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "BLOCK_SCORES", block)
+        patch.setattr(scoring, "BLOCK", block)
         found = top_k(queries, corpus, k, similarity="dot")
     indices, scores = naive_top_k(score_matrix(queries, corpus, "dot"), k)
     np.testing.assert_array_equal(found.indices, indices)
@@ -178,16 +181,56 @@ def test_ties_and_blocks(queries, corpus, k, block):
     assert found.indices.shape == (len(queries), min(k, len(corpus)))
 
 
-def test_blocks_keep_memory_bounded(monkeypatch):
-    seen = []
-    monkeypatch.setattr(scoring, "BLOCK_SCORES", 50)
-    inner = scoring.score_matrix
-    monkeypatch.setattr(
-        scoring, "score_matrix", lambda a, b, s: seen.append(len(a) * len(b)) or inner(a, b, s)
-    )
-    top_k(A, RNG.standard_normal((1000, 16)), 3)
-    assert max(seen) <= 50
-    assert sum(seen) == 5000
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "similarity"),
+    [
+        *[("float32", similarity) for similarity in SIMILARITIES],
+        *[(kind, "cosine") for kind in ("float16", "float64", *INTEGERS, *BITS)],
+    ],
+)
+def test_a_mapped_corpus_is_never_copied_whole(tmp_path, similarity, kind):
+    """128 MiB of zeros as float32, which take no room on the disk; a copy would show."""
+    rows, dim = 1 << 17, 256
+    queries, options = RNG.standard_normal((2, dim)).astype(np.float32), {}
+    if kind in (*INTEGERS, *BITS):
+        options = {"precision": kind, "ranges": {"min": [-1.0] * dim, "max": [1.0] * dim}}
+        dtype = np.int8 if kind in ("int8", "binary") else np.uint8
+        width = dim // 8 if kind in BITS else dim
+    else:
+        dtype, width = np.dtype(kind), dim
+    corpus = np.lib.format.open_memmap(tmp_path / "c.npy", "w+", dtype, (rows, width))
+    corpus[7::1000] = 1
+    tracemalloc.start()
+    try:
+        found = top_k(queries, corpus, 3, similarity=similarity, **options)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 << 20, f"{peak >> 20} MiB"
+    assert found.indices.shape == (2, 3)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_blocks_give_what_the_whole_gives(monkeypatch, similarity):
+    """Also rows that are not numbers: those that give NaN come last, in their order."""
+    corpus = RNG.standard_normal((300, 16)).astype(np.float32)
+    corpus[17, 3], corpus[40, 5], corpus[41] = np.nan, np.inf, 0
+    queries = np.concatenate([A, [[np.nan] * 16, [np.inf] * 16, [0.0] * 16]]).astype(np.float32)
+    for k in (1, 10, 300):
+        with np.errstate(invalid="ignore"):
+            scores = score_matrix(queries, corpus, similarity)
+            monkeypatch.setattr(scoring, "BLOCK", 100)
+            found = top_k(queries, corpus, k, similarity=similarity)
+            monkeypatch.undo()
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        np.testing.assert_array_equal(found.indices, order)
+        np.testing.assert_allclose(
+            found.scores, np.take_along_axis(scores, order, axis=1), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_top_k_of_little():
@@ -203,73 +246,123 @@ def test_top_k_needs_a_k(k):
         top_k(A, B, k)
 
 
-# Smaller vectors
+# int8, uint8 and bits
 
-RANGES = np.stack([A.min(axis=0) * 0.8, A.max(axis=0) * 0.8])
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("rows", [5, 1, 0])
-def test_precisions_are_those_of_sentence_transformers(precision, rows):
-    pytest.importorskip("torch")
-    from sentence_transformers.util.quantization import quantize_embeddings
-
-    theirs = quantize_embeddings(A[:rows], precision, ranges=RANGES)
-    for ranges in (RANGES, {"min": RANGES[0], "max": RANGES[1].tolist()}, tuple(RANGES)):
-        ours = quantize(A[:rows], precision, ranges)
-        assert ours.dtype == theirs.dtype
-        assert ours.shape == theirs.shape
-        np.testing.assert_array_equal(ours, theirs)
+CORPUS = unit(RNG.standard_normal((400, 64)) * np.linspace(0.3, 1.5, 64) + 0.2).astype(np.float32)
+QUERIES = unit(CORPUS[:9] + 0.05 * RNG.standard_normal((9, 64))).astype(np.float32)
+WIDE = calibrated_ranges(CORPUS)
 
 
-def test_values_at_the_ends():
-    ranges = {"min": [-51.0, 0.0], "max": [51.0, 255.0]}
-    vectors = np.array([[-51.0, 0.0], [51.0, 255.0], [-99.0, 999.0], [0.0, 127.5]], np.float32)
-    assert quantize(vectors, "uint8", ranges).tolist() == [[0, 0], [255, 255], [0, 255], [127, 127]]
-    assert quantize(vectors, "int8", ranges).tolist() == [
-        [-128, -128],
-        [127, 127],
-        [-128, 127],
-        [-1, -1],
-    ]
+def hamming(a, b):
+    """(n, m) bits that differ, counted from the packed bytes."""
+    a, b = np.asarray(a).view(np.uint8), np.asarray(b).view(np.uint8)
+    return np.array([[sum(int(v).bit_count() for v in x ^ y) for y in b] for x in a])
 
 
-@pytest.mark.parametrize("dim", [1, 7, 8, 9, 16])
-def test_bits_of_one_row_stay_in_one_row(dim):
-    vectors = RNG.standard_normal((4, dim)).astype(np.float32)
-    packed = quantize(vectors, "ubinary", None)
-    assert packed.shape == (4, -(-dim // 8))
-    bits = np.unpackbits(packed, axis=1)
-    np.testing.assert_array_equal(bits[:, :dim], vectors > 0)
-    assert not bits[:, dim:].any()
-    assert (quantize(vectors, "binary", None).astype(int) + 128 == packed).all()
+@pytest.mark.parametrize("precision", INTEGERS)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_integers_score_like_the_vectors_that_they_stand_for(precision, similarity):
+    a, b = (quantize(x, precision, WIDE) for x in (QUERIES, CORPUS))
+    exact = naive_matrix(QUERIES, CORPUS, similarity)
+    tolerance = 0.2 if similarity == "manhattan" else 0.02
+    for left, right in ((a, b), (QUERIES, b), (a, CORPUS)):
+        for named in (None, precision):
+            found = score_matrix(left, right, similarity, precision=named, ranges=WIDE)
+            np.testing.assert_allclose(found, exact, atol=tolerance)
+        stood_for = [
+            x if x.dtype == np.float32 else dequantize(x, precision, WIDE) for x in (left, right)
+        ]
+        np.testing.assert_allclose(
+            found, naive_matrix(*stood_for, similarity), rtol=1e-4, atol=2e-5
+        )
+        pairs = pairwise(left, right[:9], similarity, ranges=WIDE)
+        np.testing.assert_allclose(pairs, np.diag(found), rtol=1e-4, atol=1e-5)
+        best = top_k(left, right, 5, similarity=similarity, ranges=WIDE)
+        order = np.argsort(-found, axis=1, kind="stable")[:, :5]
+        np.testing.assert_allclose(
+            best.scores, np.take_along_axis(found, order, axis=1), rtol=1e-4, atol=1e-5
+        )
 
 
-@pytest.mark.parametrize("precision", ["int8", "uint8"])
-def test_a_row_does_not_depend_on_its_neighbours(precision):
-    whole = quantize(A, precision, RANGES)
-    for i in range(len(A)):
-        np.testing.assert_array_equal(quantize(A[i : i + 1], precision, RANGES)[0], whole[i])
-    with pytest.raises(InputError, match="needs ranges, and the bundle has none"):
-        quantize(A, precision, None)
+@pytest.mark.parametrize("precision", BITS)
+def test_bits_score_by_their_hamming_distance(precision):
+    a, b = (quantize(x, precision, None) for x in (QUERIES, CORPUS))
+    distance = hamming(a, b)
+    expected = {
+        "cosine": 1 - 2 * distance / 64,
+        "dot": 64 - 2 * distance,
+        "euclidean": -np.sqrt(4 * distance),
+        "manhattan": -2 * distance,
+    }
+    order = np.argsort(distance, axis=1, kind="stable")[:, :20]  # with many ties
+    assert len(np.unique(distance[0][order[0]])) < 20
+    for similarity, scores in expected.items():
+        found = score_matrix(a, b, similarity, precision=precision)
+        np.testing.assert_array_equal(found, scores.astype(np.float32))
+        pairs = pairwise(a, b[:9], similarity, precision=precision)
+        np.testing.assert_array_equal(pairs, np.diag(found))
+        best = top_k(a, b, 20, similarity=similarity, precision=precision)
+        np.testing.assert_array_equal(best.indices, order)
+        np.testing.assert_array_equal(best.scores, np.take_along_axis(found, order, axis=1))
+    np.testing.assert_array_equal(
+        kosine.cosine(a, b, precision=precision), expected["cosine"].astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize("precision", BITS)
+@pytest.mark.parametrize("dim", [64, 61, 9])
+def test_float32_queries_find_their_way_in_bits(precision, dim):
+    """The rescoring of sentence-transformers: a dot product with the signs; width d / 8 tells."""
+    queries, corpus = unit(QUERIES[:, :dim]), CORPUS[:, :dim]
+    bits = quantize(corpus, precision, None)
+    signs = np.where(corpus > 0, 1.0, -1.0)
+    for named in (None, precision):
+        found = kosine.cosine(queries, bits, precision=named)
+        np.testing.assert_allclose(found, queries @ signs.T / np.sqrt(dim), atol=1e-6)
+        best = top_k(queries, bits, 4, precision=named)
+        np.testing.assert_array_equal(best.indices, naive_top_k(found, 4)[0])
+    np.testing.assert_allclose(kosine.cosine(bits, queries).T, found, atol=1e-6)
+
+
+def test_the_ranges_width_tells_bits_from_integers():
+    bits = quantize(CORPUS, "ubinary", None)
+    found = kosine.cosine(bits[:3], bits, ranges=WIDE)
+    np.testing.assert_array_equal(found, kosine.cosine(bits[:3], bits, precision="ubinary"))
+    cut = quantize(unit(CORPUS[:, :24]).astype(np.float32), "uint8", WIDE)
+    found = kosine.cosine(cut[:3], cut, ranges=WIDE)  # over an eighth: truncated integers
+    np.testing.assert_allclose(found, kosine.cosine(CORPUS[:3, :24], CORPUS[:, :24]), atol=0.02)
+
+
+@pytest.mark.parametrize("call", [kosine.cosine, pairwise, top_k])
+@pytest.mark.parametrize(
+    ("dtype", "names"), [(np.int8, ("binary", "int8")), (np.uint8, ("ubinary", "uint8"))]
+)
+def test_what_stays_unclear_is_refused(call, dtype, names):
+    a = RNG.integers(0, 100, (4, 8)).astype(dtype)
+    with pytest.raises(InputError) as caught:
+        call(a, a)
+    for name in names:
+        assert f"precision={name!r}" in caught.value.remedy
+    assert call(a, a, precision="float32") is not None  # plain numbers, by name
+    assert call(a, a, precision=names[0]) is not None
+    with pytest.raises(InputError, match=r"not scored without ranges; .*ranges="):
+        call(a, a, precision=names[1])
 
 
 @pytest.mark.parametrize(
-    "ranges",
+    ("a", "b", "precision", "message"),
     [
-        RANGES[:, :8],
-        RANGES[::-1],
-        np.zeros((2, 16)),
-        {"min": RANGES[0]},
-        {},
-        np.full((2, 16), np.nan),
+        (np.zeros((2, 8), np.int8), np.zeros((2, 8), np.int8), "ubinary", "int8 are not of"),
+        (np.zeros((2, 8), np.uint8), np.zeros((2, 8), np.uint8), "binary", "uint8 are not of"),
+        (np.zeros((2, 8), np.int64), np.zeros((2, 8), np.uint8), "ubinary", "int64 are not of"),
+        (A, np.zeros((2, 3), np.uint8), "ubinary", r"\(5, 16\) and \(2, 3\)"),
+        (A, np.zeros((2, 3), np.uint8), None, r"\(5, 16\) and \(2, 3\)"),
+        (A, np.zeros((2, 16), np.uint8), None, "without ranges"),
+        (A, np.zeros((2, 16), np.uint8), "bits", "unknown precision 'bits'"),
     ],
 )
-def test_ranges_that_are_none(ranges):
-    with pytest.raises(InputError, match=r"ranges of shapes .*min < max"):
-        quantize(A, "int8", ranges)
-
-
-def test_unknown_precision():
-    with pytest.raises(UnknownOption, match=r"unknown precision 'int4'.*float32, int8"):
-        quantize(A, "int4", None)
+def test_precisions_that_do_not_fit(a, b, precision, message):
+    with pytest.raises(InputError, match=message):
+        kosine.cosine(a, b, precision=precision)
+    with pytest.raises(InputError, match=message):
+        top_k(a, b, 1, precision=precision)

@@ -56,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"normalise texts before tokenising: {', '.join(UNICODE_FORMS)} (default: none)",
     )
     parser.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        help="texts like those to be encoded, one a line: ranges of int8 and uint8 vectors are "
+        "made from them (default: texts of kosine's own, in several languages)",
+    )
+    parser.add_argument(
         "--allow-pickle",
         action="store_true",
         help="read pytorch_model.bin, with torch.load(weights_only=True)",
@@ -91,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         max_tokens=args.max_tokens,
         pooling=args.pooling,
         unicode=args.unicode,
+        calibrate=args.calibrate,
         allow_pickle=args.allow_pickle,
         force=args.force,
         trt_flavour=args.trt_flavour,

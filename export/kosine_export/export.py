@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,19 @@ from numpy.typing import NDArray
 
 import kosine
 from kosine.backends import make_backend
+from kosine.batching import split_batches
 from kosine.bundle import MANIFEST, Bundle, artifact_of, writing_bundle
-from kosine.canary import CANARY, Canary, calibrated_ranges, check_canary, mean_vector
+from kosine.canary import CANARY, Canary, check_canary, mean_vector
+from kosine.commands.options import read_texts
 from kosine.encoder import Encoder
-from kosine.errors import ParityError, UnknownOption
+from kosine.errors import InputError, ParityError, UnknownOption
 from kosine.manifest import Architecture, Artifact, Dense, Manifest, Pooling
 from kosine.packed import Float32, Packed
 from kosine.plans import FLAVOURS, Plan
 from kosine.positions import position_ids
+from kosine.quantization import calibrated_ranges
 from kosine.tensorfile import TensorEntry, write_tensors
+from kosine.tokenizer import Tokenizer
 from kosine_export.certificate import RangeCertificate, certify, check_weights
 from kosine_export.checkpoint import Checkpoint, read_checkpoint
 from kosine_export.ecosystem import write_ecosystem
@@ -31,7 +35,7 @@ from kosine_export.graph import QUERY_BLOCK, model_graph, packed_graph
 from kosine_export.parity import Parity, measure
 from kosine_export.referee import Referee, missing_packages
 from kosine_export.tensorrt import build_plan
-from kosine_export.texts import canary_texts, parity_texts
+from kosine_export.texts import calibration_texts, canary_texts, parity_texts
 from kosine_export.trt_library import Library, find_library
 from kosine_export.unicode_form import UNICODE_FORMS, with_unicode_form
 from kosine_kernels import reference
@@ -42,6 +46,8 @@ TARGETS = ("onnx", "onnx-fp16", "tensorrt-fp16")
 # What a target is built from, and brings along.
 NEEDS = {"tensorrt-fp16": "onnx-fp16"}
 WEIGHTS = "weights.safetensors"
+# Fewer texts tell no standard deviation; more tell it no better, and only take time.
+MIN_CALIBRATION, MAX_CALIBRATION = 32, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ def export(
     max_tokens: int | None = None,
     pooling: str | None = None,
     unicode: str = "none",
+    calibrate: str | Path | Iterable[str] | None = None,
     allow_pickle: bool = False,
     force: bool = False,
     trt_flavour: str | None = None,
@@ -93,6 +100,10 @@ def export(
         max_tokens: Overrides the checkpoint's maximum length.
         pooling: "mean", "cls" or "max", for a checkpoint that states none.
         unicode: "NFC" normalises texts before tokenising; "none" does what the checkpoint does.
+        calibrate: Texts like those to be encoded, or a UTF-8 file with one a line; at least 32
+            different ones. The ranges of int8 and uint8 vectors are made from their vectors (of
+            more than 10 000 texts, from every second, third ...). None takes texts of the
+            exporter's own, in several languages.
         allow_pickle: Read `pytorch_model.bin`, with `weights_only=True`.
         force: Replace an existing bundle.
         trt_flavour: "tensorrt" or "tensorrt-rtx"; None takes what is installed.
@@ -121,6 +132,7 @@ def export(
     wanted = {"onnx", *targets, *(NEEDS[target] for target in targets if target in NEEDS)}
     asked = tuple(target for target in TARGETS if target in wanted)
     library, architectures = _library(asked, trt_flavour, trt_architectures)
+    texts = calibration_texts() if calibrate is None else _calibration(calibrate)
     with writing_bundle(bundle, force=force) as folder:
         read = read_checkpoint(
             checkpoint,
@@ -136,6 +148,7 @@ def export(
             "max_tokens": max_tokens,
             "prompts": dict(prompts or {}),
             "pooling": assumed,
+            "calibration_texts": None if calibrate is None else len(texts),
         }
         referee, missing = None, missing_packages(adapter=base is not None)
         if missing:
@@ -149,12 +162,25 @@ def export(
                 pooling=assumed,
                 allow_pickle=allow_pickle,
             )
-        work = _Export(folder, read, asked, unicode, overrides)
+        work = _Export(folder, read, asked, unicode, texts, overrides)
         work.run(referee)
         if library is not None:
             # Last: what costs most, and what nothing else waits for.
             work.add_plan(library, architectures, show_progress)
         return work.done(Path(bundle))
+
+
+def _calibration(given: str | Path | Iterable[str]) -> list[str]:
+    """At most MAX_CALIBRATION of the texts, from all over them."""
+    texts = list(read_texts(str(given)) if isinstance(given, str | Path) else given)
+    different = len({text for text in texts if not isinstance(text, str) or text.strip()})
+    if different < MIN_CALIBRATION:
+        raise InputError(
+            f"{different} different texts to calibrate with, blank ones aside",
+            limit=f"at least {MIN_CALIBRATION}",
+            remedy="give some hundreds of texts like those to be encoded, or leave --calibrate out",
+        )
+    return texts[:: -(-len(texts) // MAX_CALIBRATION)]
 
 
 def _library(
@@ -182,6 +208,7 @@ class _Export:
         checkpoint: Checkpoint,
         targets: tuple[str, ...],
         unicode: str,
+        calibration: Sequence[str],
         overrides: dict[str, Any],
     ) -> None:
         self.folder = folder
@@ -189,6 +216,7 @@ class _Export:
         self.spec = checkpoint.spec
         self.targets = targets
         self.unicode = unicode
+        self.calibration = calibration
         self.source = {
             **checkpoint.source,
             "notes": list(checkpoint.notes),
@@ -213,10 +241,12 @@ class _Export:
         self.files["ecosystem"] = ("", write_ecosystem(self.folder, self.checkpoint))
 
         self._write_manifest()
-        canary = self._canary(self._encoder("float32", canary=False), referee)
+        encoder = self._encoder("float32", canary=False)
+        canary = self._canary(encoder, referee)
         write_tensors(self.folder / CANARY, canary.tensors())
         self.files["canary"] = ("float32", [CANARY])
-        self.ranges = calibrated_ranges(canary.vectors)
+        self.ranges = calibrated_ranges(self._calibration_vectors(encoder))
+        del encoder  # its session holds a copy of the weights
         if "onnx-fp16" in self.targets:
             self.certificate = certify(
                 self.folder, self.spec, entries, canary.batch, canary.vectors
@@ -277,6 +307,22 @@ class _Export:
         else:
             vectors = referee.encode([_formed(text, self.unicode) for text in texts])
         return Canary(tuple(texts), batch, vectors, mean_vector(vectors))
+
+    def _calibration_vectors(self, encoder: Encoder) -> Float32:
+        """The texts' vectors, alone and after the prompts in turn: a prompt moves them all."""
+        prompts = [prompt for prompt in self.checkpoint.prompts.values() if prompt]
+        parts = [("", self.calibration)]
+        parts += [(prompt, self.calibration[i :: len(prompts)]) for i, prompt in enumerate(prompts)]
+        # Not by `encode`, which would warn of the tokens that the vocabulary lacks.
+        tokenizer = Tokenizer(encoder.bundle)
+        batches = [tokenizer.prepare(texts, prompt).batch for prompt, texts in parts]
+        return np.concatenate(
+            [
+                encoder.finish(encoder.run(batch.take(chosen)))
+                for batch in batches
+                for chosen in split_batches(batch.lengths, encoder.max_batch_tokens)
+            ]
+        )
 
     def _check(self, dtype: str, referee: Referee | None) -> None:
         """Refuse to finish a bundle that does not give what the reference gives."""

@@ -24,7 +24,6 @@ __all__ = [
     "Centred",
     "Comparison",
     "Gate",
-    "calibrated_ranges",
     "check_canary",
     "compare",
     "mean_vector",
@@ -200,19 +199,6 @@ class Canary:
             "text_bytes": np.array([len(text) for text in encoded], np.int64),
             "texts": np.frombuffer(b"".join(encoded), np.uint8),
         }
-
-
-def calibrated_ranges(vectors: Float32) -> dict[str, list[float]]:
-    """`min` and `max` per dimension for integer output vectors, from calibration vectors (n, d).
-
-    The rows are normalised first, and each range is widened by a tenth on both sides: the
-    calibration texts are few, and what falls outside is clipped.
-    """
-    rows = np.asarray(vectors, np.float64)
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    low, high = rows.min(axis=0), rows.max(axis=0)
-    margin = np.maximum(0.1 * (high - low), 1e-6)
-    return {"min": (low - margin).tolist(), "max": (high + margin).tolist()}
 
 
 def mean_vector(vectors: Float32) -> Float32 | None:

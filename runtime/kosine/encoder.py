@@ -18,10 +18,10 @@ from kosine.backend import Backend
 from kosine.backends import make_backend
 from kosine.batching import split_batches
 from kosine.bundle import Bundle
-from kosine.canary import Canary, calibrated_ranges
 from kosine.errors import BackendError, InputError, NonFiniteVector, TextError, UnknownPrompt
 from kosine.packed import Float32, Packed, Pooled
 from kosine.progress import progress_bar
+from kosine.quantization import INTEGERS, PRECISIONS, Ranges, clipped_components, quantize
 from kosine.tokenizer import MAX_TEXT_BYTES, Prepared, Tokenizer
 
 __all__ = ["Encoder", "load"]
@@ -29,6 +29,7 @@ __all__ = ["Encoder", "load"]
 MAX_BATCH_TOKENS = 2048
 WINDOW = 2048  # texts tokenised and sorted together while a long input streams through
 MAX_UNKNOWN_SHARE = 0.3
+MAX_CLIPPED_SHARE = 0.01
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 logger = logging.getLogger("kosine")
@@ -105,6 +106,7 @@ class Encoder:
         self._tokenizer = Tokenizer(bundle, max_text_bytes)
         self._lock = threading.Lock()
         self._counts = Counts()
+        self._warned_of_clipping = False
 
     # Text in, vectors out
 
@@ -120,7 +122,7 @@ class Encoder:
         truncate_dim: int | None = None,
         *,
         truncate: bool = True,
-        ranges: scoring.Ranges | None = None,
+        ranges: Ranges | None = None,
     ) -> NDArray[Any]:
         """Encode one text or many.
 
@@ -139,7 +141,8 @@ class Encoder:
             truncate_dim: Keep the first dimensions, then normalise.
             truncate: Cut texts over `max_tokens`; False makes them an error.
             ranges: `{"min": (d,), "max": (d,)}` or a (2, d) array for int8 and uint8. The
-                default comes from the bundle, never from the batch.
+                default comes from the bundle, never from the batch; what lies outside is clipped
+                and counted, and over 1 % is a warning, once.
 
         Returns:
             (n, d) float32, or the integer type of `precision`; an empty input gives (0, d).
@@ -153,11 +156,11 @@ class Encoder:
         prefix = self.prompt_text(prompt_name, prompt)
         dim = self._checked_dim(truncate_dim)
         _check_options(precision, batch_size)
-        if ranges is None and precision in ("int8", "uint8"):
+        if ranges is None and precision in INTEGERS:
             ranges = self._ranges(dim, normalize_embeddings)
         total = len(texts) if isinstance(texts, Sequence) else None
         counts = Counts()
-        parts = [scoring.quantize(np.empty((0, dim), np.float32), precision, ranges)]
+        parts = [quantize(np.empty((0, dim), np.float32), precision, ranges)]
         with progress_bar(total, show_progress_bar, WINDOW) as bar:
             for window in _windows(texts):
                 prepared = self._tokenizer.prepare(
@@ -168,7 +171,10 @@ class Encoder:
                 vectors = self.finish(
                     pooled, truncate_dim=truncate_dim, normalize_embeddings=normalize_embeddings
                 )
-                parts.append(scoring.quantize(vectors, precision, ranges))
+                parts.append(quantize(vectors, precision, ranges))
+                if precision in INTEGERS:
+                    counts.integer_components += vectors.size
+                    counts.clipped_components += clipped_components(vectors, ranges)
         self._report(counts)
         result = np.concatenate(parts)
         return np.asarray(result[0]) if single else result
@@ -253,13 +259,46 @@ class Encoder:
 
     # Scores
 
-    def similarity(self, a: ArrayLike, b: ArrayLike) -> Float32:
-        """(n, m) scores by the manifest's similarity function (distances negated)."""
-        return scoring.score_matrix(a, b, self.manifest.similarity)
+    def similarity(
+        self,
+        a: ArrayLike,
+        b: ArrayLike,
+        *,
+        precision: str | None = None,
+        ranges: Ranges | None = None,
+    ) -> Float32:
+        """(n, m) scores by the manifest's similarity function (distances negated).
 
-    def similarity_pairwise(self, a: ArrayLike, b: ArrayLike) -> Float32:
-        """(n,) scores of row i against row i by the manifest's similarity function."""
-        return scoring.pairwise(a, b, self.manifest.similarity)
+        Args:
+            a, b: (n, d) and (m, d) as `encode` gives them, in any precision; one side may be
+                float32 and the other smaller. int8 and uint8 are scored as what their integers or
+                bits stand for, see `kosine.scoring`.
+            precision: What int8 and uint8 arrays are. The default goes by their width:
+                ceil(dim / 8) columns are bits, more are integers. Fewer are refused: for vectors
+                truncated to an eighth or less it has to be named.
+            ranges: What `encode` was given; the default are the bundle's.
+
+        Raises:
+            InputError: The sides do not fit, or what they are stays unclear.
+            UnknownOption: No such precision.
+        """
+        options = self._score_options(precision, ranges)
+        return scoring.score_matrix(a, b, self.manifest.similarity, **options)
+
+    def similarity_pairwise(
+        self,
+        a: ArrayLike,
+        b: ArrayLike,
+        *,
+        precision: str | None = None,
+        ranges: Ranges | None = None,
+    ) -> Float32:
+        """(n,) scores of row i against row i by the manifest's similarity function.
+
+        The arguments are those of `similarity`.
+        """
+        options = self._score_options(precision, ranges)
+        return scoring.pairwise(a, b, self.manifest.similarity, **options)
 
     # What is known of the model and of the texts so far
 
@@ -276,13 +315,19 @@ class Encoder:
         return self._tokenizer.count(sentences, prefix)
 
     def counts(self) -> dict[str, int]:
-        """Since loading: texts, tokens, truncated_texts, unknown_tokens."""
+        """Since loading: texts, tokens, truncated_texts, unknown_tokens, and of int8 and uint8
+        vectors integer_components and how many of these were clipped, clipped_components."""
         with self._lock:
             return asdict(self._counts)
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits that change whenever the vectors may: store them beside the vectors."""
+        """32 hex digits that change whenever the vectors may: store them beside the vectors.
+
+        They cover the files that this backend and dtype read, the manifest's semantics, the
+        ranges of int8 and uint8 vectors, and the revision of the backend's numerics; not what
+        changes no more than rounding: the machine, its ISA level, the number of threads.
+        """
         return self.manifest.fingerprint(self.backend.name, self.backend.dtype)
 
     def prompt_text(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
@@ -357,17 +402,30 @@ class Encoder:
             )
         return truncate_dim
 
-    def _ranges(self, dim: int, normalize: bool) -> scoring.Ranges | None:
-        """Integer ranges from the bundle, for whole or truncated unit vectors."""
-        if not normalize and not self.manifest.normalized:
-            return None  # lengths are not calibrated: `quantize` asks for ranges
-        if dim == self.dim:
+    def _ranges(self, dim: int, normalize: bool) -> Ranges | None:
+        """Integer ranges from the bundle; they are those of unit vectors."""
+        if normalize or (self.manifest.normalized and dim == self.dim):
             return self.manifest.ranges
-        return calibrated_ranges(Canary.read(self.bundle).vectors[:, :dim])
+        return None  # lengths are not calibrated: `quantize` asks for ranges
+
+    def _score_options(self, precision: str | None, ranges: Ranges | None) -> dict[str, Any]:
+        ranges = self.manifest.ranges if ranges is None else ranges
+        return {"precision": precision, "ranges": ranges, "dim": self.dim}
 
     def _report(self, counts: Counts) -> None:
         with self._lock:
             self._counts.merge(counts)
+            clipped, components = self._counts.clipped_components, self._counts.integer_components
+            warn = clipped > MAX_CLIPPED_SHARE * components and not self._warned_of_clipping
+            self._warned_of_clipping |= warn
+        if warn:
+            logger.warning(
+                "%d of %d integer components lie outside their ranges and were clipped: the texts "
+                "are unlike those that the ranges come from; export with --calibrate FILE, or pass "
+                "ranges",
+                clipped,
+                components,
+            )
         if counts.truncated_texts:
             logger.info(
                 "%d of %d texts cut to %d tokens",
@@ -392,6 +450,8 @@ class Counts:
     tokens: int = 0
     truncated_texts: int = 0
     unknown_tokens: int = 0
+    integer_components: int = 0
+    clipped_components: int = 0
 
     def add(self, prepared: Prepared) -> None:
         """Count what was tokenised."""
@@ -406,6 +466,8 @@ class Counts:
         self.tokens += other.tokens
         self.truncated_texts += other.truncated_texts
         self.unknown_tokens += other.unknown_tokens
+        self.integer_components += other.integer_components
+        self.clipped_components += other.clipped_components
 
 
 def _not_finite_error(bad: tuple[int, ...], pooled: Pooled) -> NonFiniteVector:
@@ -439,5 +501,5 @@ def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
 def _check_options(precision: str, batch_size: int | None) -> None:
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f"batch_size is {batch_size!r}", limit="at least 1", remedy="leave it out")
-    if precision not in scoring.PRECISIONS:
-        scoring.quantize(np.empty((0, 8), np.float32), precision, None)
+    if precision not in PRECISIONS:
+        quantize(np.empty((0, 8), np.float32), precision, None)

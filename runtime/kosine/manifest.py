@@ -17,6 +17,7 @@ from kosine.plans import FLAVOURS, Plan
 
 __all__ = [
     "MAX_MANIFEST_BYTES",
+    "NUMERICS",
     "SCHEMA",
     "Architecture",
     "Artifact",
@@ -35,6 +36,11 @@ UNICODE_FORMS = ("none", "NFC")
 ACTIVATIONS = ("identity", "tanh", "relu", "gelu", "sigmoid")
 MAX_DIMENSION = 1 << 20
 MAX_DEPTH = 16
+# By backend; raised when a new version gives other bits from the same files on the same machine,
+# for which `tests/golden` is written anew. Not for a new ISA level beside those there are.
+NUMERICS = {"native": 1, "onnx": 1, "tensorrt": 1}
+# Where the files of a dtype lie, if not in the bundle's own folder.
+FOLDERS = {"float16": "fp16/", "w8a16": "int8/", "int8": "int8/"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +143,25 @@ class Manifest:
     def fingerprint(self, backend: str, dtype: str) -> str:
         """32 hex digits of all that vectors depend on.
 
-        The weights, the tokenizer, the semantics recorded here, the backend's family and what
-        it computes in. Not the machine: within one family the differences stay inside the
-        parity gates.
+        The files that the backend reads for the dtype (the weights, scales and graph, and the
+        tokenizer), the semantics recorded here, the ranges by which int8 and uint8 vectors leave,
+        the backend's family, what it computes in, and the revision of its numerics. A TensorRT
+        plan counts as the graph that it was built from.
+
+        Not the machine, nor the ISA level or the number of threads: they change no more than
+        rounding, well inside the parity gates, and a fleet of mixed machines keeps one index.
         """
-        files = self.files()
+        folder = FOLDERS.get(dtype, "")
+        read = {"weights.safetensors", "tokenizer.json"}
+        if backend in ("onnx", "tensorrt"):
+            read.add(f"{folder}packed.onnx")
         facts = {
-            "weights": files["weights.safetensors"].sha256,
-            "tokenizer": files["tokenizer.json"].sha256,
+            "files": {
+                path: entry.sha256
+                for path, entry in self.files().items()
+                if path in read
+                or (folder and path.startswith(folder) and path.endswith(".safetensors"))
+            },
             "max_tokens": self.max_tokens,
             "pooling": asdict(self.pooling),
             "dense": [asdict(dense) for dense in self.dense],
@@ -154,8 +171,10 @@ class Manifest:
             "architecture": asdict(self.architecture),
             "special_ids": self.special_ids,
             "unicode": self.unicode,
+            "ranges": self.ranges,
             "backend": backend,
             "dtype": dtype,
+            "numerics": NUMERICS.get(backend),
         }
         text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]

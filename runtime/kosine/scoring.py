@@ -1,34 +1,32 @@
-"""From vectors to scores and to smaller vectors: plain functions of arrays."""
+"""From vectors to scores: plain functions of arrays.
+
+Vectors may be numbers (floats of any width) or what `encode` gives with another `precision`.
+int8 and uint8 stand for the middle of each step of their ranges; a bit stands for +1 or -1, so
+that the cosine of two rows of bits is 1 - 2 * (Hamming distance) / d, their dot product
+d - 2 * (Hamming distance), and so on. Every similarity is then the one of those float32 vectors,
+also between float32 queries and a smaller corpus.
+
+An array of int8 or uint8 does not say which of the two it is. `precision` does; without it the
+width tells, where it can: against float32 rows of d dimensions, or with ranges of d dimensions,
+ceil(d / 8) columns are bits and more are integers. Where it cannot, the call is refused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kosine.errors import InputError, UnknownOption
 from kosine.packed import Float32
+from kosine.quantization import BITS, INTEGERS, PRECISIONS, Ranges, dequantize, ranges_dim
 
-__all__ = [
-    "PRECISIONS",
-    "SIMILARITIES",
-    "Ranges",
-    "TopK",
-    "cosine",
-    "pairwise",
-    "quantize",
-    "score_matrix",
-    "top_k",
-]
+__all__ = ["SIMILARITIES", "TopK", "cosine", "pairwise", "score_matrix", "top_k"]
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
-BLOCK_SCORES = 1 << 22  # scores held at once by top_k: 16 MiB of float32
-
-
-Ranges: TypeAlias = Mapping[str, ArrayLike] | Sequence[ArrayLike] | NDArray[Any]
+BLOCK = 1 << 20  # scores, and numbers of the corpus, that top_k holds at once: 4 MiB of float32
 
 
 class TopK(NamedTuple):
@@ -38,19 +36,44 @@ class TopK(NamedTuple):
     scores: Float32
 
 
-def cosine(a: ArrayLike, b: ArrayLike) -> Float32:
+def cosine(
+    a: ArrayLike, b: ArrayLike, *, precision: str | None = None, ranges: Ranges | None = None
+) -> Float32:
     """(n, m) cosine similarity of (n, d) and (m, d) vectors; 1-D input counts as one row.
 
     Rows need not have length 1: norms are divided out. A zero row scores 0.
+
+    Args:
+        a, b: Numbers, or int8 or uint8 arrays as `encode(precision=...)` gives them.
+        precision: What int8 and uint8 arrays are: "int8", "uint8", "binary" or "ubinary", or
+            "float32" for plain numbers. Needed where their width does not tell.
+        ranges: The ranges of int8 and uint8 vectors: `encoder.manifest.ranges`, or what `encode`
+            was given.
+
+    Raises:
+        InputError: The sides do not fit, or what they are stays unclear.
+        UnknownOption: No such precision.
     """
-    return score_matrix(a, b, "cosine")
+    return score_matrix(a, b, precision=precision, ranges=ranges)
 
 
-def score_matrix(a: ArrayLike, b: ArrayLike, similarity: str = "cosine") -> Float32:
-    """(n, m) scores; distances are negated, so that more is always more alike."""
-    left, right = _matched(a, b)
+def score_matrix(
+    a: ArrayLike,
+    b: ArrayLike,
+    similarity: str = "cosine",
+    *,
+    precision: str | None = None,
+    ranges: Ranges | None = None,
+    dim: int | None = None,
+) -> Float32:
+    """(n, m) scores; distances are negated, so that more is always more alike.
+
+    `dim` is the length of whole vectors, where it is known without ranges; see `cosine`.
+    """
+    sides = _sides(a, b, precision, ranges, dim)
+    left, right = (side.floats() for side in sides)
     if similarity == "cosine":
-        scores = _unit(left) @ _unit(right).T
+        scores = left @ right.T / left.shape[1] if sides.bits else _unit(left) @ _unit(right).T
     elif similarity == "dot":
         scores = left @ right.T
     elif similarity == "euclidean":
@@ -67,16 +90,27 @@ def score_matrix(a: ArrayLike, b: ArrayLike, similarity: str = "cosine") -> Floa
     return np.asarray(scores, np.float32)
 
 
-def pairwise(a: ArrayLike, b: ArrayLike, similarity: str = "cosine") -> Float32:
-    """(n,) scores of row i against row i; both must have n rows."""
-    left, right = _matched(a, b)
+def pairwise(
+    a: ArrayLike,
+    b: ArrayLike,
+    similarity: str = "cosine",
+    *,
+    precision: str | None = None,
+    ranges: Ranges | None = None,
+    dim: int | None = None,
+) -> Float32:
+    """(n,) scores of row i against row i; both must have n rows. See `score_matrix`."""
+    sides = _sides(a, b, precision, ranges, dim)
+    left, right = (side.floats() for side in sides)
     if len(left) != len(right):
         raise InputError(
             f"{len(left)} rows against {len(right)}",
             limit="as many on both sides",
             remedy="use similarity() for every row against every row",
         )
-    if similarity == "cosine":
+    if similarity == "cosine" and sides.bits:
+        scores = np.sum(left * right, axis=1) / left.shape[1]
+    elif similarity == "cosine":
         scores = np.sum(_unit(left) * _unit(right), axis=1)
     elif similarity == "dot":
         scores = np.sum(left * right, axis=1)
@@ -90,86 +124,169 @@ def pairwise(a: ArrayLike, b: ArrayLike, similarity: str = "cosine") -> Float32:
 
 
 def top_k(
-    queries: ArrayLike, corpus: ArrayLike, k: int = 10, *, similarity: str = "cosine"
+    queries: ArrayLike,
+    corpus: ArrayLike,
+    k: int = 10,
+    *,
+    similarity: str = "cosine",
+    precision: str | None = None,
+    ranges: Ranges | None = None,
 ) -> TopK:
     """The k best corpus rows for each query, best first; ties go to the lower index.
 
-    The corpus is scored in blocks, so memory stays bounded for any size. With fewer than k rows
-    all of them come back.
+    The corpus is read, normalised and scored in blocks: beside the arrays given, and the result,
+    it takes some tens of megabytes for any size, also where the corpus is a `np.memmap`. With
+    fewer than k rows all of them come back.
+
+    Args:
+        queries, corpus: (q, d) and (n, d) numbers, or smaller vectors, also one of each: float32
+            queries find their way in a corpus of bits or integers.
+        k: At least 1.
+        similarity: "cosine", "dot", "euclidean" or "manhattan" (distances negated).
+        precision, ranges: What int8 and uint8 arrays are, as for `cosine`.
+
+    Raises:
+        InputError, UnknownOption: See `cosine`.
     """
     if k < 1:
         raise InputError(f"k is {k}", limit="at least 1", remedy="ask for one row or more")
-    left, right = _matched(queries, corpus)
+    sides = _sides(queries, corpus, precision, ranges, None)
+    left, right = sides.left.floats(), sides.right
+    # Bits are all of one length: their exact dot products leave equal distances equal.
+    normalise, scale = similarity == "cosine" and not sides.bits, 1
     if similarity == "cosine":
-        left, right, similarity = _unit(left), _unit(right), "dot"
-    k = min(k, len(right))
+        left, similarity = (_unit(left) if normalise else left), "dot"
+        scale = right.dim if sides.bits else 1
+    count = len(right.array)
+    k = min(k, count)
     best_scores = np.empty((len(left), 0), np.float32)
     best = np.empty((len(left), 0), np.int64)
-    step = max(1, k, BLOCK_SCORES // max(1, len(left)))
-    for begin in range(0, len(right), step):
-        scores = score_matrix(left, right[begin : begin + step], similarity)
-        ids = np.broadcast_to(np.arange(begin, begin + scores.shape[1]), scores.shape)
+    step = max(1, k, BLOCK // max(1, len(left)))
+    rows = max(1, min(step, BLOCK // max(1, right.dim)))
+    for begin in range(0, count, step):
+        end = min(begin + step, count)
+        scores = np.empty((len(left), end - begin), np.float32)
+        for start in range(begin, end, rows):
+            block = right.floats(start, min(start + rows, end))
+            block = _unit(block) if normalise else block
+            at = slice(start - begin, start - begin + len(block))
+            scores[:, at] = score_matrix(left, block, similarity)
+        ids = np.broadcast_to(np.arange(begin, end), scores.shape)
         best_scores = np.concatenate([best_scores, scores], axis=1)
         best = np.concatenate([best, ids], axis=1)
         # A stable sort over ascending ids settles ties; argpartition would not.
         order = np.argsort(-best_scores, axis=1, kind="stable")[:, :k]
         best_scores = np.take_along_axis(best_scores, order, axis=1)
         best = np.take_along_axis(best, order, axis=1)
-    return TopK(best, best_scores)
+    return TopK(best, best_scores / np.float32(scale))
 
 
-def quantize(vectors: Float32, precision: str, ranges: Ranges | None) -> NDArray[Any]:
-    """Smaller output vectors, with sentence-transformers' definitions.
+@dataclass(frozen=True, slots=True)
+class _Vectors:
+    """An array as it was given, (n, w), and how its rows are read as numbers, (n, dim)."""
 
-    int8 and uint8 map each dimension's `ranges["min"]..ranges["max"]` to 256 steps and clip
-    outside; binary and ubinary keep the signs, eight dimensions to a byte, (n, ceil(d / 8)).
-    The ranges never come from the vectors given: a result must not depend on its neighbours.
+    array: NDArray[Any]
+    precision: str
+    ranges: Ranges | None
+    dim: int
+
+    def floats(self, begin: int = 0, end: int | None = None) -> NDArray[Any]:
+        """float64 as it is, anything else as float32: halves would overflow in a dot product."""
+        rows = self.array[begin:end]
+        if self.precision != "float32":
+            return dequantize(rows, self.precision, self.ranges, self.dim)
+        return rows if rows.dtype == np.float64 else rows.astype(np.float32, copy=False)
+
+
+class _Sides(NamedTuple):
+    left: _Vectors
+    right: _Vectors
+
+    @property
+    def bits(self) -> bool:
+        return self.left.precision in BITS and self.right.precision in BITS
+
+
+def _sides(
+    a: ArrayLike, b: ArrayLike, precision: str | None, ranges: Ranges | None, dim: int | None
+) -> _Sides:
+    """Both sides, once it is clear what they are and that they fit."""
+    left, right = _numbers(a), _numbers(b)
+    if precision not in (None, *PRECISIONS):
+        raise _unknown("precision", str(precision), PRECISIONS)
+    if left.ndim != 2 or right.ndim != 2:
+        raise _misfit(left, right)
+    floats = [x.shape[1] for x in (left, right) if not _small(x)]
+    whole = floats[0] if floats else dim if ranges is None else ranges_dim(ranges)
+    sides = _Sides(
+        *(_read_as(x, precision, ranges, whole, exact=bool(floats)) for x in (left, right))
+    )
+    if sides.left.dim != sides.right.dim:
+        raise _misfit(left, right)
+    if ranges is None and not {sides.left.precision, sides.right.precision}.isdisjoint(INTEGERS):
+        raise InputError(
+            "int8 and uint8 vectors are not scored without ranges",
+            limit="the ranges that they were encoded with",
+            remedy="pass ranges=encoder.manifest.ranges, or precision='float32' where they are "
+            "plain numbers",
+        )
+    return sides
+
+
+def _read_as(
+    array: NDArray[Any],
+    precision: str | None,
+    ranges: Ranges | None,
+    whole: int | None,
+    *,
+    exact: bool,
+) -> _Vectors:
+    """How one side is read; `whole` and `exact` as for `_precision_by_width`."""
+    width = array.shape[1]
+    if not _small(array):
+        if precision not in (None, "float32") and array.dtype.kind in "iu":
+            raise InputError(
+                f"vectors of {array.dtype} are not of precision {precision!r}",
+                limit="int8 or uint8, as `encode` gives them, or floats",
+                remedy="convert them with .astype(np.int8) or .astype(np.uint8)",
+            )
+        return _Vectors(array, "float32", None, width)
+    if precision is None:
+        precision = _precision_by_width(array, whole, exact=exact)
+    if precision in BITS:
+        width = whole if whole is not None and width == -(-whole // 8) else 8 * width
+    return _Vectors(array, precision, ranges, width)
+
+
+def _precision_by_width(array: NDArray[Any], whole: int | None, *, exact: bool) -> str:
+    """What an int8 or uint8 array is: integers, or bits of eight dimensions to a column.
 
     Args:
-        vectors: (n, d) float32.
-        precision: "float32", "int8", "uint8", "binary" or "ubinary".
-        ranges: `{"min": (d,), "max": (d,)}` or a (2, d) array; for the integers only.
+        array: (n, w) int8 or uint8.
+        whole: Length of whole vectors, if anything tells it.
+        exact: Integers would be exactly that long; else they may be truncated, to more than an
+            eighth.
     """
-    if precision not in PRECISIONS:
-        raise _unknown("precision", precision, PRECISIONS)
-    if precision == "float32":
-        return vectors
-    dim = vectors.shape[-1]
-    if precision in ("binary", "ubinary"):
-        packed = np.packbits(vectors > 0, axis=-1)
-        return packed if precision == "ubinary" else (packed.astype(np.int16) - 128).astype(np.int8)
-    if ranges is None:
-        raise InputError(
-            f"precision {precision!r} needs ranges, and the bundle has none",
-            limit="per-dimension min and max",
-            remedy="pass ranges={'min': [...], 'max': [...]} from a calibration set",
-        )
-    if isinstance(ranges, Mapping):
-        ranges = (ranges.get("min", ()), ranges.get("max", ()))
-    low, high = (np.asarray(side, np.float32) for side in ranges)
-    if low.shape != (dim,) or high.shape != (dim,) or not np.all(low < high):
-        raise InputError(
-            f"ranges of shapes {low.shape} and {high.shape} for {dim} dimensions",
-            limit="min < max in every dimension",
-            remedy="compute them over a calibration set",
-        )
-    steps = np.clip(np.floor((vectors - low) / ((high - low) / 255)), 0, 255)
-    return steps.astype(np.uint8) if precision == "uint8" else (steps - 128).astype(np.int8)
+    width, integers = array.shape[1], str(array.dtype)
+    bits = "binary" if integers == "int8" else "ubinary"
+    if whole is not None:
+        if width == -(-whole // 8) != whole:
+            return bits
+        if exact or -(-whole // 8) < width <= whole:
+            return integers
+    raise InputError(
+        f"{integers} vectors of {width} columns may be of precision {integers!r} or {bits!r}",
+        limit="the precision that they were encoded with",
+        remedy=f"pass precision={bits!r}, or precision={integers!r} and its ranges, or "
+        "precision='float32' for plain numbers",
+    )
 
 
-def _matched(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
-    left, right = _floats(a), _floats(b)
-    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
-        raise InputError(
-            f"vectors of shapes {left.shape} and {right.shape}",
-            limit="(n, d) and (m, d)",
-            remedy="encode both sides with the same encoder and truncate_dim",
-        )
-    return left, right
+def _small(array: NDArray[Any]) -> bool:
+    return array.dtype in (np.int8, np.uint8)
 
 
-def _floats(x: ArrayLike) -> NDArray[Any]:
-    """float64 as it is, anything else as float32: halves would overflow in a dot product."""
+def _numbers(x: ArrayLike) -> NDArray[Any]:
     try:
         array = np.atleast_2d(np.asarray(x))
     except ValueError:  # rows of different lengths
@@ -180,7 +297,15 @@ def _floats(x: ArrayLike) -> NDArray[Any]:
             limit="(n, d) numbers",
             remedy="pass what `encode` returns",
         )
-    return array if array.dtype == np.float64 else array.astype(np.float32)
+    return array
+
+
+def _misfit(left: NDArray[Any], right: NDArray[Any]) -> InputError:
+    return InputError(
+        f"vectors of shapes {left.shape} and {right.shape}",
+        limit="(n, d) and (m, d)",
+        remedy="encode both sides with the same encoder, precision and truncate_dim",
+    )
 
 
 def _unit(x: NDArray[Any]) -> NDArray[Any]:
