@@ -173,7 +173,7 @@ def export(
 def _calibration(given: str | Path | Iterable[str]) -> list[str]:
     """At most MAX_CALIBRATION of the texts, from all over them."""
     texts = list(read_texts(str(given)) if isinstance(given, str | Path) else given)
-    different = len({text for text in texts if not isinstance(text, str) or text.strip()})
+    different = len({text for text in texts if isinstance(text, str) and text.strip()})
     if different < MIN_CALIBRATION:
         raise InputError(
             f"{different} different texts to calibrate with, blank ones aside",
