@@ -155,11 +155,10 @@ def test_ranges_come_from_the_texts_that_are_given(
         calibrate=file if source == "file" else iter(texts),
     )
     assert done.manifest.source["overrides"]["calibration_texts"] == 42
-    rows = [
-        sample.encode(texts),
-        sample.encode(texts[::2], prompt="질문: "),
-        sample.encode(texts[1::2], prompt="문서: "),
-    ]
+    used = [prompt for prompt in done.manifest.prompts.values() if prompt]  # in their order
+    assert {*prompts.values()} <= {*used}
+    rows = [sample.encode(texts)]
+    rows += [sample.encode(texts[i :: len(used)], prompt=each) for i, each in enumerate(used)]
     assert done.manifest.ranges == calibrated_ranges(np.concatenate(rows))
     assert done.manifest.ranges != sample.manifest.ranges
     other = kosine.load(done.path, backend="onnx")
