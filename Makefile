@@ -5,12 +5,13 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 CMAKE = PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/cmake
 SAMPLE = out/sample.kosine
 
-.PHONY: help setup demo native sanitize test test-gpu lint format bench bench-report load soak clean
+.PHONY: help setup demo native sanitize test test-gpu fuzz lint format bench bench-report load soak clean
 
 help:
 	@echo "make setup   .venv with kosine, ONNX Runtime and the exporter (no PyTorch)"
 	@echo "make demo    export the sample encoder, replay its canary, score Korean sentences"
 	@echo "make test    the whole test suite (installs PyTorch, the referee)"
+	@echo "make fuzz    its property tests again and again, on random seeds (FUZZ_ROUNDS)"
 	@echo "make test-gpu  the tests that need an NVIDIA GPU, in an environment of their own"
 	@echo "make native  the native CPU engine, built into this checkout (Linux x86-64)"
 	@echo "make sanitize  its tests under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -48,6 +49,14 @@ sanitize: .venv/.test
 
 test: .venv/.test native .venvs/optimum/.done
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+# `make test` runs on fixed seeds. What fails here is printed with the line that repeats it; it
+# becomes a case of its test.
+FUZZ_ROUNDS ?= 20
+fuzz: .venv/.test native
+	for round in $$(seq $(FUZZ_ROUNDS)); do \
+	  .venv/bin/python -m pytest -q -m hypothesis --hypothesis-profile=random $(PYTEST_ARGS) \
+	  || exit 1; done
 
 # Those tests alone, so that no PyTorch is needed. `-rs` says why any of them was skipped.
 test-gpu: .venvs/gpu/.done

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import kosine
 from kosine_export.export import export
@@ -20,6 +21,13 @@ SHARED = ROOT.parent / "shared"
 # No test may reach for a model hub, and forks after tokenising are meant.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# `make test` draws the same examples everywhere, and no slow machine fails it. What is to be found
+# by other examples is found by `make fuzz`, and becomes a case.
+UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fixed", derandomize=True, **UNTIMED)
+settings.register_profile("random", print_blob=True, **UNTIMED)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(scope="session")

@@ -120,11 +120,15 @@ def _scan_model(data: memoryview, name: str) -> Iterator[ExternalTensor]:
 
 
 def _scan_graph(data: memoryview, name: str) -> Iterator[ExternalTensor]:
+    names = set()
     for number, value in _fields(data):
         if number == GRAPH_NODE:
             _scan_node(_message(value), name)
         elif number == GRAPH_INITIALIZER:
-            external = _scan_tensor(_message(value), name)
+            tensor, external = _scan_tensor(_message(value), name)
+            if tensor in names:
+                raise _refuse(name, f"holds initializer {tensor[:40]!r} twice")
+            names.add(tensor)
             if external is not None:
                 yield external
         elif number == GRAPH_SPARSE:
@@ -141,18 +145,19 @@ def _scan_node(data: memoryview, name: str) -> None:
             for field, part in _fields(_message(value)):
                 if field in ATTR_REFUSED:
                     raise _refuse(name, f"holds {ATTR_REFUSED[field]} in an attribute")
-                if field in (ATTR_TENSOR, ATTR_TENSORS) and _scan_tensor(_message(part), name):
+                if field in (ATTR_TENSOR, ATTR_TENSORS) and _scan_tensor(_message(part), name)[1]:
                     raise _refuse(name, "holds external data in an attribute")
 
 
-def _scan_tensor(data: memoryview, name: str) -> ExternalTensor | None:
+def _scan_tensor(data: memoryview, name: str) -> tuple[str, ExternalTensor | None]:
+    """A tensor's name, and where its bytes lie if that is another file."""
     entries: dict[str, str] = {}
     tensor, is_external = "", False
     for number, value in _fields(data):
         if number == TENSOR_NAME:
             tensor = _text(value)
         elif number == TENSOR_LOCATION:
-            is_external = is_external or value != 0
+            is_external = is_external or _number(value) != 0
         elif number == TENSOR_EXTERNAL:
             is_external = True
             pair = {field: _text(part) for field, part in _fields(_message(value))}
@@ -165,14 +170,21 @@ def _scan_tensor(data: memoryview, name: str) -> ExternalTensor | None:
                 raise _refuse(name, f"states {key!r} twice for one tensor")
             entries[key] = pair.get(2, "")
     if not is_external:
-        return None
+        return tensor, None
     numbers = [entries.get(key, "") for key in ("offset", "length")]
     if not all(number.isascii() and number.isdigit() for number in numbers):
         raise _refuse(name, "has external data without a plain offset and length")
-    return ExternalTensor(tensor, entries.get("location", ""), *map(int, numbers))
+    if not entries.get("location"):
+        raise _refuse(name, "has external data without a location")
+    return tensor, ExternalTensor(tensor, entries["location"], *map(int, numbers))
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview | None]]:
+    """Number and value of each field; None for one of 4 or 8 bytes.
+
+    No field that is looked at here has those, and a reader takes a field of the wrong wire type
+    for one that it does not know.
+    """
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -193,7 +205,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             raise ValueError(f"wire type {wire}")
         if size > len(data) - at:
             raise ValueError("a field reaches past its message")
-        yield number, data[at : at + size]
+        yield number, data[at : at + size] if wire == LENGTH else None
         at += size
 
 
@@ -210,13 +222,19 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
     raise ValueError("a varint of more than 64 bits")
 
 
-def _message(value: int | memoryview) -> memoryview:
-    if isinstance(value, int):
+def _message(value: int | memoryview | None) -> memoryview:
+    if not isinstance(value, memoryview):
         raise ValueError("a number where a message was expected")
     return value
 
 
-def _text(value: int | memoryview) -> str:
+def _number(value: int | memoryview | None) -> int:
+    if not isinstance(value, int):
+        raise ValueError("something else where a number was expected")
+    return value
+
+
+def _text(value: int | memoryview | None) -> str:
     return bytes(_message(value)).decode("utf-8")
 
 
