@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import mmap
 import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import kosine
 from hostile import (
     edit_manifest,
     entry,
+    opened_files,
     read_everything,
     rehash,
     rewrite,
@@ -20,7 +25,15 @@ from hostile import (
 )
 from kosine import bundle as bundle_module
 from kosine.bundle import Bundle, artifact_of, sha256_of, writing_bundle
-from kosine.errors import BundleError, BundleExists, BundleNotFound, IntegrityError, ManifestError
+from kosine.canary import Canary
+from kosine.errors import (
+    BundleError,
+    BundleExists,
+    BundleNotFound,
+    IntegrityError,
+    ManifestError,
+    UnsafeBundle,
+)
 from kosine_export.export import export
 
 
@@ -69,18 +82,107 @@ def test_what_is_no_bundle(tmp_path, made):
     assert isinstance(caught.value, FileNotFoundError)
 
 
-def test_each_file_is_hashed_once(small, monkeypatch):
+def test_each_file_is_opened_and_hashed_once(small, monkeypatch):
     hashed = []
-    monkeypatch.setattr(
-        bundle_module, "sha256_of", lambda path: hashed.append(path.name) or sha256_of(path)
-    )
+
+    def sha256(data=b""):
+        hashed.append(len(data))
+        return hashlib.new("sha256", data)
+
+    with opened_files() as opened:
+        bundle = Bundle(small)
+        monkeypatch.setattr(bundle_module.hashlib, "sha256", sha256)
+        for _ in range(3):
+            bundle.data("tokenizer.json")
+        assert hashed == [bundle.manifest.files()["tokenizer.json"].bytes]
+        for _ in range(2):
+            bundle.verify_all()
+            Canary.read(bundle)
+    files = bundle.manifest.files()
+    assert sorted(hashed) == sorted(each.bytes for each in files.values())
+    ours = [name for name in opened if name.startswith(str(small))]
+    assert sorted(ours) == sorted(str(small / name) for name in ["manifest.json", *files])
+
+
+def test_data_is_a_read_only_mapping(small):
+    data = Bundle(small).data("weights.safetensors")
+    assert isinstance(data, mmap.mmap)
+    with pytest.raises(TypeError):
+        data[0] = 1
+
+
+def test_reading_goes_on_after_the_memory_was_given_back(small):
+    bundle = Bundle(small)
+    before = {name: value.copy() for name, value in bundle.tensors().tensors().items()}
+    views = bundle.tensors().tensors()
+    bundle.release()
+    for name, value in before.items():
+        np.testing.assert_array_equal(views[name], value)
+
+
+def test_a_bundle_that_is_replaced_changes_nothing_for_those_who_have_it_open(small, tmp_path):
+    """Not even for files that nobody has read yet."""
+    before = contents(small)
     opened = Bundle(small)
-    assert hashed == []
-    for _ in range(3):
-        opened.file("tokenizer.json")
-    assert hashed == ["tokenizer.json"]
+    small.rename(tmp_path / "old")
+    small_bundle(small)
+    rewrite(small, "tokenizer.json", b"{}")
+    shutil.rmtree(tmp_path / "old")
     opened.verify_all()
-    assert sorted(hashed) == sorted(opened.manifest.files())
+    assert {name: bytes(opened.data(name)) for name in opened.manifest.files()} == {
+        name: data for name, data in before.items() if name != "manifest.json"
+    }
+
+
+def test_the_bundle_has_its_manifests_sha256(small):
+    assert Bundle(small).sha256 == sha256_of(small / "manifest.json")
+
+
+def test_empty_files_are_files(small):
+    (small / "empty").write_bytes(b"")
+
+    def change(value):
+        value["artifacts"][0]["files"].append(vars_of(entry(small, "empty")))
+
+    edit_manifest(small, change)
+    opened = Bundle(small)
+    opened.verify_all()
+    assert opened.data("empty") == b""
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json"])
+def test_a_file_that_may_not_be_read(small, name, monkeypatch):
+    refuse(monkeypatch, os, "open", lambda path, *_: Path(path).name == name, errno.EACCES)
+    with pytest.raises(BundleError, match=f"{name} cannot be read: Permission denied"):
+        Bundle(small)
+
+
+def test_a_file_that_becomes_a_pipe_is_not_waited_for(small, monkeypatch):
+    """Between the look at it and its opening."""
+    path = small / "tokenizer.json"
+    real = bundle_module._check_regular
+
+    def checked(where, info):
+        real(where, info)
+        if where == path:
+            path.unlink()
+            os.mkfifo(path)
+
+    monkeypatch.setattr(bundle_module, "_check_regular", checked)
+    with pytest.raises(UnsafeBundle, match=r"tokenizer\.json.* is a folder, a pipe or a device"):
+        Bundle(small)
+
+
+def refuse(monkeypatch, module, name, when, code):
+    """Make a function of the system fail where `when` says so of its arguments."""
+    real = getattr(module, name)
+
+    def refusing(*args, **options):
+        if when(*args):
+            raise OSError(code, os.strerror(code))
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, name, refusing)
 
 
 def test_a_file_that_changed_after_opening_is_found(small):
@@ -212,42 +314,141 @@ def test_force_refuses_what_is_no_bundle(tmp_path, kind):
     assert path.is_symlink() == ("link" in kind)
 
 
-def test_an_interrupt_between_the_renames_keeps_the_old(tmp_path, monkeypatch):
-    path = tmp_path / "x.kosine"
+def old_and_new(path: Path) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Write an old bundle at `path`; what it holds, and what the new one will hold."""
     with writing_bundle(path) as folder:
         fill(folder, "old")
-    before = contents(path)
+    (path / "of the old one.txt").write_text("x")
+    old = contents(path)
+    new = {name: data for name, data in old.items() if name != "of the old one.txt"}
+    new["more/mark"] = b"new"
+    return old, {**new, "manifest.json": b""}
+
+
+def breaking_rename(monkeypatch, at: int, error: BaseException) -> list[Path]:
+    """Make the rename number `at` fail, after the file was moved if it is an interrupt."""
+    done: list[Path] = []
     rename = Path.rename
 
-    def interrupted(self, target):
-        if self.name.endswith(".new"):
-            raise KeyboardInterrupt
+    def renaming(self, target):
+        done.append(self)
+        if len(done) == at + 1:
+            if not isinstance(error, Exception):
+                rename(self, target)
+            raise error
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), writing_bundle(path, force=True) as folder:
+    monkeypatch.setattr(Path, "rename", renaming)
+    return done
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_whichever_rename_fails_the_old_is_kept(tmp_path, error):
+    path = tmp_path / "x.kosine"
+    old, new = old_and_new(path)
+    inode = path.stat().st_ino
+    for at in range(20):
+        expected = BundleError if isinstance(error, OSError) else KeyboardInterrupt
+        with pytest.MonkeyPatch.context() as patch:
+            done = breaking_rename(patch, at, error)
+            try:
+                with writing_bundle(path, force=True) as folder:
+                    fill(folder)
+            except expected:
+                assert contents(path) == old
+                assert [p.name for p in tmp_path.iterdir()] == ["x.kosine"]
+                assert not [name for name in names(path) if name.startswith(".")]
+                continue
+        break
+    assert at == len(done) == len(old) + len(new)
+    found = contents(path)
+    assert {**found, "manifest.json": b""} == new
+    assert path.stat().st_ino == inode
+    read_everything(path)
+
+
+def test_between_the_old_files_and_the_new_there_is_no_bundle(tmp_path, monkeypatch):
+    path = tmp_path / "x.kosine"
+    old, _ = old_and_new(path)
+    seen = []
+    rename = Path.rename
+
+    def looking(self, target):
+        made = rename(self, target)
+        try:
+            Bundle(path)
+            seen.append("bundle")
+        except BundleNotFound:
+            seen.append("none")
+        return made
+
+    monkeypatch.setattr(Path, "rename", looking)
+    with writing_bundle(path, force=True) as folder:
         fill(folder)
-    assert contents(path) == before
-    assert [p.name for p in tmp_path.iterdir()] == ["x.kosine"]
+    assert seen == ["none"] * (len(seen) - 1) + ["bundle"]
+    assert len(seen) > len(old)
 
 
-def test_a_rename_that_fails_keeps_the_old(tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EBUSY])
+@pytest.mark.parametrize("kind", ["bundle", "empty folder"])
+def test_no_folder_that_is_there_is_renamed(tmp_path, monkeypatch, kind, code):
+    """It may be in a lower layer of a container's image (EXDEV), or a mount (EBUSY)."""
     path = tmp_path / "x.kosine"
-    with writing_bundle(path) as folder:
-        fill(folder, "old")
-    before = contents(path)
-    rename = Path.rename
+    path.mkdir()
+    if kind == "bundle":
+        path.rmdir()
+        old_and_new(path)
 
-    def failing(self, target):
-        if self.name.endswith(".new"):
-            raise OSError(28, "No space left on device")
-        return rename(self, target)
+    def folders(self, target):
+        return self.is_dir() or Path(target).is_dir()
 
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(BundleError, match="No space left"), writing_bundle(path, force=True) as f:
-        fill(f)
-    assert contents(path) == before
-    assert [p.name for p in tmp_path.iterdir()] == ["x.kosine"]
+    refuse(monkeypatch, Path, "rename", folders, code)
+    with writing_bundle(path, force=kind == "bundle") as folder:
+        fill(folder)
+    assert (path / "more" / "mark").read_text() == "new"
+    assert not (path / "of the old one.txt").exists()
+    assert names(tmp_path) == ["x.kosine"]
+    read_everything(path)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_empty_folder_is_filled(tmp_path, force):
+    path = tmp_path / "x.kosine"
+    path.mkdir()
+    inode = path.stat().st_ino
+    with pytest.raises(ValueError), writing_bundle(path, force=force):  # noqa: PT012
+        assert not (path / "manifest.json").exists()
+        raise ValueError
+    assert names(path) == []
+    with writing_bundle(path, force=force) as folder:
+        fill(folder)
+    assert path.stat().st_ino == inode
+    assert names(tmp_path) == ["x.kosine"]
+    assert not [name for name in names(path) if name.startswith(".")]
+    read_everything(path)
+
+
+def test_links_in_the_old_bundle_are_replaced_and_not_followed(tmp_path):
+    """Of a model hub's cache, say."""
+    path, blobs = tmp_path / "x.kosine", tmp_path / "blobs"
+    small_bundle(blobs)
+    path.mkdir()
+    for name in names(blobs):
+        (path / name).symlink_to(blobs / name)
+    (path / "more").symlink_to(blobs)
+    before = contents(blobs)
+    with writing_bundle(path, force=True) as folder:
+        fill(folder)
+    assert contents(blobs) == before
+    assert not any(each.is_symlink() for each in path.rglob("*"))
+    read_everything(path)
+
+
+def test_an_export_into_an_empty_folder(tmp_path):
+    (tmp_path / "x.kosine").mkdir()
+    checkpoint = Path(__file__).parent.parent / "export" / "sample"
+    done = export(checkpoint, tmp_path / "x.kosine", targets=())
+    assert kosine.load(done.path, backend="onnx").encode("가").shape == (done.manifest.dim,)
 
 
 def test_every_file_and_folder_is_flushed_before_the_rename(tmp_path, monkeypatch):

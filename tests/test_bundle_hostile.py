@@ -1,4 +1,4 @@
-"""Hostile bundles: each is refused by type, at once, and nothing outside the folder is opened."""
+"""Hostile bundles: each is refused by type, at once, and only what it lists is opened."""
 
 from __future__ import annotations
 
@@ -90,21 +90,13 @@ for name in NAMES:
     def _(path, _outside, name=name):
         (path / name).unlink()
 
-    @case(f"{name} not listed", UnsafeBundle, ManifestError)
-    def _(path, _outside, name=name):
-        edit_manifest(path, lambda value: drop(value, name))
+    if name != "packed.onnx":  # which is never missed until an engine asks for it
 
-    @case(f"{name} a link to the same bytes outside", UnsafeBundle)
-    def _(path, outside, name=name):
-        (path / name).rename(outside / "moved")
-        (path / name).symlink_to(outside / "moved")
+        @case(f"{name} not listed", ManifestError)
+        def _(path, _outside, name=name):
+            edit_manifest(path, lambda value: drop(value, name))
 
-    @case(f"{name} a link inside", UnsafeBundle)
-    def _(path, _outside, name=name):
-        (path / name).rename(path / "moved")
-        (path / name).symlink_to("moved")
-
-    @case(f"{name} a folder", IntegrityError)
+    @case(f"{name} a folder", UnsafeBundle)
     def _(path, _outside, name=name):
         (path / name).unlink()
         (path / name).mkdir()
@@ -114,6 +106,41 @@ for name in NAMES:
         (path / name).unlink()
         os.mkfifo(path / name)
 
+    @case(f"{name} a link to other bytes of its size", IntegrityError)
+    def _(path, outside, name=name):
+        (outside / "other").write_bytes(b"x" * (path / name).stat().st_size)
+        link(path / name, outside / "other")
+
+    @case(f"{name} a link to bytes of another size", IntegrityError)
+    def _(path, outside, name=name):
+        link(path / name, outside / "bait")
+
+    @case(f"{name} a link to nothing", IntegrityError)
+    def _(path, outside, name=name):
+        link(path / name, outside / "nothing")
+
+    @case(f"{name} a link to itself", IntegrityError)
+    def _(path, _outside, name=name):
+        link(path / name, Path(name))
+
+    @case(f"{name} a link to a folder", UnsafeBundle)
+    def _(path, outside, name=name):
+        link(path / name, outside)
+
+    @case(f"{name} a link to a pipe", UnsafeBundle)
+    def _(path, outside, name=name):
+        os.mkfifo(outside / "pipe")
+        link(path / name, outside / "pipe")
+
+    @case(f"{name} a link to a device", UnsafeBundle)
+    def _(path, _outside, name=name):
+        link(path / name, Path("/dev/zero"))
+
+
+def link(path: Path, target: Path) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
 
 def drop(value, name):
     for artifact in value["artifacts"]:
@@ -122,12 +149,6 @@ def drop(value, name):
 
 def listed(value, name):
     return next(f for a in value["artifacts"] for f in a["files"] if f["path"] == name)
-
-
-@case("manifest a link", UnsafeBundle)
-def _(path, outside):
-    (path / "manifest.json").rename(outside / "manifest.json")
-    (path / "manifest.json").symlink_to(outside / "manifest.json")
 
 
 @case("manifest a dangling link", BundleNotFound)
@@ -142,51 +163,36 @@ def _(path, _outside):
     (path / "manifest.json").mkdir()
 
 
+@case("manifest a pipe", BundleNotFound)
+def _(path, _outside):
+    (path / "manifest.json").unlink()
+    os.mkfifo(path / "manifest.json")
+
+
+@case("manifest a link to a device", BundleNotFound)
+def _(path, _outside):
+    link(path / "manifest.json", Path("/dev/zero"))
+
+
+@case("manifest a link to itself", BundleNotFound)
+def _(path, _outside):
+    link(path / "manifest.json", Path("manifest.json"))
+
+
 @case("manifest missing", BundleNotFound)
 def _(path, _outside):
     (path / "manifest.json").unlink()
 
 
-@case("folder a link", UnsafeBundle)
-def _(path, outside):
-    (outside / "fp16").mkdir()
-    (path / "fp16").symlink_to(outside / "fp16")
+@case("listed file behind a file", IntegrityError)
+def _(path, _outside):
+    listed_as(path, "packed.onnx", "tokenizer.json/packed.onnx")
 
 
-@case("listed file behind a linked folder", UnsafeBundle)
+@case("other bytes behind a linked folder", IntegrityError)
 def _(path, outside):
     (path / "sub").symlink_to(outside)
     listed_as(path, "packed.onnx", "sub/bait")
-
-
-@case("link to itself", UnsafeBundle)
-def _(path, _outside):
-    (path / "loop").symlink_to("loop")
-
-
-@case("link to the folder above", UnsafeBundle)
-def _(path, _outside):
-    (path / "up").symlink_to("..")
-
-
-for extra in ("extra.py", ".hidden", "conftest.py", "fp16/packed.onnx", "한글", "a\nb", "x" * 255):
-
-    @case(f"extra file {extra!r}"[:60], UnsafeBundle)
-    def _(path, _outside, extra=extra):
-        (path / extra).parent.mkdir(exist_ok=True)
-        (path / extra).write_text("x")
-
-
-@case("a file made a thousand folders deep", UnsafeBundle)
-def _(path, _outside):
-    at = os.open(path, os.O_RDONLY)
-    for _ in range(200):
-        os.mkdir("d", dir_fd=at)
-        below = os.open("d", os.O_RDONLY, dir_fd=at)
-        os.close(at)
-        at = below
-    os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=at))
-    os.close(at)
 
 
 # Paths
@@ -288,7 +294,7 @@ def _(path, _outside):
     edit_manifest(path, lambda value: listed(value, "packed.onnx").update(bytes=10**30))
 
 
-@case("no artifacts", UnsafeBundle)
+@case("no artifacts", ManifestError)
 def _(path, _outside):
     edit_manifest(path, lambda value: value.update(artifacts=[]))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import inspect
+import pickle
 import re
 
 import pytest
@@ -74,3 +76,15 @@ def test_facts_that_errors_carry():
     assert errors.NonFiniteVector("x").indices == ()
     assert errors.ParityError("x", report="table").report == "table"
     assert errors.QueueFull("x", retry_after=0.5).retry_after == 0.5
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_errors_cross_processes(name):
+    error = CLASSES[name](
+        "k is 0", limit="at least 1", remedy="ask for more", **REQUIRED.get(name, {})
+    )
+    for again in (pickle.loads(pickle.dumps(error)), copy.deepcopy(error)):
+        assert type(again) is type(error)
+        assert str(again) == str(error)
+        assert again.args == error.args
+        assert vars(again) == vars(error)

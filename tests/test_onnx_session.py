@@ -22,7 +22,7 @@ def test_residuals_and_layer_norms_stay_apart(sample, tmp_path, monkeypatch, apa
     options = sample.backend._options(onnxruntime)
     options.enable_profiling = True
     options.profile_file_prefix = str(tmp_path / "profile")
-    session = start_session(sample.backend._graph, options)
+    session = start_session(sample.backend._graph.data, sample.backend._weights, options)
     monkeypatch.setattr(sample.backend, "_session", session)
     vectors = sample.run(batch).vectors
     events = json.loads(Path(session.end_profiling()).read_text("utf-8"))

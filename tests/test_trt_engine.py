@@ -78,12 +78,10 @@ class TestNames:
             assert [name for name in public if not hasattr(fake, name)] == []
 
 
-def test_what_is_no_plan_is_a_typed_error(tmp_path):
+def test_what_is_no_plan_is_a_typed_error():
     module = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-    path = tmp_path / "x.plan"
-    path.write_bytes(b"no plan" * 100)
     plan = Plan("x.plan", "tensorrt-rtx", module.__version__, ("8.6",), gpu_machine.PROFILES)
     with pytest.raises(BackendError, match=r"cannot load x\.plan: ") as caught:
-        trt_engine.PlanEngine(module, path, plan, gpu_machine.FakeCuda(0))
+        trt_engine.PlanEngine(module, b"no plan" * 100, plan, gpu_machine.FakeCuda(0))
     assert "no reason given" not in str(caught.value)
     assert "\n" not in str(caught.value)

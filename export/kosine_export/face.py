@@ -23,8 +23,9 @@ def run_model_face(bundle: Bundle, batch: Packed, dtype: str = "float32") -> Flo
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    graph = bundle.graph(GRAPHS[dtype]).name
     session: Any = ort.InferenceSession(
-        str(bundle.graph(GRAPHS[dtype])), options, providers=["CPUExecutionProvider"]
+        str(bundle.file(graph)), options, providers=["CPUExecutionProvider"]
     )
     wanted = [node.name for node in session.get_inputs()]
     pad = bundle.manifest.special_ids["pad"]

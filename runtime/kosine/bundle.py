@@ -1,21 +1,29 @@
-"""Bundles on disk: judged before they are opened, written whole or not at all.
+"""Bundles on disk: judged before anything in them is used, written whole or not at all.
 
 A bundle is a folder `NAME.kosine/` with a `manifest.json` that lists every other file with its
-size and sha256. Opening one checks that the folder holds exactly those files, that none is a
-link, and that the sizes fit; each file's sha256 is checked when that file is first opened.
+size and sha256. Opening one opens each of those files, once, and maps it into memory: a regular
+file of the right size, at the end of any links. Its sha256 is that of the mapping, taken when it
+is first read, and the mapping is what every reader gets, in forked children too. So a bundle
+that is replaced meanwhile changes nothing for those who have the old one open. (Writing into the
+files of an open bundle does: replace them instead.) Files that are not listed are never opened.
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from numpy.typing import NDArray
 
 from kosine.errors import (
     BundleError,
@@ -27,21 +35,42 @@ from kosine.errors import (
 )
 from kosine.graphscan import MAX_GRAPH_BYTES, scan_graph
 from kosine.manifest import MAX_MANIFEST_BYTES, Artifact, FileEntry, Manifest
-from kosine.tensorfile import TensorFile
+from kosine.tensorfile import Mapped, TensorFile, map_file
 
-__all__ = ["MANIFEST", "Bundle", "artifact_of", "sha256_of", "writing_bundle"]
+__all__ = ["MANIFEST", "Bundle", "Graph", "artifact_of", "sha256_of", "writing_bundle"]
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 MAX_FILES = 256
-CHUNK = 1 << 20
+# Not every system has each of these.
+READ = os.O_RDONLY | sum(getattr(os, x, 0) for x in ("O_BINARY", "O_NONBLOCK", "O_NOCTTY"))
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """An ONNX graph that was judged, and the weights that it names.
+
+    Attributes:
+        name: Its path in the bundle.
+        data: The ONNX file.
+        tensors: Each initializer that lies in the weights file, as a read-only view of it.
+    """
+
+    name: str
+    data: bytes
+    tensors: Mapping[str, NDArray[Any]]
 
 
 class Bundle:
     """A bundle opened for reading.
 
     Args:
-        path: The bundle's folder.
+        path: The bundle's folder. It and the files in it may be links.
+
+    Attributes:
+        path: As it was given.
+        manifest: What `manifest.json` says.
+        sha256: Of `manifest.json`, which lists the sha256 of every other file.
 
     Raises:
         BundleNotFound, ManifestError, SchemaTooNew, UnsafeBundle, IntegrityError.
@@ -49,22 +78,21 @@ class Bundle:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not (self.path / MANIFEST).is_file():
-            raise BundleNotFound(
-                f"no bundle at {str(path)!r}",
-                limit=f"a bundle is a folder with a {MANIFEST}",
-                remedy="make one with `kosine export CHECKPOINT BUNDLE`",
-            )
-        if (self.path / MANIFEST).is_symlink():
-            raise _unsafe(f"{MANIFEST} is a link", "regular files")
-        with (self.path / MANIFEST).open("rb") as file:
-            self.manifest = Manifest.from_json(file.read(MAX_MANIFEST_BYTES + 1))
+        raw = self._read_manifest()
+        self.manifest = Manifest.from_json(raw)
+        self.sha256 = hashlib.sha256(raw).hexdigest()
         self._files = self.manifest.files()
         self._verified: set[str] = set()
-        self._check_listing()
+        self._check_names()
+        self._data = {name: self._map(entry) for name, entry in self._files.items()}
 
-    def file(self, name: str) -> Path:
-        """The path of a listed file, after its sha256 was found right (once per `Bundle`)."""
+    def data(self, name: str) -> Mapped:
+        """The bytes of a listed file, mapped read-only, after their sha256 was found right.
+
+        Raises:
+            ManifestError: The file is not listed.
+            IntegrityError: It is not what the manifest says.
+        """
         entry = self._files.get(name)
         if entry is None:
             raise ManifestError(
@@ -72,9 +100,9 @@ class Bundle:
                 limit=f"it lists {', '.join(sorted(self._files))}",
                 remedy="export it again with the target that holds it",
             )
-        path = self.path / entry.path
+        data = self._data[name]
         if name not in self._verified:
-            digest = sha256_of(path)
+            digest = hashlib.sha256(data).hexdigest()
             if digest != entry.sha256:
                 raise IntegrityError(
                     f"{name} has sha256 {digest[:12]}…",
@@ -82,7 +110,15 @@ class Bundle:
                     remedy="copy or export the bundle again",
                 )
             self._verified.add(name)
-        return path
+        return data
+
+    def file(self, name: str) -> Path:
+        """The path of a listed file, for tools that take nothing else; checked as `data` is.
+
+        What such a tool opens later may be another file by then. Engines get `data`.
+        """
+        self.data(name)
+        return self.path / name
 
     def has(self, name: str) -> bool:
         return name in self._files
@@ -90,28 +126,27 @@ class Bundle:
     def verify_all(self) -> None:
         """Check every file's sha256 now, and judge every graph, whatever backend will run."""
         for name in self._files:
-            self.file(name)
+            self.data(name)
             if name.endswith(".onnx"):
                 self.graph(name)
 
     def tensors(self, name: str = WEIGHTS) -> TensorFile:
         """A safetensors file of the bundle, memory-mapped."""
-        return TensorFile(self.file(name))
+        return TensorFile(self.path / name, self.data(name))
 
-    def graph(self, name: str) -> Path:
-        """An ONNX graph's path, after its bytes and all they point to were judged.
+    def graph(self, name: str) -> Graph:
+        """An ONNX graph, after its bytes and all they point to were judged.
 
         Raises:
             UnsafeBundle: External data that is not exactly a tensor of the weights file beside
                 the graph, or anything else that `scan_graph` refuses.
         """
-        path = self.file(name)
-        folder = PurePosixPath(name).parent
-        with path.open("rb") as file:
-            externals = scan_graph(file.read(MAX_GRAPH_BYTES + 1), name)
+        data = self.data(name)[: MAX_GRAPH_BYTES + 1]
+        externals = scan_graph(data, name)
+        places: dict[tuple[int, int], NDArray[Any]] = {}
         if externals:
-            weights = self.tensors(str(folder / WEIGHTS))
-            places = {(entry.offset, entry.nbytes) for entry in weights.entries.values()}
+            weights = self.tensors(str(PurePosixPath(name).parent / WEIGHTS))
+            places = {(e.offset, e.nbytes): weights[e.name] for e in weights.entries.values()}
         for tensor in externals:
             if tensor.location != WEIGHTS:
                 raise _unsafe(
@@ -122,36 +157,51 @@ class Bundle:
                     f"{name} reads tensor {tensor.name[:60]!r} at {tensor.offset}+{tensor.length}",
                     f"the tensors of {WEIGHTS}",
                 )
-        return path
+        return Graph(name, data, {t.name: places[t.offset, t.length] for t in externals})
 
-    def _check_listing(self) -> None:
+    def release(self) -> None:
+        """Give back the memory that reading has filled so far; what is read again comes back.
+
+        For after an engine was made: most have copied or rearranged the weights by then.
+        """
+        for data in self._data.values():
+            if isinstance(data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                data.madvise(mmap.MADV_DONTNEED)
+
+    def _read_manifest(self) -> bytes:
+        try:
+            with _open_regular(self.path / MANIFEST) as file:
+                return file.read(MAX_MANIFEST_BYTES + 1)
+        except PermissionError as error:
+            raise _unreadable(MANIFEST, error) from None
+        except (OSError, ValueError, UnsafeBundle):
+            raise BundleNotFound(
+                f"no bundle at {str(self.path)!r}",
+                limit=f"a bundle is a folder with a {MANIFEST}",
+                remedy="make one with `kosine export CHECKPOINT BUNDLE`",
+            ) from None
+
+    def _check_names(self) -> None:
         if len(self._files) > MAX_FILES:
             raise _unsafe(f"the manifest lists {len(self._files)} files", f"at most {MAX_FILES}")
         for name in self._files:
             _check_path(name)
         if len({name.casefold() for name in self._files}) != len(self._files):
             raise _unsafe("the manifest lists paths that differ in case only", "distinct paths")
-        found: set[str] = set()
-        for name, mode, size in _walk(self.path):
-            if not stat.S_ISREG(mode):
-                raise _unsafe(f"{name[:80]!r} is a link or a special file", "regular files")
-            if name == MANIFEST:
-                continue
-            entry = self._files.get(name)
-            if entry is None:
-                raise _unsafe(f"{name[:80]!r} is not in the manifest", "the files that it lists")
-            if size != entry.bytes:
-                raise IntegrityError(
-                    f"{name} is {size} bytes long",
-                    limit=f"the manifest says {entry.bytes}",
-                    remedy="copy or export the bundle again",
-                )
-            found.add(name)
-        missing = sorted(set(self._files) - found)
-        if missing:
-            raise IntegrityError(
-                f"{missing[0]} is missing", remedy="copy or export the bundle again"
-            )
+
+    def _map(self, entry: FileEntry) -> Mapped:
+        try:
+            with _open_regular(self.path / entry.path) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size == entry.bytes:
+                    return map_file(file.fileno())
+        except OSError as error:
+            raise _unreadable(entry.path, error) from None
+        raise IntegrityError(
+            f"{entry.path} is {size} bytes long",
+            limit=f"the manifest says {entry.bytes}",
+            remedy="copy or export the bundle again",
+        )
 
 
 def sha256_of(path: Path) -> str:
@@ -172,24 +222,28 @@ def artifact_of(folder: Path, name: str, precision: str, paths: Iterable[str]) -
 def writing_bundle(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder; on success it becomes the bundle at `path`, otherwise it vanishes.
 
-    The files are fsynced and the folder is renamed into place, so a reader sees the old bundle,
-    the new one, or none. With `force` an existing *bundle* is replaced; anything else at
-    `path` is never removed.
+    The files are fsynced before they are put in place, so a reader sees the old bundle, the new
+    one, or none. An empty folder at `path` is filled; with `force` an existing *bundle* is
+    replaced; anything else at `path` is never removed.
     """
     final = Path(path)
-    if final.is_symlink() or final.exists():
+    there = final.is_dir() and not final.is_symlink()
+    if not (there and _is_empty(final)) and (final.is_symlink() or final.exists()):
         if not force:
             raise BundleExists(
                 f"{str(path)!r} exists", remedy="choose another name, or pass --force to replace it"
             )
-        if final.is_symlink() or not (final / MANIFEST).is_file():
+        if not there or not (final / MANIFEST).is_file():
             raise BundleExists(
                 f"{str(path)!r} exists and is not a bundle",
                 limit="--force replaces bundles only",
                 remedy="choose another name",
             )
-    token = f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}"
-    working, retired = final.parent / f"{token}.new", final.parent / f"{token}.old"
+    # A folder that is there stays, and its files change places inside it: it may be a mount, its
+    # parent may be read-only, and in a container's image the system renames files but no folders.
+    place = final if there else final.parent
+    token = f"{_mark(final)}{os.getpid()}-{secrets.token_hex(4)}"
+    working, retired = place / f"{token}.new", place / f"{token}.old"
     made = [folder for folder in final.parents if not folder.exists()]
     try:
         working.mkdir(parents=True)
@@ -201,7 +255,16 @@ def writing_bundle(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         yield working
         for written in _contents(working):
             _fsync(written)
-        _put_in_place(working, final, retired, force=force)
+        try:
+            if there:
+                _exchange(working, final, retired)
+            else:
+                working.rename(final)
+                _fsync(final.parent)
+        except OSError as error:
+            raise BundleError(
+                f"cannot write {str(final)!r}: {error.strerror}", remedy="choose another name"
+            ) from None
     finally:
         shutil.rmtree(working, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
@@ -210,20 +273,41 @@ def writing_bundle(path: str | Path, *, force: bool = False) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _put_in_place(working: Path, final: Path, retired: Path, *, force: bool) -> None:
+def _exchange(working: Path, final: Path, retired: Path) -> None:
+    """Move what is in `final` to `retired` and what is in `working` to `final`, or nothing.
+
+    File by file, the old manifest first and the new one last: between them there is no bundle.
+    """
+    old = [name for name in _walk(final) if not name.startswith(_mark(final))]
+    moves = [
+        *((final / name, retired / name) for name in sorted(old, key=lambda n: n != MANIFEST)),
+        *((working / n, final / n) for n in sorted(_walk(working), key=lambda n: n == MANIFEST)),
+    ]
+    tried: list[tuple[Path, Path]] = []
     try:
-        if force and final.exists():
-            final.rename(retired)
-        working.rename(final)
-    except OSError as error:
-        raise BundleError(
-            f"cannot write {str(final)!r}: {error.strerror}", remedy="choose another name"
-        ) from None
-    finally:
-        # Also where an interrupt strikes between the two renames.
-        if retired.exists() and not final.exists():
-            retired.rename(final)
-    _fsync(final.parent)
+        for source, target in moves:
+            tried.append((source, target))
+            _move(source, target)
+        for folder in {target.parent for _, target in moves if target.is_relative_to(final)}:
+            _fsync(folder)
+    except BaseException:
+        for source, target in reversed(tried):
+            if os.path.lexists(target) and not os.path.lexists(source):
+                _move(target, source)
+        raise
+
+
+def _mark(final: Path) -> str:
+    """How the names begin of the folders in which bundles for `final` are under way."""
+    return f".{final.name}."
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename a file; the folders that it needs are made, those that it leaves empty removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+    with suppress(OSError):  # not empty
+        source.parent.rmdir()
 
 
 def _check_path(name: str) -> None:
@@ -241,19 +325,51 @@ def _check_path(name: str) -> None:
         raise _unsafe(f"the manifest lists the path {name[:80]!r}", "paths inside the bundle")
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, int, int]]:
-    """(relative path, mode, size) of everything that is not a plain folder, links not followed."""
-    pending = [folder]
-    while pending:
-        current = pending.pop()
-        with os.scandir(current) as entries:
-            for entry in entries:
-                info = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(info.st_mode):
-                    pending.append(Path(entry.path))
-                else:
-                    name = Path(entry.path).relative_to(folder).as_posix()
-                    yield name, info.st_mode, info.st_size
+def _open_regular(path: Path) -> BinaryIO:
+    """Open the regular file at the end of any links, for reading.
+
+    Raises:
+        UnsafeBundle: Something else is there.
+    """
+    # Asked before it is opened, for opening a device may do something; and again after, for it
+    # may have been replaced. Opening a pipe must not wait.
+    _check_regular(path, path.stat())
+    descriptor = os.open(path, READ)
+    try:
+        _check_regular(path, os.fstat(descriptor))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_regular(path: Path, info: os.stat_result) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        raise _unsafe(f"{path.name[:80]!r} is a folder, a pipe or a device", "regular files")
+
+
+def _unreadable(name: str, error: OSError) -> BundleError:
+    if isinstance(error, PermissionError):
+        return BundleError(
+            f"{name[:80]} cannot be read: {error.strerror}",
+            remedy="give this user the right to read the bundle",
+        )
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+    return IntegrityError(
+        f"{name[:80]} is missing" if missing else f"{name[:80]} cannot be read: {error.strerror}",
+        remedy="copy or export the bundle again",
+    )
+
+
+def _is_empty(folder: Path) -> bool:
+    return next(folder.iterdir(), None) is None
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Relative path of everything that is not a plain folder; links are not followed."""
+    for current, folders, files in os.walk(folder):
+        for name in [*files, *(each for each in folders if Path(current, each).is_symlink())]:
+            yield Path(current, name).relative_to(folder).as_posix()
 
 
 def _contents(folder: Path) -> Iterator[Path]:

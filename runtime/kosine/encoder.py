@@ -16,9 +16,17 @@ from numpy.typing import ArrayLike, NDArray
 from kosine import scoring
 from kosine.backend import Backend
 from kosine.backends import make_backend
+from kosine.backends.forks import watch_forks
 from kosine.batching import split_batches
 from kosine.bundle import Bundle
-from kosine.errors import BackendError, InputError, NonFiniteVector, TextError, UnknownPrompt
+from kosine.errors import (
+    BackendError,
+    InputError,
+    IntegrityError,
+    NonFiniteVector,
+    TextError,
+    UnknownPrompt,
+)
 from kosine.packed import Float32, Packed, Pooled
 from kosine.progress import progress_bar
 from kosine.quantization import INTEGERS, PRECISIONS, Ranges, clipped_components, quantize
@@ -64,15 +72,46 @@ def load(
     Raises:
         BundleError, MissingExtra, BackendError, ParityError, UnknownOption: see `kosine.errors`.
     """
-    opened = Bundle(bundle)
-    made = make_backend(
-        opened, backend=backend, dtype=dtype, device=device, threads=threads, spin=spin
-    )
-    return Encoder(opened, made, max_batch_tokens=max_batch_tokens, max_text_bytes=max_text_bytes)
+    options = {
+        "backend": backend,
+        "dtype": dtype,
+        "device": device,
+        "threads": threads,
+        "spin": spin,
+        "max_batch_tokens": max_batch_tokens,
+        "max_text_bytes": max_text_bytes,
+    }
+    return _load(Bundle(bundle), options)
+
+
+def _load(bundle: Bundle, options: dict[str, Any]) -> Encoder:
+    limits = {name: options[name] for name in ("max_batch_tokens", "max_text_bytes")}
+    engine = {name: value for name, value in options.items() if name not in limits}
+    encoder = Encoder(bundle, make_backend(bundle, **engine), **limits)
+    # The path is good wherever the process goes, and the options are those that were asked for:
+    # on another machine "auto" may rightly choose another engine.
+    encoder._recipe = (str(bundle.path.absolute()), bundle.sha256, options)
+    return encoder
+
+
+def _reload(path: str, sha256: str, options: dict[str, Any]) -> Encoder:
+    """What unpickling an encoder calls."""
+    bundle = Bundle(path)
+    if bundle.sha256 != sha256:
+        raise IntegrityError(
+            f"the bundle at {path!r} has changed: its manifest has sha256 {bundle.sha256[:12]}…",
+            limit=f"the encoder was pickled with {sha256[:12]}…",
+            remedy="load it with kosine.load, and encode again what is to be compared",
+        )
+    return _load(bundle, options)
 
 
 class Encoder:
     """A loaded bundle on a backend. Threads may call it together.
+
+    A pickle holds the bundle's path, the sha256 of its manifest, and the options that `load` was
+    given; unpickling loads it again, and is an `IntegrityError` where the bundle has changed. A
+    copy (`copy.copy`, `copy.deepcopy`) shares the engine and counts for itself.
 
     Attributes:
         bundle: The opened bundle; `bundle.manifest` holds everything that is known of the model.
@@ -104,9 +143,9 @@ class Encoder:
         self.max_tokens = bundle.manifest.max_tokens
         self.max_batch_tokens = max_batch_tokens
         self._tokenizer = Tokenizer(bundle, max_text_bytes)
-        self._lock = threading.Lock()
-        self._counts = Counts()
         self._warned_of_clipping = False
+        self._recipe: tuple[Any, ...] | None = None
+        self._start_counting()
 
     # Text in, vectors out
 
@@ -352,11 +391,38 @@ class Encoder:
                 remedy="pass prompt='...' as text, or export with --prompt NAME=TEXT",
             ) from None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._recipe is None:
+            raise InputError(
+                "this encoder was made from a backend object, which cannot be pickled",
+                limit="encoders made by kosine.load",
+                remedy="pickle the bundle's path, and load it where it is unpickled",
+            )
+        return _reload, self._recipe
+
+    def __copy__(self) -> Encoder:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._start_counting()
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
+        return self.__copy__()  # nothing changes an engine
+
     def __repr__(self) -> str:
         return (
             f"<kosine.Encoder {self.bundle.path.name} dim={self.dim} "
             f"max_tokens={self.max_tokens} {self.backend.name}/{self.backend.dtype}>"
         )
+
+    def _start_counting(self) -> None:
+        self._counts = Counts()
+        self._lock = threading.Lock()
+        watch_forks(self._forked)
+
+    def _forked(self) -> None:
+        """In a child: another thread may have held the lock, and did not come along."""
+        self._lock = threading.Lock()
 
     def _role(self, names: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
         if options.get("prompt") is None and options.get("prompt_name") is None:

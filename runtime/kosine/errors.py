@@ -17,7 +17,7 @@
     │   ├── ManifestError              manifest.json is damaged or does not fit the schema
     │   ├── SchemaTooNew               written by a later kosine
     │   ├── IntegrityError             a file's size or sha256 is not the manifest's
-    │   ├── UnsafeBundle               links, extras, paths outside, graphs that reach outside
+    │   ├── UnsafeBundle               paths outside, pipes and devices, graphs that reach outside
     │   └── MissingTarget              the artifact that a backend needs was not exported
     ├── BackendError                   a backend cannot be made or failed while running
     │   ├── BackendUnavailable         not on this machine or not in this build
@@ -37,6 +37,8 @@ Texts are never part of a message: only their lengths and positions are.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 __all__ = [
     "BackendError",
@@ -87,6 +89,19 @@ class KosineError(Exception):
         self.remedy = remedy
         parts = [part for part in (problem, limit, remedy) if part]
         super().__init__("; ".join(parts))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.problem, self.limit, self.remedy), self.__dict__
+
+
+def _again(kind: type[KosineError], problem: str, limit: str, remedy: str) -> KosineError:
+    """What unpickling an error calls: one that cannot be unpickled hangs a pool of processes.
+
+    The rest of its attributes, which some classes insist on, is set after this.
+    """
+    error = kind.__new__(kind)
+    KosineError.__init__(error, problem, limit=limit, remedy=remedy)
+    return error
 
 
 class InputError(KosineError, ValueError):
@@ -154,7 +169,7 @@ class IntegrityError(BundleError):
 
 
 class UnsafeBundle(BundleError):
-    """Links, files that the manifest does not list, or a graph that reaches outside."""
+    """Paths that lead outside, what is no regular file, or a graph that reaches outside."""
 
 
 class MissingTarget(BundleError):

@@ -17,14 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kosine.errors import IntegrityError
 
-__all__ = ["ALIGNMENT", "TensorEntry", "TensorFile", "write_tensors"]
+__all__ = ["ALIGNMENT", "Mapped", "TensorEntry", "TensorFile", "map_file", "write_tensors"]
 
 ALIGNMENT = 64
 MAX_HEADER_BYTES = 4 * 1024 * 1024
@@ -40,6 +40,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
         "U8": np.dtype("u1"),
     }
 )
+Mapped: TypeAlias = mmap.mmap | bytes  # bytes where a file is empty
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -57,27 +58,33 @@ class TensorEntry:
 class TensorFile:
     """A safetensors file, its header checked and its data memory-mapped read-only.
 
+    Args:
+        path: The file.
+        data: Its bytes, where they are mapped already; otherwise it is mapped here.
+
     Raises:
         IntegrityError: The header is damaged, or an entry overlaps, leaves a hole, or reaches
             outside the file.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, data: Mapped | None = None) -> None:
         self.path = Path(path)
-        with self.path.open("rb") as file:
-            self._size = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            if len(prefix) < 8:
-                raise self._damaged(f"is {self._size} bytes long", "at least 8 bytes")
-            length = struct.unpack("<Q", prefix)[0]
-            if length > min(MAX_HEADER_BYTES, self._size - 8):
-                raise self._damaged(
-                    f"states a header of {length} bytes",
-                    f"at most {min(MAX_HEADER_BYTES, self._size - 8)}",
-                )
-            header = file.read(length)
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.entries: Mapping[str, TensorEntry] = MappingProxyType(self._parse(header))
+        if data is None:
+            with self.path.open("rb") as file:
+                data = map_file(file.fileno())
+        self._data = data
+        self._size = len(data)
+        if self._size < 8:
+            raise self._damaged(f"is {self._size} bytes long", "at least 8 bytes")
+        length = struct.unpack_from("<Q", data)[0]
+        if length > min(MAX_HEADER_BYTES, self._size - 8):
+            raise self._damaged(
+                f"states a header of {length} bytes",
+                f"at most {min(MAX_HEADER_BYTES, self._size - 8)}",
+            )
+        self.entries: Mapping[str, TensorEntry] = MappingProxyType(
+            self._parse(data[8 : 8 + length])
+        )
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The tensor as a read-only view of the mapped file."""
@@ -88,7 +95,7 @@ class TensorFile:
                 f"{self.path.name} has no tensor {name!r}", remedy="export the bundle again"
             ) from None
         flat = np.frombuffer(
-            self._map, entry.dtype, count=entry.nbytes // entry.dtype.itemsize, offset=entry.offset
+            self._data, entry.dtype, count=entry.nbytes // entry.dtype.itemsize, offset=entry.offset
         )
         return flat.reshape(entry.shape)
 
@@ -141,6 +148,13 @@ class TensorFile:
         return IntegrityError(
             f"{self.path.name} {what}", limit=limit, remedy="export or copy the bundle again"
         )
+
+
+def map_file(descriptor: int) -> Mapped:
+    """A file's bytes, mapped read-only; they stay after the descriptor was closed."""
+    if not os.fstat(descriptor).st_size:
+        return b""  # nothing cannot be mapped
+    return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -53,8 +53,8 @@ class Tokenizer:
 
         manifest = bundle.manifest
         try:
-            self._tokenizer: Any = tokenizers.Tokenizer.from_file(
-                str(bundle.file("tokenizer.json"))
+            self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(
+                bytes(bundle.data("tokenizer.json"))
             )
             # Both would change a text's ids with its neighbours or behind the manifest's back.
             self._tokenizer.no_truncation()

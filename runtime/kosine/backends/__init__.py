@@ -157,4 +157,5 @@ def _make(
     except (MemoryError, OSError, RuntimeError) as error:
         what, remedy = explain(error, "try another backend")
         raise BackendError(f"backend {name!r} cannot load: {what}", remedy=remedy) from error
+    bundle.release()
     return made

@@ -1,28 +1,24 @@
-"""What becomes of engines in a forked child: their threads and their GPU did not come along."""
+"""What a forked child must do first: the other threads and the GPU did not come along."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import weakref
-from typing import Protocol
+from collections.abc import Callable
 
 from kosine.errors import BackendUnavailable
 
-__all__ = ["Forkable", "check_process", "never_destroy", "watch_forks"]
+__all__ = ["check_process", "never_destroy", "watch_forks"]
 
 
-class Forkable(Protocol):
-    """An object that must know that it is in a child now."""
+def watch_forks(forked: Callable[[], None]) -> None:
+    """Call a bound method in every child that is forked while its object lives.
 
-    def forked(self) -> None:
-        """Called in the child, right after the fork, with no other thread there."""
-        ...
-
-
-def watch_forks(engine: Forkable) -> None:
-    """Call `engine.forked()` in every child that is forked while `engine` lives."""
-    _live.add(engine)
+    It is called right after the fork, with no other thread there: locks that one may have held
+    are to be made anew.
+    """
+    _watching.add(weakref.WeakMethod(forked, _watching.discard))
 
 
 def never_destroy(*parts: object) -> None:
@@ -42,12 +38,14 @@ def check_process(owner: int) -> None:
         )
 
 
-_live: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_watching: set[weakref.WeakMethod[Callable[[], None]]] = set()
 
 
 def _after_fork() -> None:
-    for engine in list(_live):
-        engine.forked()
+    for method in list(_watching):
+        forked = method()
+        if forked is not None:
+            forked()
 
 
 if hasattr(os, "register_at_fork"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from kosine.backends.device import check_cpu, explain
 from kosine.backends.forks import never_destroy, watch_forks
 from kosine.batching import RowPlan, plan_rows
-from kosine.bundle import Bundle
+from kosine.bundle import Bundle, Graph
 from kosine.errors import BackendError, KosineError, MissingExtra, MissingTarget
 from kosine.exit_gate import awaited_at_exit
 from kosine.packed import Float32, Int32, Packed, Pooled
@@ -22,7 +22,7 @@ from kosine.positions import position_ids
 from kosine.rows import fill_rows
 from kosine.threads import usable_cpus
 
-__all__ = ["OnnxBackend", "graph_path", "import_onnxruntime", "probe"]
+__all__ = ["OnnxBackend", "external_values", "import_onnxruntime", "packed_graph", "probe"]
 
 GRAPHS = {"float32": ("packed.onnx", "onnx"), "float16": ("fp16/packed.onnx", "onnx-fp16")}
 # In trials its fused residual and LayerNorm took about five times as long on a CPU as the two
@@ -61,7 +61,9 @@ class OnnxBackend:
         spin: bool = False,
     ) -> None:
         check_cpu(self.name, device, threads, limit="cpu, cuda or cuda:N")
-        self._graph = graph_path(bundle, dtype)
+        self._graph = packed_graph(bundle, dtype)
+        # Kept as long as any session: ONNX Runtime reads in them, a forked child's too.
+        self._weights = external_values(self._graph)
         self.dim = bundle.manifest.dim
         self.dtype = dtype
         self._pad_id = bundle.manifest.special_ids["pad"]
@@ -71,7 +73,7 @@ class OnnxBackend:
         self._lock = threading.Lock()
         self._session: Any = self._open()
         self._inputs = [node.name for node in self._session.get_inputs()]
-        watch_forks(self)
+        watch_forks(self.forked)
 
     def _options(self, ort: Any) -> Any:
         options = ort.SessionOptions()
@@ -90,7 +92,7 @@ class OnnxBackend:
     def _open(self) -> Any:
         ort = import_onnxruntime()
         try:
-            return start_session(self._graph, self._options(ort))
+            return start_session(self._graph.data, self._weights, self._options(ort))
         except Exception as error:  # its exception classes share no base of their own
             what, remedy = explain(error, "export the bundle again, or install another onnxruntime")
             raise BackendError(
@@ -139,12 +141,17 @@ class OnnxBackend:
 
 
 @awaited_at_exit
-def start_session(graph: Path, options: Any) -> Any:
-    """A session of ONNX Runtime on the CPU."""
+def start_session(graph: bytes, weights: Mapping[str, Any], options: Any) -> Any:
+    """A session of ONNX Runtime on the CPU; `weights` must outlive it."""
     import onnxruntime
 
+    # As external data they are seen by the optimiser; as initializers of the caller's they are
+    # read where they are, and what is not rearranged for the CPU (the embeddings) is not copied.
+    options.add_external_initializers([*weights], [*weights.values()])
+    for name, value in weights.items():
+        options.add_initializer(name, value)
     return onnxruntime.InferenceSession(
-        str(graph),
+        graph,
         options,
         providers=["CPUExecutionProvider"],
         disabled_optimizers=SLOW_FUSIONS,
@@ -158,7 +165,13 @@ def probe(bundle: Bundle, dtype: str) -> None:
     _graph_name(bundle, dtype)
 
 
-def graph_path(bundle: Bundle, dtype: str) -> Path:
+def external_values(graph: Graph) -> dict[str, Any]:
+    """The tensors of a graph that lie in the weights file, as ONNX Runtime's values, not copied."""
+    make = import_onnxruntime().OrtValue.ortvalue_from_numpy
+    return {name: make(tensor) for name, tensor in graph.tensors.items()}
+
+
+def packed_graph(bundle: Bundle, dtype: str) -> Graph:
     """The packed graph of a dtype, after it was judged; MissingTarget where there is none."""
     return bundle.graph(_graph_name(bundle, dtype))
 

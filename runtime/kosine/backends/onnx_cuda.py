@@ -16,7 +16,7 @@ import numpy as np
 from kosine.backends.buckets import Piece, fill_piece, pieces
 from kosine.backends.device import cuda_index, first_line
 from kosine.backends.forks import check_process, never_destroy, watch_forks
-from kosine.backends.onnx import QUIET, graph_path, import_onnxruntime
+from kosine.backends.onnx import QUIET, external_values, import_onnxruntime, packed_graph
 from kosine.backends.onnx_bound import BoundSession
 from kosine.bundle import Bundle
 from kosine.errors import BackendError, BackendUnavailable, KosineError
@@ -74,7 +74,7 @@ class OnnxCudaBackend:
     ) -> None:
         self._index = cuda_index(device, self.name)
         self._ort = import_onnxruntime()
-        self._graph = graph_path(bundle, dtype)
+        self._graph = packed_graph(bundle, dtype)
         self.dim = bundle.manifest.dim
         self.dtype = dtype
         self._pad_id = bundle.manifest.special_ids["pad"]
@@ -87,7 +87,7 @@ class OnnxCudaBackend:
         except BaseException:
             self._worker.shutdown()
             raise
-        watch_forks(self)
+        watch_forks(self.forked)
 
     def run(self, batch: Packed) -> Pooled:
         """See `Backend.run`; rows are laid out in the caller's thread."""
@@ -170,11 +170,13 @@ class OnnxCudaBackend:
         options.inter_op_num_threads = 1
         options.log_severity_level = QUIET
         options.enable_mem_pattern = False
+        weights = external_values(self._graph)
+        options.add_external_initializers([*weights], [*weights.values()])
         # A provider that does not start is logged by no session, but on standard error.
         ort.set_default_logger_severity(SILENT)
         try:
             session = ort.InferenceSession(
-                str(self._graph),
+                self._graph.data,
                 options,
                 providers=[(PROVIDER, self._provider_options(graphs))],
                 enable_fallback=0,

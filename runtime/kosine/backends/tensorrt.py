@@ -109,8 +109,9 @@ class TensorRTBackend:
             try:
                 versions = {flavour: module.__version__ for flavour, module in modules.items()}
                 self.plan = choose_plan(plans, versions, self._cuda.architecture, self._cuda.name)
-                path = bundle.file(self.plan.path)
-                self._engine = PlanEngine(modules[self.plan.flavour], path, self.plan, self._cuda)
+                data = bytes(bundle.data(self.plan.path))
+                self._engine = PlanEngine(modules[self.plan.flavour], data, self.plan, self._cuda)
+                del data
                 self._allocate(self.plan)
                 self._contexts = [
                     self._engine.context(profile) for profile in range(len(self.plan.profiles))
@@ -128,7 +129,7 @@ class TensorRTBackend:
         self._use_graphs = True
         self._open = True
         self.batch_tokens = max(p.max_rows * p.width for p in self.plan.profiles)
-        watch_forks(self)
+        watch_forks(self.forked)
 
     @awaited_at_exit
     def run(self, batch: Packed) -> Pooled:

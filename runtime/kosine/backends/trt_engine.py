@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ class PlanEngine:
 
     Args:
         module: tensorrt or tensorrt_rtx.
-        path: The plan; deserialising runs what it holds, so it must have been verified.
+        data: The plan; deserialising runs what it holds, so it must have been verified.
         plan: What the manifest says of it.
         cuda: Where it runs.
 
@@ -35,12 +34,12 @@ class PlanEngine:
         BackendError: TensorRT refuses the plan, or it is not what the manifest says.
     """
 
-    def __init__(self, module: Any, path: Path, plan: Plan, cuda: Cuda) -> None:
+    def __init__(self, module: Any, data: bytes, plan: Plan, cuda: Cuda) -> None:
         self._module = module
         self._cuda = cuda
         self._logger = _logger(module)
         self._runtime = module.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise BackendError(
                 f"TensorRT {plan.version} cannot load {plan.path}: {self._logger.last}",
