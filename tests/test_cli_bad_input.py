@@ -177,7 +177,9 @@ def test_hostile_names_do_not_reach_the_terminal(refused, tmp_path):
     edit_manifest(bundle, lambda value: value.update({"\x1b]0;owned\x07\n": 1}))
     assert "\x1b" not in refused("info", bundle)
     bundle = small_bundle(tmp_path / "c.kosine")
-    (bundle / "\x1b[2J\nname").write_text("x")
+    text = (bundle / "manifest.json").read_text(encoding="utf-8")
+    text = text.replace('"packed.onnx"', r'"\u001b[2J\nname"')
+    (bundle / "manifest.json").write_text(text, encoding="utf-8")
     assert "\x1b" not in refused("info", bundle)
 
 
