@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import logging
+import os
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -75,6 +78,11 @@ def small(tmp_path):
     return make
 
 
+@pytest.fixture(autouse=True)
+def nothing_was_said_before(monkeypatch):
+    monkeypatch.setattr("kosine.encoder._told_of_unknown", {})
+
+
 def close(a, b, atol=2e-6):
     np.testing.assert_allclose(a, b, atol=atol)
 
@@ -98,7 +106,7 @@ def test_any_iterable_of_str_gives_rows_in_its_order(sample):
         np.array(TEXTS),
         np.array(TEXTS, object),
         (text for text in TEXTS),
-        dict.fromkeys(TEXTS),
+        dict(enumerate(TEXTS)).values(),
     ):
         close(sample.encode(form), rows)
     alone = np.stack([sample.encode(text) for text in TEXTS])
@@ -126,11 +134,13 @@ def test_nothing_gives_no_rows(sample, empty, options, shape, dtype):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (None, "sentences is a NoneType; a str or an iterable of str; pass a list"),
+        (None, "sentences is missing (None); a str or an iterable of str; pass a list"),
+        ({"a": "b"}, "sentences is a dict: its keys are no texts; a str or an iterable of str; "),
         (7, "sentences is a int"),
         (np.array("x"), "sentences is a ndarray"),
-        (b"bytes", "text 0 is a int"),
-        (["a", None], "text 1 is a NoneType"),
+        (b"bytes", "sentences is a bytes; a str or an iterable of str; decode it first"),
+        (["a", None], "text 1 is missing (None)"),
+        (["a"] * (WINDOW + 3) + [np.nan], f"text {WINDOW + 3} is missing (nan)"),
         (["a", b"b"], "text 1 is a bytes"),
         ([["a", "b"]], "text 0 is a list"),
         (np.array([["a"]]), "text 0 is a ndarray"),
@@ -140,7 +150,7 @@ def test_nothing_gives_no_rows(sample, empty, options, shape, dtype):
             f"text 1 has a lone surrogate U+D83D at character {len(SECRET)}",
         ),
         ([f"{SECRET}\0"], f"text 0 has a NUL character at {len(SECRET)}"),
-        ([SECRET * 20_000], "text 0 has 660000 bytes; at most 262144 bytes"),
+        ([SECRET * 20_000], "text 0 has 220000 characters, and no word of its first 262144 bytes"),
     ],
 )
 def test_what_is_no_text_is_refused_by_its_place(small, bad, message):
@@ -155,8 +165,58 @@ def test_what_is_no_text_is_refused_by_its_place(small, bad, message):
 def test_a_larger_cap_may_be_asked_for(sample_bundle):
     encoder = kosine.load(sample_bundle, max_text_bytes=20)
     assert encoder.encode(["가" * 6]).shape == (1, 256)
-    with pytest.raises(TextError, match="has 21 bytes; at most 20 bytes"):
+    with pytest.raises(TextError, match=r"has 7 characters, .* at most 20 bytes are tokenised"):
         encoder.encode(["가" * 7])
+
+
+def test_texts_over_the_cap_are_cut_like_other_long_ones(sample):
+    long = "비행기가 이륙하고 있다. " * 40
+    longer = long * 500
+    assert len(longer.encode()) > 600_000
+    close(sample.encode([longer, "고양이"]), sample.encode([long, "고양이"]))
+    before = sample.counts()["truncated_texts"]
+    sample.encode(longer)
+    assert sample.counts()["truncated_texts"] == before + 1
+    with pytest.raises(TextTooLong, match="text 1 has 280000 characters"):
+        sample.encode(["고양이", longer], truncate=False)
+    with pytest.raises(TextError, match="text 0 has 280000 characters"):
+        sample.count_tokens(longer)
+
+
+def test_every_door_reads_texts_alike(sample):
+    for call in (sample.encode, sample.encode_query, sample.prepare, sample.count_tokens):
+        for bad in ({"a": "b"}, b"a", None, [None]):
+            with pytest.raises(TextError):
+                call(bad)
+    assert sample.prepare("고양이").batch.ids.tolist() == (
+        sample.prepare(iter(["고양이"])).batch.ids.tolist()
+    )
+    assert sample.count_tokens(iter(["고양이"])) == [sample.count_tokens("고양이")]
+
+
+def test_a_series_has_a_total_in_the_progress_bar(sample, monkeypatch):
+    pd = pytest.importorskip("pandas")
+    totals = []
+
+    @contextlib.contextmanager
+    def bar(total, _show, _long):
+        totals.append(total)
+        yield None
+
+    monkeypatch.setattr("kosine.encoder.progress_bar", bar)
+    frame = pd.DataFrame({"text": TEXTS})
+    close(sample.encode(frame["text"]), sample.encode(np.array(TEXTS)))
+    sample.encode(text for text in TEXTS)
+    sample.encode("고양이")
+    assert totals == [len(TEXTS), len(TEXTS), None, 1]
+    with pytest.raises(TextError, match="sentences is a DataFrame: a table of columns"):
+        sample.encode(frame)
+
+
+def test_arrow_columns_are_texts(sample):
+    pa = pytest.importorskip("pyarrow")
+    close(sample.encode(pa.table({"text": TEXTS})["text"]), sample.encode(TEXTS))
+    close(sample.encode(pa.scalar(TEXTS[0])), sample.encode(TEXTS[0]))
 
 
 # Prompts
@@ -265,10 +325,18 @@ def test_truncate_then_normalise(sample, dim):
     assert np.abs(np.linalg.norm(np.float64(found), axis=1) - 1).max() <= 1e-6
 
 
-@pytest.mark.parametrize("dim", [0, -1, 257])
+@pytest.mark.parametrize("dim", [0, -1, 257, np.int64(0), True, np.True_, 2.0, "2"])
 def test_truncate_dim_has_limits(sample, dim):
-    with pytest.raises(InputError, match=f"truncate_dim is {dim}; 1 to 256"):
+    with pytest.raises(InputError, match=re.escape(f"truncate_dim is {dim!r}; 1 to 256")):
         sample.encode(TEXTS, truncate_dim=dim)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint16])
+def test_whole_numbers_may_be_numpys(sample, kind):
+    expected = sample.encode(TEXTS, truncate_dim=7, batch_size=2)
+    np.testing.assert_array_equal(
+        sample.encode(TEXTS, truncate_dim=kind(7), batch_size=kind(2)), expected
+    )
 
 
 def test_lengths_can_be_had_back(sample):
@@ -418,6 +486,8 @@ def test_a_bundle_without_ranges_says_so(small):
         ({"precision": None}, "unknown precision None"),
         ({"batch_size": 0}, "batch_size is 0; at least 1"),
         ({"batch_size": -5}, "batch_size is -5"),
+        ({"batch_size": True}, "batch_size is True; at least 1"),
+        ({"batch_size": 2.0}, "batch_size is 2.0; at least 1"),
     ],
 )
 def test_options_are_judged_before_anything_runs(small, options, message):
@@ -568,7 +638,7 @@ def test_truncation_may_be_refused(sample):
         ([], False),
     ],
 )
-def test_one_warning_a_call_for_unknown_tokens(small, caplog, texts, warned):
+def test_a_warning_for_unknown_tokens(small, caplog, texts, warned):
     with caplog.at_level(logging.DEBUG, "kosine"):
         encoder = small()
         encoder.encode(texts)
@@ -578,6 +648,44 @@ def test_one_warning_a_call_for_unknown_tokens(small, caplog, texts, warned):
         unknown = sum(text.count("라") for text in texts)
         assert records[0].name == "kosine"
         assert f"{unknown} of {encoder.counts()['tokens']} tokens are [UNK]" in caplog.text
+
+
+def test_one_warning_a_process(small, caplog):
+    """Services would say it with every request, through either door and from every thread."""
+    encoders = [small(), small()]
+
+    def many(i):
+        encoders[i % 2].encode(["라 라 라"])
+        encoders[i % 2].prepare(["라 라 라"])
+
+    with caplog.at_level(logging.WARNING, "kosine"), ThreadPoolExecutor(8) as pool:
+        list(pool.map(many, range(50)))
+    assert caplog.text.count("tokens are [UNK]") == 1
+    assert sum(encoder.counts()["unknown_tokens"] for encoder in encoders) == 50 * 2 * 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_child_says_it_once_for_itself(small):
+    encoder = small()
+    encoder.encode(["라 라 라"])
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:  # what is raised here must not run on as the test suite
+        records = []
+        handler = logging.Handler()
+        handler.emit = records.append
+        logger = logging.getLogger("kosine")
+        logger.addHandler(handler)
+        try:
+            for _ in range(3):
+                encoder.encode(["라 라 라"])
+            os.write(writer, str(len(records)).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 10) == b"1"
+    os.close(reader)
+    os.close(writer)
 
 
 def test_no_text_in_logs_or_errors(sample, small, caplog):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import operator
+import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,12 +26,13 @@ from kosine.errors import (
     InputError,
     IntegrityError,
     NonFiniteVector,
-    TextError,
     UnknownPrompt,
 )
 from kosine.packed import Float32, Packed, Pooled
 from kosine.progress import progress_bar
 from kosine.quantization import INTEGERS, PRECISIONS, Ranges, clipped_components, quantize
+from kosine.texts import as_texts
+from kosine.threads import usable_cpus
 from kosine.tokenizer import MAX_TEXT_BYTES, Prepared, Tokenizer
 
 __all__ = ["Encoder", "load"]
@@ -41,6 +44,9 @@ MAX_CLIPPED_SHARE = 0.01
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 logger = logging.getLogger("kosine")
+# The process that was told of unknown tokens: a service would say it with every request. Setting
+# a key is one step for every thread, and a forked child is another process with no lock to inherit.
+_told_of_unknown: dict[int, object] = {}
 
 
 def load(
@@ -63,11 +69,14 @@ def load(
         dtype: What the computation runs in: "auto", "float32", "bfloat16" or "float16". "auto"
             takes a reduced precision only where it passes the whole canary.
         device: "auto", "cpu", "cuda" or "cuda:N". "auto" is the CPU, but for backend "tensorrt".
-        threads: Threads inside one call; None takes the CPUs under affinity and cgroup limits.
+        threads: Threads inside one call, tokenising included; None takes the CPUs under affinity
+            and cgroup limits.
         spin: Let the engine's idle threads spin between calls.
         max_batch_tokens: Most tokens in one backend call (a single longer text goes alone); None
             takes what suits the backend.
-        max_text_bytes: Longest text accepted, in UTF-8 bytes.
+        max_text_bytes: Most UTF-8 bytes of a text, prompt included, that are ever tokenised. Of
+            a longer text only its beginning is read, up to the end of a word after `max_tokens`
+            tokens; a text without such a place is an error.
 
     Raises:
         BundleError, MissingExtra, BackendError, ParityError, UnknownOption: see `kosine.errors`.
@@ -130,19 +139,16 @@ class Encoder:
     ) -> None:
         if max_batch_tokens is None:
             max_batch_tokens = int(getattr(backend, "batch_tokens", MAX_BATCH_TOKENS))
-        if max_batch_tokens < 1:
-            raise InputError(
-                f"max_batch_tokens is {max_batch_tokens}",
-                limit="at least 1",
-                remedy="leave it out for the default",
-            )
+        max_batch_tokens = _whole_number("max_batch_tokens", max_batch_tokens)
+        max_text_bytes = _whole_number("max_text_bytes", max_text_bytes)
         self.bundle = bundle
         self.backend = backend
         self.manifest = bundle.manifest
         self.dim = bundle.manifest.dim
         self.max_tokens = bundle.manifest.max_tokens
         self.max_batch_tokens = max_batch_tokens
-        self._tokenizer = Tokenizer(bundle, max_text_bytes)
+        threads = getattr(backend, "threads", None) or usable_cpus()
+        self._tokenizer = Tokenizer(bundle, max_text_bytes, threads)
         self._warned_of_clipping = False
         self._recipe: tuple[Any, ...] | None = None
         self._start_counting()
@@ -166,8 +172,9 @@ class Encoder:
         """Encode one text or many.
 
         Args:
-            sentences: A str gives a 1-D array; any iterable of str, generators included, gives
-                (n, dim) in its order. Long inputs stream through in windows.
+            sentences: A str gives a 1-D array; any iterable of str (a list, an array, a Series,
+                an Arrow column, a generator) gives (n, dim) in its order. Long inputs stream
+                through in windows. Mappings and tables are errors: pass one column.
             prompt_name: A prompt by its name in the manifest.
             prompt: A prompt as text; beats `prompt_name`.
             batch_size: Most texts in one backend call. Batches are cut by tokens
@@ -178,7 +185,8 @@ class Encoder:
                 "ubinary". (What the computation runs in is `dtype`, see `load`.)
             normalize_embeddings: Unit vectors; False gives the lengths that the model gave.
             truncate_dim: Keep the first dimensions, then normalise.
-            truncate: Cut texts over `max_tokens`; False makes them an error.
+            truncate: Cut texts over `max_tokens`; False makes them an error, as it does all
+                texts over `max_text_bytes`.
             ranges: `{"min": (d,), "max": (d,)}` or a (2, d) array for int8 and uint8. The
                 default comes from the bundle, never from the batch; what lies outside is clipped
                 and counted, and over 1 % is a warning, once.
@@ -190,14 +198,15 @@ class Encoder:
             TextError, TextTooLong, UnknownPrompt, UnknownOption, InputError: what was passed.
             NonFiniteVector: A vector came out NaN or infinite.
         """
-        single = isinstance(sentences, str)
-        texts: Iterable[str] = [sentences] if isinstance(sentences, str) else sentences
+        texts, single, total = as_texts(sentences)
         prefix = self.prompt_text(prompt_name, prompt)
         dim = self._checked_dim(truncate_dim)
-        _check_options(precision, batch_size)
+        if batch_size is not None:
+            batch_size = _whole_number("batch_size", batch_size)
+        if precision not in PRECISIONS:
+            quantize(np.empty((0, 8), np.float32), precision, None)
         if ranges is None and precision in INTEGERS:
             ranges = self._ranges(dim, normalize_embeddings)
-        total = len(texts) if isinstance(texts, Sequence) else None
         counts = Counts()
         parts = [quantize(np.empty((0, dim), np.float32), precision, ranges)]
         with progress_bar(total, show_progress_bar, WINDOW) as bar:
@@ -208,7 +217,7 @@ class Encoder:
                 counts.add(prepared)
                 pooled = self._run_in_batches(prepared.batch, batch_size, bar)
                 vectors = self.finish(
-                    pooled, truncate_dim=truncate_dim, normalize_embeddings=normalize_embeddings
+                    pooled, truncate_dim=dim, normalize_embeddings=normalize_embeddings
                 )
                 parts.append(quantize(vectors, precision, ranges))
                 if precision in INTEGERS:
@@ -230,7 +239,7 @@ class Encoder:
 
     def prepare(
         self,
-        texts: Sequence[str],
+        texts: str | Iterable[str],
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
@@ -238,7 +247,9 @@ class Encoder:
     ) -> Prepared:
         """Tokenise texts; see `Tokenizer.prepare` for the errors."""
         prepared = self._tokenizer.prepare(
-            texts, self.prompt_text(prompt_name, prompt), truncate=truncate
+            list(as_texts(texts, "texts")[0]),
+            self.prompt_text(prompt_name, prompt),
+            truncate=truncate,
         )
         counts = Counts()
         counts.add(prepared)
@@ -343,15 +354,18 @@ class Encoder:
 
     def count_tokens(
         self,
-        sentences: str | Sequence[str],
+        sentences: str | Iterable[str],
         prompt_name: str | None = None,
         prompt: str | None = None,
     ) -> int | list[int]:
-        """Tokens before truncation, special tokens and prompt included; an int for a str."""
-        prefix = self.prompt_text(prompt_name, prompt)
-        if isinstance(sentences, str):
-            return self._tokenizer.count([sentences], prefix)[0]
-        return self._tokenizer.count(sentences, prefix)
+        """Tokens before truncation, special tokens and prompt included; an int for a str.
+
+        Raises:
+            TextError, UnknownPrompt, InputError: As `encode`; a text over `max_text_bytes` too.
+        """
+        texts, single, _ = as_texts(sentences)
+        counts = self._tokenizer.count(list(texts), self.prompt_text(prompt_name, prompt))
+        return counts[0] if single else counts
 
     def counts(self) -> dict[str, int]:
         """Since loading: texts, tokens, truncated_texts, unknown_tokens, and of int8 and uint8
@@ -460,13 +474,7 @@ class Encoder:
     def _checked_dim(self, truncate_dim: int | None) -> int:
         if truncate_dim is None:
             return self.dim
-        if not isinstance(truncate_dim, int) or not 1 <= truncate_dim <= self.dim:
-            raise InputError(
-                f"truncate_dim is {truncate_dim!r}",
-                limit=f"1 to {self.dim}",
-                remedy="leave it out for the whole vector",
-            )
-        return truncate_dim
+        return _whole_number("truncate_dim", truncate_dim, most=self.dim)
 
     def _ranges(self, dim: int, normalize: bool) -> Ranges | None:
         """Integer ranges from the bundle; they are those of unit vectors."""
@@ -500,12 +508,15 @@ class Encoder:
                 self.max_tokens,
             )
         if counts.unknown_tokens > MAX_UNKNOWN_SHARE * counts.tokens:
-            logger.warning(
-                "%d of %d tokens are [UNK]: the texts may be decomposed (NFD) Hangul, in another "
-                "script, or meant for another tokenizer",
-                counts.unknown_tokens,
-                counts.tokens,
-            )
+            mine = object()
+            if _told_of_unknown.setdefault(os.getpid(), mine) is mine:
+                logger.warning(
+                    "%d of %d tokens are [UNK]: the texts may be decomposed (NFD) Hangul, in "
+                    "another script, or meant for another tokenizer (said once per process; "
+                    "Encoder.counts() goes on counting)",
+                    counts.unknown_tokens,
+                    counts.tokens,
+                )
 
 
 @dataclass(slots=True)
@@ -552,20 +563,23 @@ def _not_finite(vectors: Float32, norms: Float32) -> tuple[int, ...]:
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
-    try:
-        iterator = iter(texts)
-    except TypeError:
-        raise TextError(
-            f"sentences is a {type(texts).__name__}",
-            limit="a str or an iterable of str",
-            remedy="pass a list of texts",
-        ) from None
+    iterator = iter(texts)
     while window := list(islice(iterator, WINDOW)):
         yield window
 
 
-def _check_options(precision: str, batch_size: int | None) -> None:
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise InputError(f"batch_size is {batch_size!r}", limit="at least 1", remedy="leave it out")
-    if precision not in PRECISIONS:
-        quantize(np.empty((0, 8), np.float32), precision, None)
+def _whole_number(name: str, value: Any, most: int | None = None) -> int:
+    """An int from 1 to `most`; NumPy's are taken, booleans are not."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+        if number < 1 or (most is not None and number > most):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{name} is {value!r}",
+            limit="at least 1" if most is None else f"1 to {most}",
+            remedy="leave it out for the default",
+        ) from None
+    return number

@@ -1,12 +1,63 @@
-"""How many threads this process may really use."""
+"""How many threads this process may really use, and sharing work out among them."""
 
 from __future__ import annotations
 
 import math
 import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
-__all__ = ["usable_cpus"]
+__all__ = ["share", "usable_cpus"]
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+
+def share(work: Callable[[Piece], Result], pieces: Sequence[Piece], threads: int) -> list[Result]:
+    """`work` of each piece, in order, on the caller's thread and at most `threads` - 1 more.
+
+    The threads live for this call only: nothing is left for a fork or for the end of the
+    process. Where no thread can be started, the caller does all of it.
+
+    Raises:
+        Whatever `work` raises first; the pieces after it are left undone.
+    """
+    results: list[Any] = [None] * len(pieces)
+    todo = deque(enumerate(pieces))
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        while True:
+            try:
+                place, piece = todo.popleft()
+            except IndexError:
+                return
+            try:
+                results[place] = work(piece)
+            except BaseException as error:  # noqa: BLE001 - raised again by the caller
+                errors.append(error)
+                todo.clear()
+
+    helpers = []
+    try:
+        for _ in range(min(threads, len(pieces)) - 1):
+            helper = threading.Thread(target=run, name="kosine-share", daemon=False)
+            try:
+                helper.start()
+            except RuntimeError:  # a limit on threads, or the interpreter is ending
+                break
+            helpers.append(helper)
+        run()
+    finally:
+        todo.clear()
+        for helper in helpers:
+            helper.join()
+    if errors:
+        raise errors[0]
+    return results
 
 
 def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

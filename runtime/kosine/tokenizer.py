@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,19 @@ from kosine.bundle import Bundle
 from kosine.errors import KosineError, ManifestError, TextError, TextTooLong
 from kosine.exit_gate import awaited_at_exit
 from kosine.packed import Packed
+from kosine.texts import as_str, check_characters
+from kosine.threads import share
 
 __all__ = ["MAX_TEXT_BYTES", "Prepared", "Tokenizer"]
 
 # Tokenising happens before truncation and takes time in proportion to the text; this is about
 # a hundred times what 512 tokens can hold.
 MAX_TEXT_BYTES = 262_144
-MAX_SINGLES = 4
-MAX_SINGLE_CHARACTERS = 1024
+# What a thread takes at a time when a call's texts are shared out: some milliseconds of work,
+# against which starting a thread costs nothing. Less than two such pieces stay with the caller.
+PIECE_CHARACTERS = 16_384
+# Tokens after a cut that are looked at and not used: what comes later may still change them.
+UNSETTLED_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,13 +35,11 @@ class Prepared:
     Attributes:
         batch: Their tokens, packed, in the order of the texts.
         truncated: How many texts were cut to max_tokens.
-        dropped: How many tokens that cut off in all.
         unknown: How many tokens are [UNK].
     """
 
     batch: Packed
     truncated: int
-    dropped: int
     unknown: int
 
 
@@ -45,10 +49,15 @@ class Tokenizer:
 
     Args:
         bundle: The opened bundle.
-        max_text_bytes: Longest text accepted, in UTF-8 bytes, prompt included.
+        max_text_bytes: Most UTF-8 bytes of a text, prompt included, that are ever tokenised;
+            longer texts are cut before that.
+        threads: Most threads that one call computes on, the caller's included. tokenizers' own
+            pool is never given work: its size is the process's, and no caller can change it.
     """
 
-    def __init__(self, bundle: Bundle, max_text_bytes: int = MAX_TEXT_BYTES) -> None:
+    def __init__(
+        self, bundle: Bundle, max_text_bytes: int = MAX_TEXT_BYTES, threads: int = 1
+    ) -> None:
         import tokenizers
 
         manifest = bundle.manifest
@@ -71,6 +80,7 @@ class Tokenizer:
             ) from error
         self.max_tokens = manifest.max_tokens
         self.max_text_bytes = max_text_bytes
+        self._threads = threads
         self._unk = manifest.special_ids["unk"]
         self._sep = manifest.special_ids["sep"]
         self._include_prompt = manifest.pooling.include_prompt
@@ -95,13 +105,31 @@ class Tokenizer:
             first: What errors call the first text: its place in the caller's whole input.
 
         Raises:
-            TextError: Not a str, a lone surrogate, a NUL, or over `max_text_bytes`.
-            TextTooLong: Over `max_tokens` with truncate=False.
+            TextError: Not a str, a lone surrogate, a NUL, or over `max_text_bytes` with no
+                place within them to cut at.
+            TextTooLong: Over `max_tokens` or `max_text_bytes` with truncate=False.
         """
-        full = [self._checked(text, i, prompt) for i, text in enumerate(texts, first)]
+        prompt = self._checked_prompt(prompt)
+        full = []
+        heads = {}
+        for i, text in enumerate(texts):
+            part, whole = self._checked(text, first + i, prompt)
+            if not whole:
+                name = f"text {first + i} has {len(prompt) + len(text)} characters"
+                if not truncate:
+                    raise TextTooLong(
+                        name,
+                        limit=f"at most {self.max_text_bytes} bytes, prompt included",
+                        remedy="shorten it, or let it be truncated with truncate=True",
+                    )
+                heads[i] = self._head_ids(part, name)
+                part = ""
+            full.append(part)
         sequences = self._ids(full)
-        truncated = dropped = 0
+        truncated = 0
         for i, ids in enumerate(sequences):
+            if i in heads:
+                ids = heads[i]
             if len(ids) > self.max_tokens:
                 if not truncate:
                     raise TextTooLong(
@@ -110,7 +138,6 @@ class Tokenizer:
                         remedy="shorten it, or let it be truncated with truncate=True",
                     )
                 truncated += 1
-                dropped += len(ids) - self.max_tokens
                 sequences[i] = [*ids[: self.max_tokens - 1], ids[-1]]
         batch = Packed.of(sequences)
         if batch.num_tokens and int(batch.ids.max()) >= self._vocab_size:
@@ -123,64 +150,142 @@ class Tokenizer:
             skip = np.full(len(batch), self.prompt_length(prompt), np.int32)
             batch = Packed(batch.ids, batch.starts, skip)
         unknown = int(np.count_nonzero(batch.ids == self._unk))
-        return Prepared(batch, truncated, dropped, unknown)
+        return Prepared(batch, truncated, unknown)
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens of a prompt as sentence-transformers counts them: [CLS] in, closing [SEP] out."""
-        length = len(self._ids([self._checked(prompt, 0, "")])[0])
+        length = len(self._ids([self._checked_prompt(prompt)])[0])
         return min(length, self.max_tokens) - 1
 
     def count(self, texts: Sequence[str], prompt: str = "") -> list[int]:
-        """Tokens of each text, special tokens included, before any truncation."""
-        full = [self._checked(text, i, prompt) for i, text in enumerate(texts)]
+        """Tokens of each text, special tokens included, before any truncation.
+
+        Raises:
+            TextError: As `prepare`; and any text over `max_text_bytes`, since all of it would
+                have to be tokenised.
+        """
+        prompt = self._checked_prompt(prompt)
+        full = []
+        for i, text in enumerate(texts):
+            part, whole = self._checked(text, i, prompt)
+            if not whole:
+                raise self._too_long(f"text {i} has {len(prompt) + len(text)} characters")
+            full.append(part)
         return [len(ids) for ids in self._ids(full)]
 
     @awaited_at_exit
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        try:
-            # The batch call has a fixed cost, and its threads take the processors from a batch that
-            # runs; the other computes offsets, which long texts feel.
-            if len(texts) <= MAX_SINGLES and all(len(t) <= MAX_SINGLE_CHARACTERS for t in texts):
-                return [self._tokenizer.encode(text).ids for text in texts]
-            return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-                raise
-            raise TextError(
-                f"the tokenizer failed on {len(texts)} texts: {type(error).__name__}",
-                remedy="encode them one by one to find the text, and report it",
-            ) from error
+        characters = sum(map(len, texts))
+        threads = min(self._threads, characters // PIECE_CHARACTERS)
+        if threads < 2:
+            return self._encode(texts)
+        parts = share(self._encode, list(_pieces(texts)), threads)
+        return [ids for part in parts for ids in part]
 
-    def _checked(self, text: str, index: int, prompt: str) -> str:
-        if not isinstance(text, str):
-            raise TextError(
-                f"text {index} is a {type(text).__name__}",
-                limit="every text must be a str",
-                remedy="pass str, or decode bytes first",
-            )
-        full = prompt + text if prompt else text
-        if len(full) > self.max_text_bytes:
-            size, unit = len(full), "characters"
-        else:
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        try:
+            # A batch of one is computed on this thread; of more, in tokenizers' pool. The call
+            # for one text computes offsets too, which long texts feel.
+            return [self._tokenizer.encode_batch_fast([text])[0].ids for text in texts]
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:
+            raise _failure(error, len(texts)) from error
+
+    def _head_ids(self, part: str, name: str) -> list[int]:
+        """More than `max_tokens` ids that the text begins with, and its last special token.
+
+        Args:
+            part: The first `max_text_bytes` bytes of a longer text.
+            name: The text's position and length, for errors.
+        """
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        unsettled = UNSETTLED_TOKENS + 4 * max((len(token.content) for token in added), default=0)
+        size = 16 * self.max_tokens
+        while True:
+            # Words that end well before the prefix does are those of the whole text, and their
+            # tokens with them: every pre-tokenizer there is decides by the next few characters.
+            head = part[:size]
             try:
-                size, unit = len(full.encode()), "bytes"
-            except UnicodeEncodeError as error:
-                raise TextError(
-                    f"text {index} has a lone surrogate U+{ord(full[error.start]):04X} "
-                    f"at character {error.start}",
-                    limit="texts must be valid Unicode",
-                    remedy="decode the source as UTF-8 with errors='replace'",
-                ) from None
-        if size > self.max_text_bytes:
-            raise TextError(
-                f"text {index} has {size} {unit}",
-                limit=f"at most {self.max_text_bytes} bytes, prompt included",
-                remedy="split or shorten it, or load with a larger max_text_bytes",
-            )
-        if "\0" in full:
-            raise TextError(
-                f"text {index} has a NUL character at {full.index(chr(0))}",
-                limit="texts must not hold U+0000",
-                remedy="remove it: it usually means that bytes were decoded wrongly",
-            )
-        return full
+                encoding = self._tokenizer.encode(head)
+            except (KeyboardInterrupt, SystemExit, MemoryError):
+                raise
+            except BaseException as error:
+                raise _failure(error, 1) from error
+            ids, words, offsets = encoding.ids, encoding.word_ids, encoding.offsets
+            for end in range(self.max_tokens, len(ids) - 1 - unsettled):
+                if words[end - 1] != words[end] and _parted(head, offsets[end - 1][1]):
+                    return [*ids[:end], ids[-1]]
+            if size >= len(part):
+                raise self._too_long(
+                    f"{name}, and no word of its first {self.max_text_bytes} bytes ends after "
+                    f"token {self.max_tokens}"
+                )
+            size *= 2
+
+    def _checked(self, text: str, index: int, prompt: str) -> tuple[str, bool]:
+        """Prompt and text, or what of them may be tokenised; and whether that is all."""
+        limit = self.max_text_bytes
+        text = as_str(text, f"text {index}")
+        full = prompt + text[:limit] if prompt or len(text) > limit else text
+        full = full[:limit]
+        whole = len(prompt) + len(text) == len(full)
+        # Characters that nobody reads are not looked at either: a text's length costs nothing.
+        if check_characters(full, f"text {index}") > limit:
+            full = full.encode()[:limit].decode(errors="ignore")
+            whole = False
+        return full, whole
+
+    def _checked_prompt(self, prompt: str) -> str:
+        if prompt:
+            size = check_characters(prompt[: self.max_text_bytes + 1], "the prompt")
+            if size > self.max_text_bytes:
+                raise self._too_long(f"the prompt has {len(prompt)} characters")
+        return prompt
+
+    def _too_long(self, problem: str) -> TextError:
+        return TextError(
+            problem,
+            limit=f"at most {self.max_text_bytes} bytes are tokenised, prompt included",
+            remedy="split or shorten it, or load with a larger max_text_bytes",
+        )
+
+
+def _pieces(texts: list[str]) -> Iterator[list[str]]:
+    """Neighbours that have about PIECE_CHARACTERS together."""
+    piece: list[str] = []
+    size = 0
+    for text in texts:
+        piece.append(text)
+        size += len(text)
+        if size >= PIECE_CHARACTERS:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
+
+
+def _parted(text: str, at: int) -> bool:
+    """Whether no normalizer joins what stands before `at` and what follows.
+
+    Combining marks, Hangul vowels and finals and characters without a shape of their own
+    belong to what is before them; spaces belong to a special token that follows them.
+    """
+    before, after = text[at - 1], text[at]
+    if before.isspace() or unicodedata.category(before)[0] not in "LMNPS":
+        return False
+    if after.isspace():
+        return True
+    first = unicodedata.normalize("NFKD", after)[0]
+    if "\u1160" <= first <= "\u11ff" or "\ud7b0" <= first <= "\ud7ff":
+        return False
+    kind = unicodedata.category(first)
+    return kind[0] in "LNPS" and kind != "Sk"
+
+
+def _failure(error: BaseException, texts: int) -> TextError:
+    """A panic in the Rust code derives from BaseException; what it says may quote the text."""
+    return TextError(
+        f"the tokenizer failed on {texts} texts: {type(error).__name__}",
+        remedy="encode them one by one to find the text, and report it",
+    )
