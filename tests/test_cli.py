@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,8 +14,10 @@ import numpy as np
 import pytest
 
 import kosine
+from conftest import SAMPLE
 from factories import build
 from kosine import cli
+from kosine.commands import score
 from rehash import perturb_weights
 
 TEXTS = ["한 남자가 기타를 치고 있다.", "", "남자가 악기를 연주하고 있다."]
@@ -195,6 +200,36 @@ def test_eval_gives_the_correlations(
     assert out.splitlines()[0].split() == ["Pearson", "Spearman"]
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize(
+    ("suffix", "end"),
+    [(".csv", "\n"), (".csv", "\r\n"), (".csv", "\r"), (".tsv", "\n"), (".tsv", "\r\n")],
+)
+def test_pairs_as_spreadsheets_write_them(tmp_path, suffix, end, mark):
+    from kosine.commands.evaluate import read_pairs
+
+    separator = "," if suffix == ".csv" else "\t"
+    lines = ["sentence1 sentence2 score", "가 나 1", "다 라 2"]
+    text = mark + end.join(line.replace(" ", separator) for line in lines) + end
+    path = tmp_path / f"pairs{suffix}"
+    path.write_bytes(text.encode())
+    left, right, human = read_pairs(str(path), "sentence1,sentence2,score")
+    assert (left, right, human.tolist()) == (["가", "다"], ["나", "라"], [1.0, 2.0])
+
+
+def test_a_cell_keeps_its_line_ends(tmp_path):
+    from kosine.commands.evaluate import read_pairs
+
+    cells = ["첫 줄\n둘째 줄", "하나\r\n둘", '"따옴표", 쉼표']
+    path = tmp_path / "pairs.csv"
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        rows = [("sentence1", "sentence2", "score"), (*cells[:2], 1), (cells[2], cells[0], 2)]
+        csv.writer(file).writerows(rows)
+    left, right, _ = read_pairs(str(path), "sentence1,sentence2,score")
+    assert left == [cells[0], cells[2]]
+    assert right == [cells[1], cells[0]]
+
+
 def test_eval_counts_ties_as_the_evaluators_do():
     from kosine.commands.evaluate import correlations
 
@@ -258,10 +293,14 @@ def test_a_bundle_whose_weights_were_perturbed_fails(run, sample_bundle, tmp_pat
         (b"a\n", ["a"]),
         (b"a\n\n", ["a", ""]),
         (b"\n\na\n \n", ["", "", "a", " "]),
-        (b"a\r\nb\r\n", ["a\r", "b\r"]),
+        (b"a\r\nb\r\n", ["a", "b"]),
+        (b"a\r\n\r\nb\r", ["a", "", "b"]),
+        (b"a\r\r\n", ["a\r"]),
         (b"a\rb\x0bc\x0cd\x1ce\n", ["a\rb\x0bc\x0cd\x1ce"]),
         ("a\u2028b\u2029c\u0085d\ne".encode(), ["a\u2028b\u2029c\u0085d", "e"]),
-        ("\ufeffa\n".encode(), ["\ufeffa"]),
+        ("\ufeffa\n\ufeffb\n".encode(), ["a", "\ufeffb"]),
+        ("\ufeff\na\n".encode(), ["", "a"]),
+        ("\ufeff".encode(), []),
         ("가\t나\n".encode(), ["가\t나"]),
     ],
 )
@@ -279,6 +318,189 @@ def test_embed_has_a_row_for_every_line(run, sample_bundle, tmp_path, data, rows
     assert code == 0
     assert one_object(out)["shape"] == [rows, 256]
     assert np.load(tmp_path / "v.npy").shape == (rows, 256)
+
+
+def test_a_spreadsheets_text_file_is_the_same_text(run, sample, sample_bundle, tmp_path):
+    (tmp_path / "t").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(TEXTS).encode() + b"\r\n")
+    code, _, err = run(
+        "embed", sample_bundle, tmp_path / "t", "-o", tmp_path / "v.npy", "--backend", "onnx"
+    )
+    assert (code, err) == (0, "")
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), sample.encode(TEXTS))
+
+
+BAD_LINES = {
+    2: (b"a\0b", "has a NUL character at 1"),
+    3: (b"\xbe\xc8", "is not UTF-8"),
+    5: ("가".encode() * 90_000, "has 90000 characters, and no word of its first 262144 bytes"),
+}
+GOOD_LINES = {1: "고양이", 4: "", 6: "비행기가 이륙하고 있다. " * 9000, 7: "끝"}
+
+
+@pytest.fixture
+def mixed_file(tmp_path):
+    lines = {line: data for line, (data, _) in BAD_LINES.items()}
+    lines |= {line: text.encode() for line, text in GOOD_LINES.items()}
+    path = tmp_path / "mixed.txt"
+    path.write_bytes(b"".join(lines[line] + b"\n" for line in sorted(lines)))
+    return path
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_bad_lines_may_become_null_rows(run, sample, sample_bundle, mixed_file, tmp_path, more):
+    out_file = tmp_path / "v.npy"
+    words = ("embed", sample_bundle, mixed_file, "-o", out_file, "--backend", "onnx", *more)
+    assert run(*words)[0] == 2
+    assert not out_file.exists()
+    code, out, err = run(*words, "--on-error", "null")
+    assert code == 0
+    vectors = np.load(out_file)
+    assert vectors.dtype == np.float32
+    for line in range(1, 8):
+        row = vectors[line - 1]
+        if line in GOOD_LINES:
+            np.testing.assert_allclose(row, sample.encode(GOOD_LINES[line]), atol=2e-6)
+        else:
+            assert np.isnan(row).all()
+    if more:
+        failed = {entry["line"]: entry["error"] for entry in one_object(out)["failed"]}
+        assert err == ""
+        assert one_object(out)["texts"] == len(GOOD_LINES)
+    else:
+        pattern = r"kosine: line (\d+) (.*); its row is NaN"
+        failed = {int(n): what for n, what in re.findall(pattern, err)}
+        assert err.count("\n") == len(BAD_LINES)
+        assert "3 rows are NaN" in out
+    assert set(failed) == set(BAD_LINES)
+    assert all(failed[line].startswith(what) for line, (_, what) in BAD_LINES.items())
+
+
+def test_null_rows_over_several_windows(run, sample_bundle, tmp_path):
+    from kosine.encoder import WINDOW
+
+    bad = {7, WINDOW, WINDOW + 1, 2 * WINDOW + 3}
+    lines = [b"\0" if line in bad else b"a" for line in range(1, 2 * WINDOW + 9)]
+    (tmp_path / "t").write_bytes(b"\n".join(lines))
+    code, out, _ = run(
+        "embed", sample_bundle, tmp_path / "t", "-o", tmp_path / "v.npy", "--backend", "onnx",
+        "--on-error", "null", "--truncate-dim", 3, "--json",
+    )  # fmt: skip
+    assert code == 0
+    assert {entry["line"] for entry in one_object(out)["failed"]} == bad
+    rows = np.load(tmp_path / "v.npy")
+    assert rows.shape == (len(lines), 3)
+    assert {int(i) + 1 for i in np.flatnonzero(np.isnan(rows).any(axis=1))} == bad
+
+
+def test_a_vector_that_is_not_finite_becomes_a_null_row(run, sample_bundle, tmp_path, monkeypatch):
+    from kosine.backends.onnx import OnnxBackend
+
+    marked = kosine.load(sample_bundle, backend="onnx").prepare("고양이").batch.ids.tolist()
+    real = OnnxBackend.run
+
+    def spoiled(self, batch):
+        pooled = real(self, batch)
+        for row in range(len(batch)):
+            if batch.take([row]).ids.tolist() == marked:
+                pooled.vectors[row] = np.nan
+        return pooled
+
+    monkeypatch.setattr(OnnxBackend, "run", spoiled)
+    (tmp_path / "t").write_text("가\n고양이\n나\n", encoding="utf-8")
+    code, _, err = run(
+        "embed", sample_bundle, tmp_path / "t", "-o", tmp_path / "v.npy", "--backend", "onnx",
+        "--on-error", "null",
+    )  # fmt: skip
+    assert (code, err) == (
+        0, "kosine: line 2 gives a vector that is not finite; its row is NaN\n"
+    )  # fmt: skip
+    assert np.isnan(np.load(tmp_path / "v.npy")).all(axis=1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "words", [("--prompt", "\0"), ("--prompt-name", "none"), ("--truncate-dim", "0")]
+)
+def test_null_rows_are_for_bad_texts_and_not_for_bad_options(
+    run, sample_bundle, texts_file, tmp_path, words
+):
+    code, out, err = run(
+        "embed", sample_bundle, texts_file, "-o", tmp_path / "v.npy", "--on-error", "null", *words
+    )
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "v.npy").exists()
+
+
+# Terminals of other encodings
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp949", "utf-8"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("score", "{bundle}", "고양이 é 🙂", "나" * 60),
+        ("info", "{bundle}"),
+        ("verify", "{bundle}", "--backend", "onnx"),
+        ("embed", "{bundle}", "{texts}", "-o", "{out}", "--on-error", "null"),
+        ("eval", "{bundle}", "{pairs}", "--columns", "점수1,점수2,값"),
+        ("export", "{sample}", "{tmp}/고양이 é.kosine"),
+        ("score", "{bundle}", "--prompt-name", "없는 이름 é🙂", "가"),
+        ("info", "{tmp}/없는 묶음 é🙂"),
+        ("고양이 é",),
+        ("--help",),
+    ],
+    ids=lambda words: words[0],
+)
+def test_no_terminal_is_too_small(sample_bundle, tmp_path, words, encoding):
+    """JSON is UTF-8 everywhere; tables and errors lose characters, and nothing else."""
+    (tmp_path / "글 é.txt").write_bytes(b"a\nb\0\n")
+    pairs = "점수1\t점수2\t값\n가\t나\t1\n가\t고양이\t2\n"
+    (tmp_path / "쌍.tsv").write_text(pairs, encoding="utf-8")
+    (tmp_path / "\udcff").write_bytes(b"")  # a name that is no UTF-8
+    places = {
+        "bundle": sample_bundle, "tmp": tmp_path, "sample": SAMPLE, "texts": tmp_path / "글 é.txt",
+        "out": tmp_path / "결과 é\udcff.npy", "pairs": tmp_path / "쌍.tsv",
+    }  # fmt: skip
+    filled = [word.format(**places) for word in words]
+    verb = words[0] in cli.VERBS
+    for more in ((), ("--json",)) if verb else ((),):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "kosine.cli",
+                *filled,
+                *more,
+                *(["--force"] * (verb == "export")),
+            ],
+            capture_output=True,
+            check=False,
+            env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        )
+        assert b"Traceback" not in done.stderr
+        fails = "없는" in " ".join(words) or words[0] == "고양이 é"
+        assert done.returncode == (2 if fails else 0), done.stderr
+        if fails:
+            assert done.stderr.count(b"\n") == 1
+            assert done.stdout == b""
+        elif more:
+            assert isinstance(json.loads(done.stdout.decode("utf-8")), dict)
+        else:
+            done.stdout.decode(encoding)
+    if words[0] == "score" and not fails:
+        assert json.loads(done.stdout)["texts"] == filled[2:]
+
+
+def test_a_table_lines_up_with_what_is_shown(sample_bundle):
+    for encoding in ("ascii", "cp949", "utf-8"):
+        done = subprocess.run(
+            [sys.executable, "-m", "kosine.cli", "score", str(sample_bundle), "고양이 é", "abc"],
+            capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": encoding},
+        )  # fmt: skip
+        rows = done.stdout.decode(encoding).splitlines()[1:3]
+        assert len({score._columns(row) for row in rows}) == 1
+        assert ("고양이" in rows[0]) == (encoding != "ascii")
+        assert ("?" in rows[0]) == (encoding != "utf-8")
 
 
 # Help, version and pipes

@@ -1,14 +1,16 @@
-"""How many CPUs a process may use, under affinity and cgroup limits."""
+"""How many CPUs a process may use, under affinity and cgroup limits; and work shared among them."""
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from kosine import threads
-from kosine.threads import usable_cpus
+from kosine.threads import share, usable_cpus
 
 
 @pytest.fixture
@@ -80,3 +82,59 @@ def test_without_affinity_the_cpu_count_counts(monkeypatch, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="affinity is a Linux matter")
 def test_here():
     assert 1 <= usable_cpus() <= len(os.sched_getaffinity(0))
+
+
+# Sharing work out
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7, 100])
+@pytest.mark.parametrize("pieces", [0, 1, 2, 20])
+def test_shared_work_comes_back_in_order(threads, pieces):
+    seen = set()
+
+    def work(piece):
+        seen.add(threading.current_thread())
+        time.sleep(0.001)
+        return piece * piece
+
+    assert share(work, range(pieces), threads) == [piece * piece for piece in range(pieces)]
+    assert len(seen) <= min(threads, max(pieces, 1))
+    if threads == 1 and pieces:
+        assert seen == {threading.current_thread()}
+    assert not any(thread.name == "kosine-share" for thread in threading.enumerate())
+
+
+def test_several_threads_work_at_once():
+    both = threading.Barrier(2, timeout=30)
+    assert share(lambda _: both.wait() >= 0, range(2), 2) == [True, True]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MemoryError])
+def test_an_error_ends_the_work_and_is_raised(error):
+    done = []
+
+    def work(piece):
+        if piece == 3:
+            raise error("no")
+        done.append(piece)
+
+    with pytest.raises(error, match="no"):
+        share(work, range(100_000), 2)
+    assert len(done) < 100_000
+    assert not any(thread.name == "kosine-share" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_where_no_thread_can_be_started_the_caller_does_the_work(monkeypatch, allowed):
+    started = []
+    start = threading.Thread.start
+
+    def limited(thread):
+        if len(started) == allowed:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    assert share(lambda piece: -piece, range(50), 8) == [-piece for piece in range(50)]
+    assert len(started) == allowed

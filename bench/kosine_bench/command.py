@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.write(tables.text_table(result))
     if args.json:
         (first, *others) = done.values()
-        json.dump(done if others else first, sys.stdout, ensure_ascii=False)
+        json.dump(done if others else first, sys.stdout)  # ASCII, for a terminal of any encoding
         sys.stdout.write("\n")
     return 0 if any(result["figures"] or result["load"] for result in done.values()) else 1
 

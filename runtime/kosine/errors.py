@@ -2,7 +2,7 @@
 
     KosineError
     ├── InputError (ValueError)        what the caller passed cannot be used
-    │   ├── TextError                  not a str, a lone surrogate, over the byte limit
+    │   ├── TextError                  not a str, a lone surrogate, no place to cut it at
     │   ├── TextTooLong                over max_tokens while truncate=False
     │   ├── UnknownPrompt              a prompt name that the manifest does not list
     │   └── UnknownOption              a backend, dtype, precision or target that does not exist

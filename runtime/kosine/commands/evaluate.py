@@ -1,6 +1,7 @@
 """Correlate model scores with human scores over pairs of texts.
 
-PAIRS is a UTF-8 file of tab-separated lines (comma-separated where its name ends in .csv). With a
+PAIRS is a UTF-8 file of tab-separated lines (comma-separated where its name ends in .csv; a quoted
+cell may hold line ends). A byte order mark at its start and CR at line ends are not text. With a
 header the columns go by name (default: sentence1,sentence2,score); without one by number,
 counted from 1.
 Prints Pearson and Spearman correlations, times 100, of cosine, dot product, and negated
@@ -15,7 +16,6 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from kosine.scoring import pairwise
 
 __all__ = ["add_arguments", "correlations", "read_pairs", "run"]
 
+Row = tuple[int, list[str]]  # the number of its (last) line, its cells
 DEFAULT_COLUMNS = "sentence1,sentence2,score"
 MEASURES = {"cosine": "cosine", "dot": "dot", "manhattan": "manhattan", "euclidean": "euclidean"}
 
@@ -97,18 +98,17 @@ def read_pairs(name: str, columns: str) -> tuple[list[str], list[str], NDArray[n
             limit="exactly 3",
             remedy="write text, text, score, separated by commas",
         )
-    lines = options.read_texts(name)
     try:
-        rows = list(csv.reader(lines)) if Path(name).suffix == ".csv" else list(_tabbed(lines))
+        rows = _comma_separated(name) if Path(name).suffix == ".csv" else _tabbed(name)
     except csv.Error as error:
         raise InputError(
             f"{name!r} is not readable as comma-separated text: {error}",
             limit=f"columns of at most {csv.field_size_limit()} characters",
             remedy="look for a quote that is never closed, or write the file with tabs",
         ) from None
-    places, first = _places(rows, wanted, name)
+    places, first = _places(rows[0][1] if rows else [], wanted, name)
     left, right, human = [], [], []
-    for number, row in enumerate(rows[first:], first + 1):
+    for number, row in rows[first:]:
         if not row:
             continue
         try:
@@ -159,13 +159,26 @@ def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray((last - (counts - 1) / 2)[inverse], np.float64)
 
 
-def _tabbed(lines: Iterable[str]) -> Iterable[list[str]]:
-    return (line.removesuffix("\r").split("\t") if line.strip() else [] for line in lines)
+def _tabbed(name: str) -> list[Row]:
+    lines = enumerate(options.read_texts(name), 1)
+    return [(number, line.split("\t") if line.strip() else []) for number, line in lines]
 
 
-def _places(rows: list[list[str]], wanted: list[str], name: str) -> tuple[list[int], int]:
-    """Column numbers from 0, and how many header lines to pass over."""
-    header = [cell.strip() for cell in rows[0]] if rows else []
+def _comma_separated(name: str) -> list[Row]:
+    """A cell may hold line ends: the reader gets the file as it is, and finds the rows itself."""
+    if Path(name).is_dir():
+        return _tabbed(name)  # says so
+    try:
+        with Path(name).open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            return [(reader.line_num, row) for row in reader]
+    except UnicodeDecodeError:
+        return _tabbed(name)  # says which line is not UTF-8
+
+
+def _places(first: list[str], wanted: list[str], name: str) -> tuple[list[int], int]:
+    """Column numbers from 0, and how many header rows to pass over."""
+    header = [cell.strip() for cell in first]
     if all(column in header for column in wanted):
         return [header.index(column) for column in wanted], 1
     if all(column.isascii() and column.isdigit() and int(column) > 0 for column in wanted):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ __all__ = [
     "add_prompt",
     "load_encoder",
     "print_json",
+    "printable",
     "prompt_options",
     "read_texts",
 ]
@@ -67,21 +69,46 @@ def prompt_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    """One line of UTF-8, whatever the terminal's encoding is: that is what JSON is read as."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    binary = getattr(sys.stdout, "buffer", None)
+    if binary is None:  # somebody's own stream of str
+        sys.stdout.write(line)
+        return
+    sys.stdout.flush()
+    # A lone surrogate (of a file's name that is no UTF-8) becomes its escape, as JSON has it.
+    binary.write(line.encode("utf-8", "backslashreplace"))
+    binary.flush()
 
 
-def read_texts(name: str) -> Iterator[str]:
-    """Texts of a UTF-8 file (or "-" for standard input), one a line, split on LF only.
+def printable(text: str) -> str:
+    """As standard output will show it: "?" for what its encoding does not have."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding, "replace")
 
-    A blank line is a text. The LF after the last line starts no further text.
+
+def read_texts(name: str, errors: str = "strict") -> Iterator[str]:
+    """Texts of a UTF-8 file (or "-" for standard input), one a line.
+
+    A line ends at LF or CRLF, and nowhere else. A blank line is a text. The end of the last line
+    starts no further text. A byte order mark at the start is not text.
+
+    Args:
+        name: The file.
+        errors: "strict", or "surrogateescape" for lines that are not UTF-8: what they hold is
+            then no text for an encoder either.
     """
     if name != "-" and Path(name).is_dir():
         raise InputError(f"{name!r} is a folder", limit="a file", remedy="name a UTF-8 text file")
     file = sys.stdin.buffer if name == "-" else Path(name).open("rb")  # noqa: SIM115
     with file:
         for number, line in enumerate(file, 1):
+            if number == 1 and line.startswith(codecs.BOM_UTF8):
+                line = line.removeprefix(codecs.BOM_UTF8)
+                if not line:  # the mark is all there is
+                    return
             try:
-                yield line.removesuffix(b"\n").decode("utf-8")
+                yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", errors)
             except UnicodeDecodeError as error:
                 raise InputError(
                     f"line {number} of {'standard input' if name == '-' else name!r} is not UTF-8 "

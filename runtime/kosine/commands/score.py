@@ -58,7 +58,7 @@ def matrix(texts: list[str], scores: list[list[float]]) -> str:
 
 
 def _clip(text: str) -> str:
-    clean = "".join(c if c.isprintable() else " " for c in text)
+    clean = options.printable("".join(c if c.isprintable() else " " for c in text))
     if _columns(clean) <= LABEL_COLUMNS:
         return clean
     kept = ""
@@ -66,7 +66,7 @@ def _clip(text: str) -> str:
         if _columns(kept + character) >= LABEL_COLUMNS:
             break
         kept += character
-    return kept + "…"
+    return kept + options.printable("…")
 
 
 def _columns(text: str) -> int:
