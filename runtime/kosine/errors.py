@@ -2,7 +2,7 @@
 
     KosineError
     ├── InputError (ValueError)        what the caller passed cannot be used
-    │   ├── TextError                  not a str, a lone surrogate, no place to cut it at
+    │   ├── TextError                  no text, a lone surrogate, no place to cut it at
     │   ├── TextTooLong                over max_tokens while truncate=False
     │   ├── UnknownPrompt              a prompt name that the manifest does not list
     │   └── UnknownOption              a backend, dtype, precision or target that does not exist
@@ -109,11 +109,12 @@ class InputError(KosineError, ValueError):
 
 
 class TextError(InputError):
-    """A text that is not a str, holds a lone surrogate, or is over the byte limit."""
+    """No text: bytes, a table, a missing value, a lone surrogate, a NUL; or one that is over the
+    byte limit and has no place to be cut at."""
 
 
 class TextTooLong(InputError):
-    """A text over `max_tokens` while `truncate=False`."""
+    """A text over `max_tokens` or `max_text_bytes` while `truncate=False`."""
 
 
 class UnknownPrompt(InputError):
