@@ -443,7 +443,6 @@ def test_null_rows_are_for_bad_texts_and_not_for_bad_options(
         ("verify", "{bundle}", "--backend", "onnx"),
         ("embed", "{bundle}", "{texts}", "-o", "{out}", "--on-error", "null"),
         ("eval", "{bundle}", "{pairs}", "--columns", "점수1,점수2,값"),
-        ("export", "{sample}", "{tmp}/고양이 é.kosine"),
         ("score", "{bundle}", "--prompt-name", "없는 이름 é🙂", "가"),
         ("info", "{tmp}/없는 묶음 é🙂"),
         ("고양이 é",),
@@ -458,7 +457,7 @@ def test_no_terminal_is_too_small(sample_bundle, tmp_path, words, encoding):
     (tmp_path / "쌍.tsv").write_text(pairs, encoding="utf-8")
     (tmp_path / "\udcff").write_bytes(b"")  # a name that is no UTF-8
     places = {
-        "bundle": sample_bundle, "tmp": tmp_path, "sample": SAMPLE, "texts": tmp_path / "글 é.txt",
+        "bundle": sample_bundle, "tmp": tmp_path, "texts": tmp_path / "글 é.txt",
         "out": tmp_path / "결과 é\udcff.npy", "pairs": tmp_path / "쌍.tsv",
     }  # fmt: skip
     filled = [word.format(**places) for word in words]
@@ -471,7 +470,6 @@ def test_no_terminal_is_too_small(sample_bundle, tmp_path, words, encoding):
                 "kosine.cli",
                 *filled,
                 *more,
-                *(["--force"] * (verb == "export")),
             ],
             capture_output=True,
             check=False,
@@ -489,6 +487,18 @@ def test_no_terminal_is_too_small(sample_bundle, tmp_path, words, encoding):
             done.stdout.decode(encoding)
     if words[0] == "score" and not fails:
         assert json.loads(done.stdout)["texts"] == filled[2:]
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_export_on_a_small_terminal(tmp_path, more):
+    done = subprocess.run(
+        [sys.executable, "-m", "kosine.cli", "export", SAMPLE, tmp_path / "고양이 é.kosine", *more],
+        capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    if more:
+        assert json.loads(done.stdout.decode("utf-8"))["bundle"].endswith("고양이 é.kosine")
+    else:
+        assert b"??? ?.kosine: " in done.stdout
 
 
 def test_a_table_lines_up_with_what_is_shown(sample_bundle):
