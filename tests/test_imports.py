@@ -19,7 +19,7 @@ PACKAGES = {
 FLOORS = [
     {"errors", "packed", "plans", "threads", "progress", "clock", "exit_gate"},
     {"backend", "batching", "graphscan", "manifest", "positions", "quantization", "tensorfile",
-     "texts"},
+     "texts", "tokenizerscan"},
     {"bundle", "rows", "scoring"},
     {"canary", "tokenizer"},
     {"backends"},

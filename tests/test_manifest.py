@@ -111,6 +111,7 @@ PATHS = paths(value_of())
 NULLABLE = ("default_prompt_name", "ranges", "parity")
 OPTIONAL = (
     "parity", "certificates", "plans", "plans.0.evidence", "prompts.query", "special_ids.mask",
+    "special_ids.unk",
 )  # fmt: skip
 
 

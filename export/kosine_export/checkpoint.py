@@ -43,14 +43,14 @@ class Checkpoint:
         tensors: float32, C-contiguous, by the names and layouts of `spec.py`.
         tokenizer_json: A tokenizers JSON without truncation or padding, whose post-processor
             adds CLS and SEP.
-        special_ids: cls and sep, and pad, unk, mask where they exist.
+        special_ids: cls, sep and pad, and unk and mask where they exist.
         prompts: Text by name.
         default_prompt_name: The prompt for calls that name none, or None.
         similarity: "cosine", "dot", "euclidean" or "manhattan".
         do_lower_case: Whether texts are lower-cased before anything else, as the Transformer
             module's setting of that name asks; `tokenizer_json` does it.
         source: name, revision, format, versions, and sha256 by weight file; the same under
-            "base" for an adapter.
+            "base" for an adapter; and `TokenizerFiles.source` under "tokenizer".
         pooling_stated: Whether the checkpoint states its pooling itself.
         config: The transformers config.json of the model that was read.
         notes: What a user should know about how the files were understood.
@@ -185,7 +185,11 @@ def assemble(
         config=config,
         lower_text=limits.do_lower_case,
     )
-    require_vocabulary(architecture, tokenizer)
+    unused = beyond_vocabulary(architecture, tokenizer)
+    rows = architecture.vocab_size
+    special_ids = {name: i for name, i in tokenizer.special_ids.items() if i < rows}
+    if architecture.family == "roberta" or "pad" not in special_ids:
+        special_ids["pad"] = architecture.pad_id  # RoBERTa counts positions from the model's own
     length, notes = resolve_max_tokens(architecture, limits, tokenizer, max_tokens)
     named, default = read_prompts(stated, prompts)
     if adapter is not None:
@@ -213,18 +217,22 @@ def assemble(
         ),
         tensors=tensors,
         tokenizer_json=tokenizer.json,
-        special_ids=tokenizer.special_ids,
+        special_ids=special_ids,
         prompts=named,
         default_prompt_name=default,
         similarity=read_similarity(stated),
         do_lower_case=tokenizer.lowers,
-        source=source_of(located, own, opened, base, stated),
+        source={
+            **source_of(located, own, opened, base, stated),
+            "tokenizer": tokenizer.source,
+        },
         pooling_stated=modules.pooling.mode is not None,
         config=config,
         notes=(
             *pooling_notes,
             *depth_notes(architecture, layers_held(shapes, architecture.family)),
             *tokenizer.notes,
+            *unused,
             *notes,
             *(("weights came from a pickle, read with weights_only=True",) if pickled else ()),
         ),
@@ -281,13 +289,25 @@ def read_root(root: Located) -> dict[str, Any]:
     return without_nulls(optional_object(root.folder / ROOT_CONFIG))
 
 
-def require_vocabulary(architecture: Architecture, tokenizer: TokenizerFiles) -> None:
-    if tokenizer.size > architecture.vocab_size:
+def beyond_vocabulary(architecture: Architecture, tokenizer: TokenizerFiles) -> tuple[str, ...]:
+    """A note where the tokenizer has ids that the model has no embedding for.
+
+    Such ids are often left over and never used; a text that has one is refused at run time.
+    """
+    rows = architecture.vocab_size
+    if max(tokenizer.special_ids["cls"], tokenizer.special_ids["sep"]) >= rows:
         raise CorruptCheckpoint(
-            f"the tokenizer makes ids up to {tokenizer.size - 1}",
-            limit=f"there are {architecture.vocab_size} word embeddings",
+            f"cls and sep have ids {tokenizer.special_ids['cls']} and "
+            f"{tokenizer.special_ids['sep']}",
+            limit=f"there are {rows} word embeddings",
             remedy="check that the tokenizer and the weights belong together",
         )
+    if tokenizer.size <= rows:
+        return ()
+    return (
+        f"the tokenizer has ids up to {tokenizer.size - 1} and the model {rows} word embeddings: "
+        "a text that needs one of the others is refused when it is encoded",
+    )
 
 
 def resolve_max_tokens(

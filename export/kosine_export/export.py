@@ -19,7 +19,7 @@ from kosine.bundle import MANIFEST, Bundle, artifact_of, writing_bundle
 from kosine.canary import CANARY, Canary, check_canary, mean_vector
 from kosine.commands.options import read_texts
 from kosine.encoder import Encoder
-from kosine.errors import InputError, ParityError, UnknownOption
+from kosine.errors import CorruptCheckpoint, InputError, ParityError, UnknownOption
 from kosine.manifest import Architecture, Artifact, Dense, Manifest, Pooling
 from kosine.packed import Float32, Packed
 from kosine.plans import FLAVOURS, Plan
@@ -32,10 +32,10 @@ from kosine_export.checkpoint import Checkpoint, read_checkpoint
 from kosine_export.ecosystem import write_ecosystem
 from kosine_export.face import check_model_face
 from kosine_export.graph import QUERY_BLOCK, model_graph, packed_graph
-from kosine_export.parity import Parity, measure
+from kosine_export.parity import Parity, kind_of, measure, other_ids, usable
 from kosine_export.referee import Referee, missing_packages
 from kosine_export.tensorrt import build_plan
-from kosine_export.texts import calibration_texts, canary_texts, parity_texts
+from kosine_export.texts import calibration_texts, canary_texts, parity_texts, tokenizer_texts
 from kosine_export.trt_library import Library, find_library
 from kosine_export.unicode_form import UNICODE_FORMS, with_unicode_form
 from kosine_kernels import reference
@@ -48,6 +48,9 @@ NEEDS = {"tensorrt-fp16": "onnx-fp16"}
 WEIGHTS = "weights.safetensors"
 # Fewer texts tell no standard deviation; more tell it no better, and only take time.
 MIN_CALIBRATION, MAX_CALIBRATION = 32, 10_000
+NOT_WRITTEN = "no bundle was written; report it with the checkpoint's config files"
+LEAST_USABLE = 0.8  # of the probe texts; fewer, and the tokenizer is another model's
+MOST_SHOWN = 5  # numbers of texts in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,7 @@ def export(
                 max_tokens=max_tokens,
                 pooling=assumed,
                 allow_pickle=allow_pickle,
+                tokenizer=read.source["tokenizer"],
             )
         work = _Export(folder, read, asked, unicode, texts, overrides)
         work.run(referee)
@@ -242,6 +246,7 @@ class _Export:
 
         self._write_manifest()
         encoder = self._encoder("float32", canary=False)
+        self._check_tokenizer(encoder, referee)
         canary = self._canary(encoder, referee)
         write_tensors(self.folder / CANARY, canary.tensors())
         self.files["canary"] = ("float32", [CANARY])
@@ -298,9 +303,47 @@ class _Export:
         paths = [f"fp16/{name}" for name in ("model.onnx", "packed.onnx", WEIGHTS)]
         self.files["onnx-fp16"] = ("float16", paths)
 
+    def _check_tokenizer(self, encoder: Encoder, referee: Referee | None) -> None:
+        """Token ids before any vector: vectors of other tokens say nothing about the graph."""
+        asked = [*parity_texts(self.spec.max_tokens), *tokenizer_texts()]
+        texts = usable(encoder, asked)
+        if len(texts) < len(asked) * LEAST_USABLE:
+            raise CorruptCheckpoint(
+                f"{len(asked) - len(texts)} of {len(asked)} probe texts have token ids beyond the "
+                f"{self.spec.vocab_size} word embeddings",
+                limit=f"at most {1 - LEAST_USABLE:.0%} may",
+                remedy="check that the tokenizer and the weights belong together",
+            )
+        if referee is None:
+            return
+        other = other_ids(encoder, referee, texts)
+        if other:
+            raise self._tokenizer_differs(other, texts, referee)
+        self.source["tokenizer"] = {
+            **self.source["tokenizer"],
+            "same_ids": {"texts": len(texts), "referee": referee.versions},
+        }
+
+    def _tokenizer_differs(
+        self, other: Sequence[int], texts: Sequence[str], referee: Referee
+    ) -> ParityError:
+        shown = ", ".join(f"{i} ({kind_of(texts[i])})" for i in other[:MOST_SHOWN])
+        if len(other) > MOST_SHOWN:
+            shown += f" and {len(other) - MOST_SHOWN} more"
+        found = self.source["tokenizer"]
+        stated = "stated" if found["stated"] else "assumed"
+        return ParityError(
+            f"token ids are not PyTorch's in {len(other)} of {len(texts)} probe texts, numbers "
+            f"{shown}: tokenizer class {found['class']} ({stated}), read as {found['read_as']}; "
+            f"{referee.tokenizer_class} in {referee.versions}",
+            limit="every token id must be the same before vectors are compared",
+            remedy=NOT_WRITTEN,
+            report="\n".join(map("note: {}".format, self.checkpoint.notes)),
+        )
+
     def _canary(self, encoder: Encoder, referee: Referee | None) -> Canary:
         """The reference's vectors for the canary texts."""
-        texts = canary_texts()
+        texts = usable(encoder, canary_texts())
         batch = encoder.prepare(texts, prompt="").batch
         if referee is None:
             vectors = _reference_vectors(self.checkpoint, batch)
@@ -333,7 +376,7 @@ class _Export:
         longest = self.spec.max_tokens
         if dtype == "float16":  # held whole here: no engine fuses its attention on a CPU
             longest = min(longest, QUERY_BLOCK)
-        parity = measure(encoder, referee, parity_texts(longest))
+        parity = measure(encoder, referee, usable(encoder, parity_texts(longest)))
         self.parity[dtype] = parity
         if not parity.passed:
             worst = parity.to_json()
@@ -342,7 +385,7 @@ class _Export:
                 f"{worst['min_cosine']:.7f}, max abs error {worst['max_abs_error']:.1e}, same "
                 f"token ids in {worst['ids_equal']} of {worst['texts']} texts",
                 limit=f"gate: min cosine {parity.gate.min_cosine}, every token id",
-                remedy="no bundle was written; report it with the checkpoint's config files",
+                remedy=NOT_WRITTEN,
                 report="\n".join([*map("note: {}".format, self.checkpoint.notes), parity.table()]),
             )
 
@@ -350,7 +393,10 @@ class _Export:
         bundle = Bundle(self.folder)
         backend = make_backend(bundle, backend="onnx", dtype=dtype)
         if canary:
-            check_canary(bundle, backend)
+            try:
+                check_canary(bundle, backend)
+            except ParityError as error:
+                raise ParityError(error.problem, limit=error.limit, remedy=NOT_WRITTEN) from None
         return Encoder(bundle, backend)
 
     def _write_manifest(self) -> Manifest:

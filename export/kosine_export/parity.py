@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,13 +22,28 @@ from numpy.typing import NDArray
 
 from kosine.canary import GATES, MAX_NORM_ERROR, Canary, Centred, Comparison, Gate, compare
 from kosine.encoder import Encoder
+from kosine.errors import ManifestError
 from kosine_export.referee import Referee
 
-__all__ = ["Group", "Parity", "measure"]
+__all__ = ["Group", "Parity", "kind_of", "measure", "other_ids", "usable"]
 
 MIXED_BATCH = 24
 PROMPTED_TEXTS = 12
 SEED = 20
+KINDS: Mapping[str, Callable[[str], bool]] = {
+    "blank": lambda text: not text.strip(),
+    "blank at an end": lambda text: text != text.strip(),
+    "special tokens": lambda text: re.search(r"\[[A-Z]+\]|<\w+>|</s>", text) is not None,
+    "line break or tab": lambda text: re.search(r"[\n\r\t]", text) is not None,
+    "several blanks": lambda text: "  " in text,
+    "decomposed letters": lambda text: not unicodedata.is_normalized("NFC", text),
+    "control or format characters": lambda text: any(
+        unicodedata.category(character) in ("Cc", "Cf") for character in text
+    ),
+    "wide or compatible forms": lambda text: not unicodedata.is_normalized("NFKC", text),
+    "beyond U+FFFF": lambda text: any(character > "\uffff" for character in text),
+    "long": lambda text: len(text) > 1000,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +155,7 @@ def _measure(
     prompts: Mapping[str, str] | None,
 ) -> Parity:
     prompts = encoder.manifest.prompts if prompts is None else prompts
-    form = encoder.manifest.unicode
-    asked = [text if form == "none" else unicodedata.normalize("NFC", text) for text in texts]
+    asked = _formed(texts, encoder.manifest.unicode)
     expected, expected_ids = referee.encode(asked), referee.ids(asked)
     batch = encoder.prepare(texts, prompt="").batch
     mean = Canary.read(encoder.bundle).mean
@@ -168,7 +183,7 @@ def _measure(
                 _same_ids(prompted.ids, prompted.starts, referee.ids(some, prompt)),
             )
         )
-    unk = encoder.manifest.special_ids["unk"]
+    unk = encoder.manifest.special_ids.get("unk", -1)
     total = sum(map(len, expected_ids))
     return Parity(
         dtype=encoder.backend.dtype,
@@ -178,6 +193,37 @@ def _measure(
         unknown_share=float(np.count_nonzero(batch.ids == unk) / max(1, batch.num_tokens)),
         referee_unknown_share=sum(ids.count(unk) for ids in expected_ids) / max(1, total),
     )
+
+
+def usable(encoder: Encoder, texts: Iterable[str]) -> list[str]:
+    """The texts without those whose tokens the model has no embedding for."""
+    found = []
+    with _quiet():
+        for text in texts:
+            with suppress(ManifestError):
+                encoder.prepare([text], prompt="")
+                found.append(text)
+    return found
+
+
+def other_ids(encoder: Encoder, referee: Referee, texts: Sequence[str]) -> list[int]:
+    """Which of the texts have other token ids in the referee, by position.
+
+    A bundle that normalises Unicode is held against the referee on normalised texts.
+    """
+    with _quiet():
+        batch = encoder.prepare(texts, prompt="").batch
+    expected = referee.ids(_formed(texts, encoder.manifest.unicode))
+    return [i for i, row in enumerate(expected) if batch.take([i]).ids.tolist() != list(row)]
+
+
+def kind_of(text: str) -> str:
+    """What is special about a text, for messages, which never hold the text itself."""
+    return next((kind for kind, is_so in KINDS.items() if is_so(text)), "plain")
+
+
+def _formed(texts: Sequence[str], form: str) -> list[str]:
+    return [text if form == "none" else unicodedata.normalize("NFC", text) for text in texts]
 
 
 @contextmanager

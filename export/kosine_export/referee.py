@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,13 @@ __all__ = ["Referee", "missing_packages"]
 PACKAGES = ("sentence_transformers", "transformers", "torch")
 EAGER_TOKENS = 512
 WEIGHT_FILES = ("model.", "model-", "pytorch_model", "adapter_model")
+# Classes that a tokenizer may have been read as instead of its own, and a model type that
+# AutoTokenizer takes each for; ModernBERT has the generic class in transformers 4 and 5.
+TOKENIZER_TYPES = {
+    "BertTokenizer": "bert",
+    "RobertaTokenizer": "roberta",
+    "PreTrainedTokenizerFast": "modernbert",
+}
 
 
 def missing_packages(*, adapter: bool = False) -> tuple[str, ...]:
@@ -53,6 +60,8 @@ class Referee:
         pooling: The mode, where the export was given one that the checkpoint does not state.
         allow_pickle: Whether `pytorch_model.bin` may be read (transformers loads it with
             `weights_only=True`).
+        tokenizer: What the export found of the tokenizer, `source["tokenizer"]` of a manifest:
+            where its class does not fit its files, transformers is told the one that does.
 
     Raises:
         MissingExtra: The `torch` extra is not installed.
@@ -68,6 +77,7 @@ class Referee:
         max_tokens: int | None = None,
         pooling: str | None = None,
         allow_pickle: bool = False,
+        tokenizer: Mapping[str, Any] | None = None,
     ) -> None:
         missing = missing_packages(adapter=base is not None)
         if missing:
@@ -81,7 +91,7 @@ class Referee:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                self._model = _load(checkpoint, base, revision, allow_pickle)
+                self._model = _load(checkpoint, base, revision, allow_pickle, tokenizer or {})
                 if pooling is not None:
                     _pool_by(self._model, pooling)
             except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
@@ -91,6 +101,9 @@ class Referee:
                     f"{type(error).__name__}: {reason}",
                     remedy="check that SentenceTransformer(...) loads it in this environment",
                 ) from error
+        if self._model.tokenizer.pad_token is None:
+            # Texts go one by one and nothing is padded; transformers wants a token all the same.
+            self._model.tokenizer.pad_token = self._model.tokenizer.convert_ids_to_tokens(0)
         self._model.max_seq_length = max_tokens or _usable_length(self._model)
         self.max_tokens = int(self._model.max_seq_length)
         self._attention = "eager"
@@ -133,6 +146,11 @@ class Referee:
             self._transformer.set_attn_implementation(attention)
             self._attention = attention
 
+    @property
+    def tokenizer_class(self) -> str:
+        """The class that transformers made of the tokenizer's files."""
+        return type(self._model.tokenizer).__name__
+
     def prompt_of(self, name: str) -> str | None:
         """The checkpoint's own prompt of that name."""
         prompt = self._model.prompts.get(name)
@@ -163,7 +181,11 @@ def _pool_by(model: Any, mode: str) -> None:
 
 
 def _load(
-    checkpoint: str | Path, base: str | Path | None, revision: str | None, allow_pickle: bool
+    checkpoint: str | Path,
+    base: str | Path | None,
+    revision: str | None,
+    allow_pickle: bool,
+    tokenizer: Mapping[str, Any],
 ) -> Any:
     import torch
     from sentence_transformers import SentenceTransformer
@@ -180,6 +202,14 @@ def _load(
             **({} if allow_pickle else {"use_safetensors": True}),
         },
     }
+    read_as = tokenizer.get("read_as")
+    told: dict[str, Any] = {}
+    if read_as != tokenizer.get("class") and read_as in TOKENIZER_TYPES:
+        told["tokenizer_type"] = TOKENIZER_TYPES[read_as]
+    if isinstance(tokenizer.get("do_lower_case"), bool):
+        told["do_lower_case"] = tokenizer["do_lower_case"]
+    if told:
+        options["tokenizer_kwargs"] = told
     if base is None:
         return SentenceTransformer(str(checkpoint), revision=revision, **options).float().eval()
     with tempfile.TemporaryDirectory() as folder:

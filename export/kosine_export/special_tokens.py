@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, models
+from tokenizers import AddedToken, Tokenizer
 
-from kosine.errors import CorruptCheckpoint
+from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
+from kosine.tokenizerscan import Kind
 from kosine_export.folder import optional_object
 
-__all__ = ["BERT_TOKENS", "ROBERTA_TOKENS", "add_tokens", "ids_of", "special_tokens"]
+__all__ = ["CLASS_TOKENS", "add_tokens", "ids_of", "special_tokens"]
 
 BERT_TOKENS = {
     "unk_token": "[UNK]",
@@ -23,13 +24,19 @@ BERT_TOKENS = {
 ROBERTA_TOKENS = {
     "bos_token": "<s>",
     "eos_token": "</s>",
-    "sep_token": "</s>",
-    "cls_token": "<s>",
     "unk_token": "<unk>",
+    "sep_token": "</s>",
     "pad_token": "<pad>",
+    "cls_token": "<s>",
     "mask_token": "<mask>",
 }
-NAMED_TOKENS = tuple(ROBERTA_TOKENS)
+# Special tokens that the classes of a kind assume; the generic class assumes none.
+CLASS_TOKENS: Mapping[Kind | None, Mapping[str, str]] = {
+    "wordpiece": BERT_TOKENS,
+    "byte-level": ROBERTA_TOKENS,
+    "unigram": ROBERTA_TOKENS,
+}
+NAMED_TOKENS = tuple(ROBERTA_TOKENS)  # in the order in which transformers adds them
 TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
@@ -60,58 +67,69 @@ def add_tokens(
     folder: Path,
     settings: Mapping[str, Any],
     tokens: Mapping[str, AddedToken],
+    rows: int,
+    file: Mapping[str, Any] | None = None,
 ) -> None:
-    """Make special and added tokens whole pieces that no model splits."""
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    extra = extra_tokens(settings)
-    for index, token in stated_tokens(folder, settings, [*tokens.values(), *extra]):
-        if token.content not in known:
-            add_token(tokenizer, token)
-            known.add(token.content)
+    """Make special and added tokens whole pieces that no model splits.
+
+    Args:
+        rows: Word embeddings. A named special token that the vocabulary lacks gets a new id, as
+            in transformers, where the model has a row for it, and is plain text where not.
+        file: The tokenizer.json whose added tokens count where the config lists none; None
+            where `tokenizer` holds them already.
+    """
+    stated = stated_tokens(folder, settings, [*tokens.values(), *extra_tokens(settings)], file)
+    known = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
+    for index, token in stated:
+        if repr(token) not in known:
+            tokenizer.add_tokens([token])
         if tokenizer.token_to_id(token.content) != index:
             raise CorruptCheckpoint(
                 f"added token {token.content!r} has id {tokenizer.token_to_id(token.content)}",
                 limit=f"the config states {index}",
                 remedy="save the tokenizer again",
             )
-    for token in tokens.values():
-        # A class default that this vocabulary does without; `ids_of` names the vital ones.
-        if token.content not in known and tokenizer.token_to_id(token.content) is not None:
-            add_token(tokenizer, token)
-    for token in extra:
-        if token.content not in known:
-            add_token(tokenizer, token)
-
-
-def add_token(tokenizer: Tokenizer, token: AddedToken) -> None:
-    if token.special:
-        tokenizer.add_special_tokens([token])
-    else:
-        tokenizer.add_tokens([token])
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for token in (tokens[name] for name in NAMED_TOKENS if name in tokens):
+        has_id = tokenizer.token_to_id(token.content) is not None
+        if token.content not in added and (has_id or tokenizer.get_vocab_size() < rows):
+            tokenizer.add_tokens([token])
+            added.add(token.content)
+    tokenizer.add_tokens([t for t in extra_tokens(settings) if t.content not in added])
 
 
 def stated_tokens(
-    folder: Path, settings: Mapping[str, Any], special: list[AddedToken]
+    folder: Path,
+    settings: Mapping[str, Any],
+    special: list[AddedToken],
+    file: Mapping[str, Any] | None,
 ) -> list[tuple[int, AddedToken]]:
-    """Added tokens with their ids, by id: from the config, or from `added_tokens.json`."""
-    decoder = settings.get("added_tokens_decoder") or {}
+    """Added tokens with their ids, by id: from the config, or else from the older files."""
     try:
-        if decoder:
-            return sorted(
-                ((int(index), AddedToken(**token)) for index, token in decoder.items()),
-                key=lambda pair: pair[0],
-            )
+        if "added_tokens_decoder" in settings:
+            found = {
+                int(index): added_token(token)
+                for index, token in settings["added_tokens_decoder"].items()
+            }
+            return sorted(found.items())
         names = {token.content for token in special}
-        legacy = optional_object(folder / "added_tokens.json")
-        return [
-            (index, AddedToken(content, special=content in names, normalized=content not in names))
-            for content, index in sorted(legacy.items(), key=lambda pair: int(pair[1]))
-        ]
-    except (AttributeError, TypeError, ValueError) as error:
+        found = {
+            int(index): AddedToken(text, special=text in names, normalized=text not in names)
+            for text, index in optional_object(folder / "added_tokens.json").items()
+        }
+        for token in (file or {}).get("added_tokens") or []:
+            found[int(token["id"])] = added_token(token)
+        return sorted(found.items())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CorruptCheckpoint(
             "the tokenizer's added tokens are not id and token pairs",
             remedy="save the tokenizer again",
         ) from error
+
+
+def added_token(value: Mapping[str, Any]) -> AddedToken:
+    """An added token as a config spells it out."""
+    return AddedToken(**{key: item for key, item in value.items() if key not in ("id", "__type")})
 
 
 def extra_tokens(settings: Mapping[str, Any]) -> list[AddedToken]:
@@ -122,23 +140,31 @@ def extra_tokens(settings: Mapping[str, Any]) -> list[AddedToken]:
     return [token for token in map(special_token, values) if token is not None]
 
 
-def ids_of(tokenizer: Tokenizer, tokens: Mapping[str, AddedToken]) -> dict[str, int]:
-    ids = {}
-    for name in ("cls", "sep", "pad", "unk", "mask"):
+def ids_of(
+    tokenizer: Tokenizer, tokens: Mapping[str, AddedToken], file: Mapping[str, Any]
+) -> dict[str, int]:
+    """cls and sep, as the post-processor frames an empty text; pad, unk and mask by their names.
+
+    Args:
+        file: tokenizer.json, or empty: what it pads with counts where no pad is named, and its
+            model's unknown token where no unk is.
+    """
+    framed = tokenizer.encode("").ids
+    if len(framed) != 2:
+        raise UnsupportedCheckpoint(
+            f"the tokenizer encodes an empty text as {framed[:8]}",
+            limit="one token in front of a text and one behind it, [CLS] and [SEP], are needed",
+            remedy="save the tokenizer with a post-processor that adds them",
+        )
+    ids = {"cls": framed[0], "sep": framed[1]}
+    model = file.get("model", {})
+    unnamed = {"pad": (file.get("padding") or {}).get("pad_token"), "unk": model.get("unk_token")}
+    for name in ("pad", "unk", "mask"):
         token = tokens.get(f"{name}_token")
-        index = None if token is None else tokenizer.token_to_id(token.content)
+        content = unnamed.get(name) if token is None else token.content
+        index = None if content is None else tokenizer.token_to_id(content)
+        if index is None and name == "unk":
+            index = model.get("unk_id")
         if index is not None:
             ids[name] = index
-        elif name in ("cls", "sep"):
-            raise CorruptCheckpoint(
-                f"{name}_token {token.content if token else None!r} is not in the vocabulary",
-                limit="sentences start with cls and end with sep",
-                remedy="check that tokenizer_config.json and the vocabulary belong together",
-            )
-    model = tokenizer.model
-    if isinstance(model, models.WordPiece) and tokenizer.token_to_id(model.unk_token) is None:
-        raise CorruptCheckpoint(
-            f"unk_token {model.unk_token!r} is not in the vocabulary",
-            remedy="check that tokenizer_config.json and the vocabulary belong together",
-        )
     return ids

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["EVERYDAY", "calibration_texts", "canary_texts", "long_texts", "parity_texts"]
+__all__ = [
+    *("EVERYDAY", "calibration_texts", "canary_texts", "long_texts", "parity_texts"),
+    "tokenizer_texts",
+]
 
 EVERYDAY = (
     "한 남자가 기타를 치고 있다.",
@@ -183,3 +186,33 @@ def parity_texts(max_tokens: int) -> list[str]:
     lengths = (2, 3, 5, 9, 15, 24, 40, 64, 90, 128, 200, 300, 400, 700)
     ladder = [n for n in lengths if n <= max_tokens]
     return [*canary_texts(), *long_texts([*ladder, max_tokens])]
+
+
+def tokenizer_texts() -> list[str]:
+    """Texts that only token ids are compared on: blanks in every place, other forms and scripts."""
+    return [
+        *(f"{before}가나 abc{after}" for before, after in ((" ", ""), ("", " "), ("\n", "\n "))),
+        "blanks   between  words",
+        "one line\nand another\r\n\r\nand\ta tab",
+        "끝에 빈칸이 많은 문장   ",
+        "end\u00a0",
+        "\u3000始",
+        "\u1100\u1161\u11a8 e\u0301 か\u3099",  # decomposed: Hangul, Latin, kana
+        "ﾊﾟﾋﾟ ﬁ ㈜ ½ ™ Ⅳ ①",
+        "<s> 가 </s><pad> <unk> a<mask> b",
+        "[CLS]가[SEP] [PAD][UNK] a [MASK] b",
+        "##가 ▁가 ▁",
+        "The quick brown fox jumps over the lazy dog.",
+        "Don't can't we'll I'm",
+        "東京は日本の首都です。",
+        "今天天气很好，我们去公园散步。",
+        "ประเทศไทยมีอากาศร้อน",
+        "مرحبا بالعالم",
+        "Привет, мир! Ёлка",
+        "नमस्ते दुनिया",
+        "Größe STRASSE İstanbul ΑΣ",
+        "👩\u200d👩\u200d👧 🏳️\u200d🌈 🇰🇷",
+        "a\u200bb\u00adc\ufeffd\u2060e",
+        "\x01\x7f\x85 \ufffd",
+        "𝔞𝔟 𠮷 \U0001f9ff",
+    ]

@@ -1,8 +1,9 @@
 """Whatever tokenizer files a checkpoint has, as one `tokenizer.json`.
 
-The result does what the checkpoint's transformers tokenizer class does: the class's
-parameters in `tokenizer_config.json` win over a `tokenizer.json` that says otherwise.
-Truncation and padding are taken out; the post-processor adds CLS and SEP.
+The result does what the checkpoint's class does in transformers 5, with PyTorch or without. Where
+the class is missing or wrong, so that it builds another kind of model than its files hold, the
+files are followed: such a class turns texts into [UNK], or cannot be made at all. Truncation and
+padding are taken out.
 """
 
 from __future__ import annotations
@@ -11,65 +12,50 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
-from kosine_export.bert_tokenizer import as_bert, wordpiece
+from kosine.tokenizerscan import MAX_TOKENIZER_BYTES, Kind, scan_tokenizer
 from kosine_export.folder import optional_object, read_object, read_text
 from kosine_export.spec import Family
-from kosine_export.special_tokens import (
-    BERT_TOKENS,
-    ROBERTA_TOKENS,
-    add_tokens,
-    ids_of,
-    special_tokens,
+from kosine_export.special_tokens import CLASS_TOKENS, add_tokens, ids_of, special_tokens
+from kosine_export.texts import canary_texts, tokenizer_texts
+from kosine_export.tokenizer_classes import (
+    ASSUMED,
+    CLASSES,
+    GENERIC,
+    Vocabulary,
+    build,
+    frame,
+    guarded,
+    lowercases,
 )
-from kosine_export.tokenizer_parts import MAX_TOKENIZER_BYTES, guarded, parse, require_known_parts
 
 __all__ = ["MAX_TOKENIZER_BYTES", "TokenizerFiles", "has_tokenizer", "read_tokenizer"]
 
 FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
-
-Style = Literal["wordpiece", "byte-level", "unigram", "as it is"]
-# Classes of transformers by what they do; a trailing "Fast" never matters.
-CLASSES: Mapping[str, Style] = {
-    "BertTokenizer": "wordpiece",
-    "DistilBertTokenizer": "wordpiece",
-    "ElectraTokenizer": "wordpiece",
-    "RobertaTokenizer": "byte-level",
-    "XLMRobertaTokenizer": "unigram",
-    "CamembertTokenizer": "unigram",
-    "PreTrainedTokenizer": "as it is",
-    "TokenizersBackend": "as it is",
-}
-UNIGRAM_MODELS = ("xlm-roberta", "camembert")
-# Special tokens that the classes of a style assume.
-CLASS_TOKENS: Mapping[Style, Mapping[str, str]] = {
-    "wordpiece": BERT_TOKENS,
-    "byte-level": ROBERTA_TOKENS,
-    "unigram": ROBERTA_TOKENS,
-    "as it is": {},
-}
+# The class that vocabulary files are made for.
+CLASS_OF_FILES = {"wordpiece": "BertTokenizer", "byte-level": "RobertaTokenizer"}
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
     """A tokenizer as JSON, and what its config says about lengths and special tokens.
 
-    `model_max_length` is None where the config states none. `special_ids` has cls and sep,
-    and pad, unk and mask where they exist. `size` is one more than the largest id.
-    `lowers` says whether texts are lower-cased before anything else.
+    Attributes:
+        json: For the tokenizers package, without truncation or padding.
+        special_ids: cls and sep, as an empty text is framed; pad, unk and mask where they exist.
+        model_max_length: None where the config states none.
+        size: One more than the largest id.
+        lowers: Whether texts are lower-cased before anything else.
+        source: For the manifest: `class`, whether it is `stated`, the class that it was
+            `read_as`, the major version of `transformers` whose rules those are, and of `texts`
+            probe texts the number to which transformers 4 gives other ids (`texts_other_in_4`).
+            `do_lower_case` is there where the class's default was overruled.
+        notes: What a user should know about how the files were understood.
     """
 
     json: str
@@ -77,6 +63,7 @@ class TokenizerFiles:
     model_max_length: int | None
     size: int
     lowers: bool
+    source: dict[str, Any]
     notes: tuple[str, ...]
 
 
@@ -90,7 +77,7 @@ def read_tokenizer(
     """Read a folder's tokenizer.
 
     Args:
-        config: The transformers config, for its `tokenizer_class` and `model_type`.
+        config: The transformers config, for its `tokenizer_class`, `model_type` and `vocab_size`.
         lower_text: Lower-case texts first, as a module's `do_lower_case` asks.
 
     Raises:
@@ -98,53 +85,61 @@ def read_tokenizer(
         CorruptCheckpoint: Damaged or missing files, or special tokens the vocabulary lacks.
     """
     settings = optional_object(folder / "tokenizer_config.json")
-    if settings.get("auto_map"):
-        raise UnsupportedCheckpoint(
-            "tokenizer_config.json has auto_map: the tokenizer is Python code",
-            limit="code from checkpoints is never run",
-            remedy="use a checkpoint with a standard tokenizer class",
-        )
+    refuse_other_rules(settings)
     if "added_tokens_decoder" not in settings:
         settings |= optional_object(folder / "special_tokens_map.json")
     notes: list[str] = []
-    refuse_other_rules(settings)
-    style = declared_style(settings, config)
-    tokenizer, found = load(folder, style, family)
-    assumed = style or assumed_style(family, config)
-    if assumed not in (found, "as it is"):
-        notes.append(
-            f"the tokenizer is taken from its files, {found}: the class that "
-            f"{'its config states' if style else 'transformers assumes'} does not fit them"
-        )
-    if style != "as it is":
-        style = found
-    tokens = special_tokens(settings, CLASS_TOKENS[style])
-    if style == "wordpiece":
-        tokenizer = as_bert(tokenizer, settings, tokens["unk_token"], notes)
-    elif style == "byte-level":
-        set_prefix_space(tokenizer, bool(settings.get("add_prefix_space", False)))
-    add_tokens(tokenizer, folder, settings, tokens)
-    special_ids = ids_of(tokenizer, tokens)
-    if style != "as it is":
-        set_post_processor(tokenizer, tokens, special_ids)
+    name, stated = class_of(settings, config, family)
+    vocabulary = load(folder, CLASSES[name])
+    read_as = fitting_class(name, stated, vocabulary, notes)
+    kind = CLASSES[read_as]
+    source: dict[str, Any] = {
+        "class": name,
+        "stated": stated,
+        "read_as": read_as,
+        "transformers": "5",
+    }
+    tokens = special_tokens(settings, CLASS_TOKENS.get(kind, {}))
+    rows = config.get("vocab_size", 0)
+    if kind is None:
+        tokenizer = of_json(vocabulary.json)
+        add_tokens(tokenizer, folder, settings, tokens, rows)
+    else:
+        lowercase = False
+        if kind == "wordpiece":
+            lowercase, overruled = lowercases(settings, vocabulary, notes)
+            source |= {"do_lower_case": lowercase} if overruled else {}
+        tokenizer = build(read_as, vocabulary, settings, tokens, lowercase)
+        add_tokens(tokenizer, folder, settings, tokens, rows, vocabulary.json)
+        frame(tokenizer, kind, tokens)
+        if vocabulary.json is not None:
+            older = as_in_transformers_4(vocabulary.json, tokenizer)
+            add_tokens(older, folder, settings, tokens, rows)
+            source |= compared(read_as, tokenizer, older, notes)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if lower_text:
         lower_first(tokenizer)
-    require_cls_sep(tokenizer, special_ids)
     ids = tokenizer.get_vocab(with_added_tokens=True).values()
     return TokenizerFiles(
         json=tokenizer.to_str(),
-        special_ids=special_ids,
+        special_ids=ids_of(tokenizer, tokens, vocabulary.json or {}),
         model_max_length=stated_length(settings),
         size=max(ids) + 1,
         lowers=lowers_first(tokenizer),
+        source=source,
         notes=tuple(notes),
     )
 
 
 def refuse_other_rules(settings: Mapping[str, Any]) -> None:
     """Settings that change which tokens a text becomes, and that the runtime does not follow."""
+    if settings.get("auto_map"):
+        raise UnsupportedCheckpoint(
+            "tokenizer_config.json has auto_map: the tokenizer is Python code",
+            limit="code from checkpoints is never run",
+            remedy="use a checkpoint with a standard tokenizer class",
+        )
     if settings.get("split_special_tokens"):
         raise UnsupportedCheckpoint(
             "tokenizer_config.json has split_special_tokens: true",
@@ -159,46 +154,58 @@ def refuse_other_rules(settings: Mapping[str, Any]) -> None:
         )
 
 
-def assumed_style(family: Family, config: Mapping[str, Any]) -> Style:
-    """What transformers takes where no class is stated."""
-    if family != "roberta":
-        return "wordpiece"
-    return "unigram" if config.get("model_type") in UNIGRAM_MODELS else "byte-level"
-
-
-def set_prefix_space(tokenizer: Tokenizer, add_prefix_space: bool) -> None:
-    """RobertaTokenizer's parameter wins over the file's; a longer sequence is left alone."""
-    if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel | None):
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-
-
-def declared_style(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Style | None:
+def class_of(
+    settings: Mapping[str, Any], config: Mapping[str, Any], family: Family
+) -> tuple[str, bool]:
+    """The tokenizer's class, and whether it is stated or what transformers assumes."""
     declared = settings.get("tokenizer_class") or config.get("tokenizer_class")
     if declared is None:
-        return None
-    style = CLASSES.get(str(declared).removesuffix("Fast"))
-    if style is None:
-        raise UnsupportedCheckpoint(
-            f"tokenizer class {declared!r}",
-            limit=f"{', '.join(CLASSES)} are supported",
-            remedy="save it once as a tokenizer.json with one of those classes",
-        )
-    return style
+        assumed = "RobertaTokenizer" if family == "roberta" else "BertTokenizer"
+        return ASSUMED.get(str(config.get("model_type")), assumed), False
+    for name in (str(declared), str(declared).removesuffix("Fast")):
+        if name in CLASSES:
+            return name, True
+    raise UnsupportedCheckpoint(
+        f"tokenizer class {declared!r}",
+        limit=f"{', '.join(CLASSES)} are supported",
+        remedy=f"if tokenizer.json alone says all, state {GENERIC} in tokenizer_config.json",
+    )
 
 
-def load(folder: Path, style: Style | None, family: Family) -> tuple[Tokenizer, Style]:
-    """The tokenizer as its files state it, and which kind that is."""
+def fitting_class(name: str, stated: bool, vocabulary: Vocabulary, notes: list[str]) -> str:
+    """The class whose rules are followed: `name`, if it builds the kind of model that is there."""
+    if CLASSES[name] == vocabulary.kind or (CLASSES[name] is None and vocabulary.json):
+        return name
+    instead = GENERIC if vocabulary.json else CLASS_OF_FILES[vocabulary.kind]
+    notes.append(
+        f"the tokenizer's files hold a {vocabulary.kind} vocabulary, and are followed as "
+        f"{instead}: {name}, which {'its config states' if stated else 'transformers assumes'}, "
+        "does not fit them, and transformers 5 gives [UNK]s or fails; state "
+        f"{instead} in tokenizer_config.json to have the same ids there"
+    )
+    return instead
+
+
+def load(folder: Path, kind: Kind | None) -> Vocabulary:
+    """What the folder's files hold; vocab.json is preferred where a class of that `kind` asks."""
     if (folder / "tokenizer.json").is_file():
-        data = read_object(folder / "tokenizer.json", max_bytes=MAX_TOKENIZER_BYTES)
-        kind = require_known_parts(data)
-        data["truncation"] = data["padding"] = None
-        return parse(data, "tokenizer.json"), kind
-    wants_bpe = style == "byte-level" or (style is None and family == "roberta")
+        return Vocabulary.of_json(
+            *scan_tokenizer(
+                read_text(folder / "tokenizer.json", max_bytes=MAX_TOKENIZER_BYTES),
+                unsupported=UnsupportedCheckpoint,
+                damaged=CorruptCheckpoint,
+                remedy="use a checkpoint with a standard tokenizer, or save it again",
+            )
+        )
     has_bpe = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
-    if has_bpe and (wants_bpe or not (folder / "vocab.txt").is_file()):
-        return byte_level(folder), "byte-level"
+    if has_bpe and (kind == "byte-level" or not (folder / "vocab.txt").is_file()):
+        pieces = read_object(folder / "vocab.json", max_bytes=MAX_TOKENIZER_BYTES)
+        return Vocabulary("byte-level", pieces, read_merges(folder / "merges.txt"))
     if (folder / "vocab.txt").is_file():
-        return wordpiece(folder / "vocab.txt"), "wordpiece"
+        lines = read_text(folder / "vocab.txt", max_bytes=MAX_TOKENIZER_BYTES).split("\n")
+        if lines and not lines[-1]:
+            lines.pop()
+        return Vocabulary("wordpiece", {line.rstrip(): i for i, line in enumerate(lines)}, [])
     for name in SENTENCEPIECE:
         if (folder / name).is_file():
             raise UnsupportedCheckpoint(
@@ -213,46 +220,51 @@ def load(folder: Path, style: Style | None, family: Family) -> tuple[Tokenizer, 
     )
 
 
-def byte_level(folder: Path) -> Tokenizer:
-    """RoBERTa's byte-level BPE from `vocab.json` and `merges.txt`."""
-    vocab = read_object(folder / "vocab.json", max_bytes=MAX_TOKENIZER_BYTES)
-    lines = read_text(folder / "merges.txt", max_bytes=MAX_TOKENIZER_BYTES).split("\n")
-    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    if any(len(pair) != 2 for pair in pairs):
-        raise CorruptCheckpoint(
-            "merges.txt has a line that is not two pieces",
-            remedy="save or download the tokenizer again",
+def read_merges(path: Path) -> list[tuple[str, str]]:
+    """A pair a line, whichever line ends the file has; the first line may state a version."""
+    lines = read_text(path, max_bytes=MAX_TOKENIZER_BYTES).replace("\r\n", "\n").split("\n")
+    merges = []
+    for line in lines:
+        if not line or line.startswith("#version"):
+            continue
+        left, blank, right = line.partition(" ")
+        if not (left and blank and right) or " " in right:
+            raise CorruptCheckpoint(
+                "merges.txt has a line that is not two pieces",
+                remedy="save or download the tokenizer again",
+            )
+        merges.append((left, right))
+    return merges
+
+
+def of_json(value: Mapping[str, Any] | None) -> Tokenizer:
+    """tokenizer.json as it is."""
+    text = json.dumps({**(value or {}), "truncation": None, "padding": None})
+    return guarded(lambda: Tokenizer.from_str(text), "tokenizer.json")
+
+
+def as_in_transformers_4(value: Mapping[str, Any], built: Tokenizer) -> Tokenizer:
+    """tokenizer.json with what transformers 4 took from its class: these two's parameters."""
+    tokenizer = of_json(value)
+    if isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
+        tokenizer.normalizer = built.normalizer
+    if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+        tokenizer.pre_tokenizer = built.pre_tokenizer
+    tokenizer.post_processor = built.post_processor
+    return tokenizer
+
+
+def compared(name: str, tokenizer: Tokenizer, older: Tokenizer, notes: list[str]) -> dict[str, int]:
+    """How many probe texts have other ids in transformers 4; a note where any has."""
+    texts = [*canary_texts(), *tokenizer_texts()]
+    other = sum(tokenizer.encode(text).ids != older.encode(text).ids for text in texts)
+    if other:
+        notes.append(
+            f"{name} of transformers 5 does not follow tokenizer.json's normalizer and "
+            f"pre-tokenizer, and neither does this bundle; transformers 4 does, and gives other "
+            f"ids to {other} of {len(texts)} probe texts"
         )
-    merges = [(left, right) for left, right in pairs]
-
-    def build() -> Tokenizer:
-        model = models.BPE(
-            vocab=vocab,
-            merges=merges,
-            continuing_subword_prefix="",
-            end_of_word_suffix="",
-        )
-        tokenizer = Tokenizer(model)
-        tokenizer.decoder = decoders.ByteLevel()
-        return tokenizer
-
-    return guarded(build, "vocab.json with merges.txt")
-
-
-def set_post_processor(
-    tokenizer: Tokenizer, tokens: Mapping[str, AddedToken], special_ids: Mapping[str, int]
-) -> None:
-    cls, sep = tokens["cls_token"].content, tokens["sep_token"].content
-
-    def build() -> Tokenizer:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{cls}:0 $A:0 {sep}:0",
-            pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-            special_tokens=[(cls, special_ids["cls"]), (sep, special_ids["sep"])],
-        )
-        return tokenizer
-
-    guarded(build, "tokenizer_config.json")
+    return {"texts": len(texts), "texts_other_in_4": other}
 
 
 def lowers_first(tokenizer: Tokenizer) -> bool:
@@ -270,17 +282,6 @@ def lower_first(tokenizer: Tokenizer) -> None:
     if not lowers_first(tokenizer):
         inner = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
         tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *inner])
-
-
-def require_cls_sep(tokenizer: Tokenizer, special_ids: Mapping[str, int]) -> None:
-    ids = tokenizer.encode("").ids
-    expected = [special_ids["cls"], special_ids["sep"]]
-    if ids != expected:
-        raise UnsupportedCheckpoint(
-            f"the tokenizer encodes an empty text as {ids}",
-            limit=f"[CLS] and [SEP] are needed, {expected}",
-            remedy="save the tokenizer with a post-processor that adds them",
-        )
 
 
 def stated_length(settings: Mapping[str, Any]) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from kosine.bundle import Bundle
 from kosine.encoder import Encoder
 from kosine.errors import ParityError
-from kosine_export.parity import Parity, measure
+from kosine_export.parity import Parity, measure, usable
 from kosine_export.referee import Referee
 from kosine_export.texts import parity_texts
 
@@ -37,8 +37,9 @@ def against(
 
 def compare_with(referee: Referee, encoder: Encoder, texts: Sequence[str] | None) -> Parity:
     """Compare on `texts`, by default the project's own."""
-    chosen = parity_texts(encoder.max_tokens) if texts is None else list(texts)
-    return measure(encoder, referee, chosen)
+    if texts is None:
+        texts = usable(encoder, parity_texts(encoder.max_tokens))
+    return measure(encoder, referee, list(texts))
 
 
 def referee_for(
@@ -65,6 +66,7 @@ def referee_for(
         max_tokens=overrides.get("max_tokens"),
         pooling=overrides.get("pooling"),
         allow_pickle=allow_pickle,
+        tokenizer=bundle.manifest.source.get("tokenizer"),
     )
     dim = referee.encode([""]).shape[1]
     if dim != bundle.manifest.dim:

@@ -105,7 +105,7 @@ class Manifest:
         normalized: Whether the checkpoint itself ends in a Normalize module.
         prompts: Prompt texts by name.
         similarity: "cosine", "dot", "euclidean" or "manhattan".
-        special_ids: Token ids of cls, sep, pad, unk, mask.
+        special_ids: Token ids of cls, sep and pad, and of unk and mask where they exist.
         unicode: "NFC" where texts are normalised before tokenising, or "none".
         ranges: Per-dimension `min` and `max` for integer output vectors, or None.
         targets: Export targets that it holds.
@@ -254,11 +254,10 @@ def _check(manifest: Manifest) -> None:
         dim = dense.out_features
     if manifest.dim != dim:
         raise _bad("$.dim", str(manifest.dim), f"{dim}, as the last layer says")
-    for name in ("cls", "sep", "pad", "unk"):
-        if not 0 <= manifest.special_ids.get(name, -1) < a.vocab_size:
-            raise _bad(
-                f"$.special_ids.{name}", _shown(manifest.special_ids.get(name)), "a vocabulary id"
-            )
+    for name in {"cls": 0, "sep": 0, "pad": 0, **manifest.special_ids}:
+        number = manifest.special_ids.get(name)
+        if number is None or not 0 <= number < a.vocab_size:
+            raise _bad(f"$.special_ids.{name[:40]}", _shown(number), "a vocabulary id")
     usable = a.max_position_embeddings
     if a.position_rule == "roberta":
         usable -= manifest.special_ids["pad"] + 1

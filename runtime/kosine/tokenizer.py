@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from kosine.bundle import Bundle
-from kosine.errors import KosineError, ManifestError, TextError, TextTooLong
+from kosine.errors import KosineError, ManifestError, TextError, TextTooLong, UnsafeBundle
 from kosine.exit_gate import awaited_at_exit
 from kosine.packed import Packed
 from kosine.texts import as_str, check_characters
 from kosine.threads import share
+from kosine.tokenizerscan import MAX_TOKENIZER_BYTES, scan_tokenizer
 
 __all__ = ["MAX_TEXT_BYTES", "Prepared", "Tokenizer"]
 
@@ -35,7 +36,7 @@ class Prepared:
     Attributes:
         batch: Their tokens, packed, in the order of the texts.
         truncated: How many texts were cut to max_tokens.
-        unknown: How many tokens are [UNK].
+        unknown: How many tokens are [UNK]; 0 where the tokenizer has no such token.
     """
 
     batch: Packed
@@ -53,6 +54,10 @@ class Tokenizer:
             longer texts are cut before that.
         threads: Most threads that one call computes on, the caller's included. tokenizers' own
             pool is never given work: its size is the process's, and no caller can change it.
+
+    Raises:
+        UnsafeBundle: tokenizer.json holds what `scan_tokenizer` does not let through.
+        ManifestError: It cannot be read, or it frames texts otherwise than the manifest says.
     """
 
     def __init__(
@@ -62,9 +67,9 @@ class Tokenizer:
 
         manifest = bundle.manifest
         try:
-            self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(
-                bytes(bundle.data("tokenizer.json"))
-            )
+            text = _tokenizer_json(bundle)
+            scan_tokenizer(text)
+            self._tokenizer: Any = tokenizers.Tokenizer.from_str(text)
             # Both would change a text's ids with its neighbours or behind the manifest's back.
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
@@ -81,7 +86,7 @@ class Tokenizer:
         self.max_tokens = manifest.max_tokens
         self.max_text_bytes = max_text_bytes
         self._threads = threads
-        self._unk = manifest.special_ids["unk"]
+        self._unk = manifest.special_ids.get("unk", -1)  # byte-level tokenizers need none
         self._sep = manifest.special_ids["sep"]
         self._include_prompt = manifest.pooling.include_prompt
         self._vocab_size = manifest.architecture.vocab_size
@@ -249,6 +254,17 @@ class Tokenizer:
             limit=f"at most {self.max_text_bytes} bytes are tokenised, prompt included",
             remedy="split or shorten it, or load with a larger max_text_bytes",
         )
+
+
+def _tokenizer_json(bundle: Bundle) -> str:
+    data = bundle.data("tokenizer.json")
+    if len(data) > MAX_TOKENIZER_BYTES:
+        raise UnsafeBundle(
+            f"tokenizer.json has {len(data)} bytes",
+            limit=f"at most {MAX_TOKENIZER_BYTES} bytes are read",
+            remedy="use a bundle written by `kosine export`",
+        )
+    return bytes(data).decode("utf-8")
 
 
 def _pieces(texts: list[str]) -> Iterator[list[str]]:
