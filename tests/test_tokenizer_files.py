@@ -81,6 +81,15 @@ SAME_AS_TRANSFORMERS = {
     "roberta, WordPiece": {"family": "roberta", "specials": factories.KLUE_SPECIALS},
     "roberta": {"family": "roberta", "kind": "byte-level"},
     "roberta, vocab.json": {"family": "roberta", "kind": "vocab.json"},
+    "bert, no added tokens in the config": {"settings": {"added_tokens_decoder": {}}},
+    "generic, flags of an added token in the config": {
+        "settings": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "added_tokens_decoder": {
+                "4": {**factories.added_token(0, "[MASK]"), "lstrip": True, "id": None}
+            },
+        }
+    },
     "roberta, prefix space": {
         "family": "roberta",
         "kind": "byte-level",
@@ -192,16 +201,18 @@ def test_lower_text_comes_before_everything_else(kind, tmp_path):
     assert ids(lowered, ["REACT"]) != ids(plain, ["REACT"])
 
 
-def test_a_lowercase_step_in_the_file_is_kept(tmp_path):
+def test_a_lowercase_step_in_the_file_is_kept_where_the_file_is_followed(tmp_path):
     write(tmp_path / "plain")
-    write(tmp_path / "lowered")
-    (tmp_path / "lowered" / "tokenizer.json").write_text(
-        read(tmp_path / "plain", lower_text=True).json, encoding="utf-8"
-    )
-    files = read(tmp_path / "lowered")
-    assert files.lowers
-    assert ids(files) == ids(read(tmp_path / "plain", lower_text=True))
-    again = read(tmp_path / "lowered", lower_text=True)
+    lowered = read(tmp_path / "plain", lower_text=True)
+    for name in ("BertTokenizer", "PreTrainedTokenizerFast"):
+        folder = tmp_path / name
+        write(folder, settings={"tokenizer_class": name})
+        (folder / "tokenizer.json").write_text(lowered.json, encoding="utf-8")
+        files = read(folder)
+        assert ids(files) == transformers_ids(folder)
+        assert files.lowers == (name == "PreTrainedTokenizerFast")
+        again = read(folder, lower_text=True)
+        assert ids(again) == ids(lowered)
     assert json.loads(again.json)["normalizer"] == json.loads(files.json)["normalizer"]
 
 

@@ -73,8 +73,9 @@ def add_tokens(
     """Make special and added tokens whole pieces that no model splits.
 
     Args:
-        rows: Word embeddings. A named special token that the vocabulary lacks gets a new id, as
-            in transformers, where the model has a row for it, and is plain text where not.
+        rows: Word embeddings. A pad or mask that the vocabulary lacks gets a new id, as in
+            transformers, where the model has a row for it, and is plain text where not; without
+            the others there is no tokenizer.
         file: The tokenizer.json whose added tokens count where the config lists none; None
             where `tokenizer` holds them already.
     """
@@ -90,9 +91,11 @@ def add_tokens(
                 remedy="save the tokenizer again",
             )
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    for token in (tokens[name] for name in NAMED_TOKENS if name in tokens):
+    for name in (name for name in NAMED_TOKENS if name in tokens):
+        token = tokens[name]
+        spare = name in ("pad_token", "mask_token") and tokenizer.get_vocab_size() < rows
         has_id = tokenizer.token_to_id(token.content) is not None
-        if token.content not in added and (has_id or tokenizer.get_vocab_size() < rows):
+        if token.content not in added and (has_id or spare):
             tokenizer.add_tokens([token])
             added.add(token.content)
     tokenizer.add_tokens([t for t in extra_tokens(settings) if t.content not in added])

@@ -52,9 +52,10 @@ class TokenizerFiles:
         size: One more than the largest id.
         lowers: Whether texts are lower-cased before anything else.
         source: For the manifest: `class`, whether it is `stated`, the class that it was
-            `read_as`, the major version of `transformers` whose rules those are, and of `texts`
-            probe texts the number to which transformers 4 gives other ids (`texts_other_in_4`).
-            `do_lower_case` is there where the class's default was overruled.
+            `read_as`, and the major version of `transformers` whose rules those are. Where it
+            could be compared, `probe_texts` and to how many of them transformers 4 gives other
+            ids, `other_ids_in_4`. `do_lower_case` is there where the class's default was
+            overruled.
         notes: What a user should know about how the files were understood.
     """
 
@@ -264,7 +265,7 @@ def compared(name: str, tokenizer: Tokenizer, older: Tokenizer, notes: list[str]
             f"pre-tokenizer, and neither does this bundle; transformers 4 does, and gives other "
             f"ids to {other} of {len(texts)} probe texts"
         )
-    return {"texts": len(texts), "texts_other_in_4": other}
+    return {"probe_texts": len(texts), "other_ids_in_4": other}
 
 
 def lowers_first(tokenizer: Tokenizer) -> bool:
