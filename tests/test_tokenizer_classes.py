@@ -242,6 +242,17 @@ def test_ids_beyond_the_embeddings_are_exported_with_a_note(
         encoder.encode(["한국어 <unused>"])
 
 
+def test_a_mask_without_an_embedding_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers gives it an id that the model has no row for; here it stays plain text."""
+    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+    checkpoint = factories.build(tmp_path / "checkpoint", specials=specials, generation="bare")
+    done, _ = both_ways(checkpoint, tmp_path, monkeypatch)
+    assert "mask" not in done.manifest.special_ids
+    assert len(kosine.load(done.path, backend="onnx").encode(["한국어 [MASK]"])) == 1
+
+
 def test_another_models_tokenizer_is_refused(tmp_path: Path) -> None:
     checkpoint = factories.build(tmp_path / "checkpoint", generation="bare")
     edit_json(
@@ -280,10 +291,14 @@ def test_other_ids_are_said_before_any_vector_is_compared(
     assert "(blank)" in message
     assert "class XLMRobertaTokenizer (stated)" in message
     assert "XLMRobertaTokenizer in sentence_transformers" in message
-    assert "no bundle was written" in message
+    assert "no bundle was written; report" in message
     assert "kosine verify" not in message
     assert not any(text in message for text in canary_texts() if len(text) > 3)
     assert not (tmp_path / "out.kosine").exists()
+
+    monkeypatch.setattr(export_module, "version", lambda _name: "4.57.6")
+    with pytest.raises(ParityError, match="the rules are those of transformers 5: install that"):
+        export(checkpoint, tmp_path / "out.kosine")
 
 
 def test_a_canary_that_fails_at_export_names_no_bundle(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from kosine_export.parity import Parity, kind_of, measure, other_ids, usable
 from kosine_export.referee import Referee, missing_packages
 from kosine_export.tensorrt import build_plan
 from kosine_export.texts import calibration_texts, canary_texts, parity_texts, tokenizer_texts
+from kosine_export.tokenizer_classes import TRANSFORMERS
 from kosine_export.trt_library import Library, find_library
 from kosine_export.unicode_form import UNICODE_FORMS, with_unicode_form
 from kosine_kernels import reference
@@ -306,7 +308,7 @@ class _Export:
     def _check_tokenizer(self, encoder: Encoder, referee: Referee | None) -> None:
         """Token ids before any vector: vectors of other tokens say nothing about the graph."""
         asked = [*parity_texts(self.spec.max_tokens), *tokenizer_texts()]
-        texts = usable(encoder, asked)
+        texts = usable(encoder, asked, referee)
         if len(texts) < len(asked) * LEAST_USABLE:
             raise CorruptCheckpoint(
                 f"{len(asked) - len(texts)} of {len(asked)} probe texts have token ids beyond the "
@@ -332,18 +334,22 @@ class _Export:
             shown += f" and {len(other) - MOST_SHOWN} more"
         found = self.source["tokenizer"]
         stated = "stated" if found["stated"] else "assumed"
+        remedy = NOT_WRITTEN
+        if int(version("transformers").partition(".")[0]) < TRANSFORMERS:
+            remedy = f"no bundle was written; the rules are those of transformers {TRANSFORMERS}"
+            remedy += ": install that, with a current sentence-transformers"
         return ParityError(
             f"token ids are not PyTorch's in {len(other)} of {len(texts)} probe texts, numbers "
             f"{shown}: tokenizer class {found['class']} ({stated}), read as {found['read_as']}; "
             f"{referee.tokenizer_class} in {referee.versions}",
             limit="every token id must be the same before vectors are compared",
-            remedy=NOT_WRITTEN,
+            remedy=remedy,
             report="\n".join(map("note: {}".format, self.checkpoint.notes)),
         )
 
     def _canary(self, encoder: Encoder, referee: Referee | None) -> Canary:
         """The reference's vectors for the canary texts."""
-        texts = usable(encoder, canary_texts())
+        texts = usable(encoder, canary_texts(), referee)
         batch = encoder.prepare(texts, prompt="").batch
         if referee is None:
             vectors = _reference_vectors(self.checkpoint, batch)
@@ -376,7 +382,7 @@ class _Export:
         longest = self.spec.max_tokens
         if dtype == "float16":  # held whole here: no engine fuses its attention on a CPU
             longest = min(longest, QUERY_BLOCK)
-        parity = measure(encoder, referee, usable(encoder, parity_texts(longest)))
+        parity = measure(encoder, referee, usable(encoder, parity_texts(longest), referee))
         self.parity[dtype] = parity
         if not parity.passed:
             worst = parity.to_json()

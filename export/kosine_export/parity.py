@@ -195,15 +195,19 @@ def _measure(
     )
 
 
-def usable(encoder: Encoder, texts: Iterable[str]) -> list[str]:
-    """The texts without those whose tokens the model has no embedding for."""
+def usable(encoder: Encoder, texts: Iterable[str], referee: Referee | None = None) -> list[str]:
+    """The texts without those whose tokens the model has no embedding for, here or there."""
+    rows = encoder.manifest.architecture.vocab_size
     found = []
     with _quiet():
         for text in texts:
             with suppress(ManifestError):
                 encoder.prepare([text], prompt="")
                 found.append(text)
-    return found
+    if referee is None:
+        return found
+    expected = referee.ids(_formed(found, encoder.manifest.unicode))
+    return [text for text, ids in zip(found, expected, strict=True) if max(ids) < rows]
 
 
 def other_ids(encoder: Encoder, referee: Referee, texts: Sequence[str]) -> list[int]:

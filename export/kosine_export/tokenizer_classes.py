@@ -25,8 +25,19 @@ from tokenizers import (
 from kosine.errors import CorruptCheckpoint
 from kosine.tokenizerscan import Kind
 
-__all__ = ["ASSUMED", "CLASSES", "GENERIC", "Vocabulary", "build", "frame", "guarded"]
+__all__ = [
+    "ASSUMED",
+    "CLASSES",
+    "GENERIC",
+    "TRANSFORMERS",
+    "Vocabulary",
+    "build",
+    "frame",
+    "guarded",
+    "lowercases",
+]
 
+TRANSFORMERS = 5  # whose rules these are
 # The model that each class builds; the generic class takes tokenizer.json as it is. A trailing
 # "Fast" never matters.
 CLASSES: Mapping[str, Kind | None] = {

@@ -26,6 +26,7 @@ from kosine_export.tokenizer_classes import (
     ASSUMED,
     CLASSES,
     GENERIC,
+    TRANSFORMERS,
     Vocabulary,
     build,
     frame,
@@ -98,7 +99,7 @@ def read_tokenizer(
         "class": name,
         "stated": stated,
         "read_as": read_as,
-        "transformers": "5",
+        "transformers": str(TRANSFORMERS),
     }
     tokens = special_tokens(settings, CLASS_TOKENS.get(kind, {}))
     rows = config.get("vocab_size", 0)

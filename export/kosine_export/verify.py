@@ -38,7 +38,7 @@ def against(
 def compare_with(referee: Referee, encoder: Encoder, texts: Sequence[str] | None) -> Parity:
     """Compare on `texts`, by default the project's own."""
     if texts is None:
-        texts = usable(encoder, parity_texts(encoder.max_tokens))
+        texts = usable(encoder, parity_texts(encoder.max_tokens), referee)
     return measure(encoder, referee, list(texts))
 
 
