@@ -190,17 +190,19 @@ def test_do_lower_case_reaches_the_tokenizer(generation, tmp_path):
     assert numpy_encoder.token_ids(checkpoint, texts) == expected
 
 
-def test_do_lower_case_survives_a_resave_that_moves_it_into_the_tokenizer(tmp_path):
+def test_a_resave_that_moves_do_lower_case_into_the_tokenizer_is_read_as_it_is_reloaded(tmp_path):
+    """transformers 5 builds BertTokenizer without the step that sentence-transformers saved."""
     pytest.importorskip("sentence_transformers", reason="the referee, kosine[torch], is absent")
     import numpy_encoder
 
     path = factories.build(tmp_path / "m", do_lower_case=True)
-    model = factories.referee(path)
-    model.save(str(tmp_path / "resaved"))
-    checkpoint = read_checkpoint(tmp_path / "resaved")
-    assert checkpoint.do_lower_case
+    resaved = tmp_path / "resaved"
+    factories.referee(path).save(str(resaved))
+    checkpoint = read_checkpoint(resaved)
     texts = ["React REACT", "한국어 ABC"]
-    assert numpy_encoder.token_ids(checkpoint, texts) == factories.referee_ids(model, texts)
+    expected = factories.referee_ids(factories.referee(resaved), texts)
+    assert numpy_encoder.token_ids(checkpoint, texts) == expected
+    assert any("transformers 4 does, and gives other ids" in note for note in checkpoint.notes)
 
 
 def test_prompts_are_read_and_added_to(tmp_path):
@@ -577,12 +579,27 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
         read_checkpoint(tmp_path)
 
 
-def test_a_tokenizer_larger_than_the_embeddings_is_refused(damaged):
+def test_a_tokenizer_larger_than_the_embeddings_is_read_with_a_note(damaged):
     size = json.loads((damaged() / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     path = damaged(
         "tokenizer.json", lambda t: t["model"]["vocab"].update({"덤": size, "또덤": size + 1})
     )
-    with pytest.raises(CorruptCheckpoint, match=f"ids up to {size + 1}"):
+    notes = read_checkpoint(path).notes
+    assert any(f"ids up to {size + 1} and the model {size} word" in note for note in notes)
+
+
+def test_cls_beyond_the_embeddings_is_refused(damaged):
+    size = json.loads((damaged() / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+
+    def renumber(tokenizer):
+        tokenizer["model"]["vocab"]["[CLS]"] = size
+        tokenizer["added_tokens"] = []
+
+    path = damaged("tokenizer.json", renumber)
+    config = path / "tokenizer_config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    factories.write_json(config, {**settings, "added_tokens_decoder": {}})
+    with pytest.raises(CorruptCheckpoint, match=f"cls and sep have ids {size} and"):
         read_checkpoint(path)
 
 
