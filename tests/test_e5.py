@@ -62,7 +62,7 @@ def exported(
     checkpoint, folder = make(""), tmp_path_factory.mktemp("bundles")
     with_torch = export(checkpoint, folder / "with.kosine")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_module, "torch_is_there", lambda: False)
+        patch.setattr(export_module, "missing_packages", lambda **_: ("torch",))
         return with_torch, export(checkpoint, folder / "without.kosine")
 
 

@@ -198,7 +198,7 @@ def test_the_command_line_calibrates(tmp_path: Path, kosine_command) -> None:
 def test_exports_without_torch_have_the_same_ranges(
     tmp_path: Path, sample: kosine.Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "torch_is_there", lambda: False)
+    monkeypatch.setattr(export_module, "missing_packages", lambda **_: ("torch",))
     done = export(SAMPLE, tmp_path / "out.kosine")
     assert done.manifest.ranges == sample.manifest.ranges
     assert kosine.load(done.path, backend="onnx").fingerprint == sample.fingerprint
