@@ -5,10 +5,11 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 CMAKE = PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/cmake
 SAMPLE = out/sample.kosine
 
-.PHONY: help setup demo native sanitize test test-gpu fuzz lint format bench bench-report load soak clean
+.PHONY: help setup demo engine native sanitize check test test-gpu fuzz lint format bench bench-report load soak clean
 
 help:
-	@echo "make setup   .venv with kosine, ONNX Runtime and the exporter (no PyTorch)"
+	@echo "make setup   .venv with kosine, ONNX Runtime and the exporter (no PyTorch), and the native"
+	@echo "             engine where there is a C++ compiler"
 	@echo "make demo    export the sample encoder, replay its canary, score Korean sentences"
 	@echo "make test    the whole test suite (installs PyTorch, the referee)"
 	@echo "make fuzz    its property tests again and again, on random seeds (FUZZ_ROUNDS)"
@@ -22,7 +23,16 @@ help:
 	@echo "make load    latency against load, packed beside padded: about an hour (LOAD_ARGS)"
 	@echo "make soak    the batcher under mixed faults for 8 hours (SOAK_ARGS to change it)"
 
-setup: .venv/.runtime
+setup: .venv/.runtime engine
+
+# The native engine where it can be built, and a line that says which one runs.
+engine: .venv/.runtime
+	@if [ "$$(uname -sm)" = "Linux x86_64" ] && command -v c++ >/dev/null; then \
+	  $(MAKE) --no-print-directory --silent native >build-native.log 2>&1 && rm build-native.log \
+	  || { cat build-native.log; rm build-native.log; false; }; fi
+	@.venv/bin/python -c 'from kosine_kernels import engine; levels = engine.isa_levels(); \
+	  print(f"engine: native, {levels[-1]}" if levels else "engine: ONNX Runtime; the native one, \
+	which is faster, needs Linux on x86-64 with AVX2 and a C++ compiler (apt install g++)")'
 
 demo: setup
 	@mkdir -p out
@@ -32,7 +42,7 @@ demo: setup
 	  "한 남자가 기타를 치고 있다." "남자가 악기를 연주하고 있다." "비행기가 이륙하고 있다." \
 	  "비행기가 하늘로 날아오른다." "한 여자가 양파를 썰고 있다." "주가가 사흘 연속 하락했다."
 
-native: .venv/.test
+native: .venv/.build
 	$(CMAKE) -S . -B build/native -G Ninja -DPython_EXECUTABLE="$(CURDIR)/.venv/bin/python"
 	$(CMAKE) --build build/native
 	$(CMAKE) --install build/native --prefix kernels
@@ -98,9 +108,13 @@ clean:
 	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export]'
 	@touch $@
 
+.venv/.build: .venv/.runtime
+	PIP_CONSTRAINT=constraints.txt $(PIP) install cmake ninja nanobind
+	@touch $@
+
 # torch first and by version: what is asked for plain torch later takes it as it is, and no
 # multi-gigabyte CUDA build comes along.
-.venv/.test: .venv/.runtime
+.venv/.test: .venv/.build
 	$(PIP) install torch==2.13.0
 	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,torch,bench,test]'
 	PIP_CONSTRAINT=constraints.txt $(PIP) install ./export/optimum_plugin

@@ -119,7 +119,7 @@ class Batcher:
             ("max_queue_requests", max_queue_requests),
             ("max_queue_bytes", max_queue_bytes),
         ):
-            if not isinstance(value, int) or value < 1:
+            if not _is_whole(value) or value < 1:
                 raise InputError(f"{name}={value!r}", limit="at least 1", remedy=f"raise {name}")
         if not 0.0 <= max_wait_ms < math.inf:
             raise InputError(f"max_wait_ms={max_wait_ms!r}", limit="0 or more milliseconds")
@@ -272,11 +272,11 @@ class Batcher:
             raise TextError(f"the prompt is {type(prompt).__name__}", limit="str")
         if truncate_dim is not None:
             dim = self._encoder.dim
-            if not isinstance(truncate_dim, int) or not 1 <= truncate_dim <= dim:
+            if not _is_whole(truncate_dim) or not 1 <= truncate_dim <= dim:
                 raise InputError(
                     f"truncate_dim={truncate_dim!r}", limit=f"1 to {dim}", remedy="keep within it"
                 )
-        if not isinstance(priority, int):
+        if not _is_whole(priority):
             raise InputError(f"priority={priority!r}", limit="a whole number")
         until = math.inf
         if deadline is not None:
@@ -457,6 +457,10 @@ def refusal_error(refusal: Refusal) -> KosineError:
         remedy=f"try again in {retry_after:.3f} s",
         retry_after=retry_after,
     )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _checked(prepared: Prepared, count: int) -> Prepared:

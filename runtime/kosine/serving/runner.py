@@ -11,6 +11,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -491,7 +492,8 @@ class Runner:
             if not self.closed:
                 state = "serving"
                 if not alive:
-                    self.start()
+                    with suppress(BatcherError):  # `alive` says it
+                        self.start()
             else:
                 state = "closed" if self._drained or not self._threads else "draining"
             since = self.running_since
