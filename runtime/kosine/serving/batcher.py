@@ -295,21 +295,22 @@ class Batcher:
         started = self._clock.now()
         prepared, failed = self._tokenise(texts, separate, prompt_name, prompt)
         took = self._clock.now() - started
-        good = [i for i in range(len(texts)) if i not in failed] if failed else range(len(texts))
-        call = None
-        if prepared is not None:
-            call = Call(
-                prepared.batch,
-                [sizes[i] for i in good],
-                [futures[i] for i in good] if failed else futures,
-                truncate_dim=truncate_dim,
-                priority=priority,
-                deadline=until,
-            )
+        good = futures
+        if failed:
+            kept = [i for i in range(len(texts)) if i not in failed]
+            sizes, good = [sizes[i] for i in kept], [futures[i] for i in kept]
         with runner.lock:
-            if prepared is not None and call is not None:
-                nbytes = sum(sizes[i] for i in good)
-                self._refuse(call.tokens, len(call.futures), nbytes, priority, until)
+            if prepared is not None:
+                tokens = prepared.batch.num_tokens
+                self._refuse(tokens, len(good), sum(sizes), priority, until)
+                call = Call(
+                    prepared.batch,
+                    sizes,
+                    good,
+                    truncate_dim=truncate_dim,
+                    priority=priority,
+                    deadline=until,
+                )
                 runner.push(call)
                 runner.counters.truncated += prepared.truncated
                 runner.counters.unknown += prepared.unknown
@@ -430,6 +431,8 @@ def _read(value: str | Iterable[str]) -> tuple[list[str], list[int], bool]:
     Raises:
         TextError: Something in there is no text.
     """
+    if type(value) is str:  # as most requests to a service are
+        return [value], [check_characters(value, "text 0")], True
     given, single, _ = as_texts(value, "texts")
     texts = [as_str(text, f"text {i}") for i, text in enumerate(given)]
     return texts, [check_characters(text, f"text {i}") for i, text in enumerate(texts)], single
@@ -460,7 +463,7 @@ def refusal_error(refusal: Refusal) -> KosineError:
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return type(value) is int or isinstance(value, np.integer)
 
 
 def _checked(prepared: Prepared, count: int) -> Prepared:
@@ -475,7 +478,7 @@ def _is_short(texts: str | Sequence[str]) -> bool:
     """Whether tokenising takes no longer than handing it to another thread would."""
     if isinstance(texts, str):
         return len(texts) <= ON_LOOP_CHARS
-    if not isinstance(texts, list | tuple) or len(texts) > ON_LOOP_TEXTS:
+    if not isinstance(texts, (list, tuple)) or len(texts) > ON_LOOP_TEXTS:
         return False
     return sum(len(text) for text in texts if isinstance(text, str)) <= ON_LOOP_CHARS
 

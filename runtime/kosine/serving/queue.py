@@ -125,6 +125,12 @@ class Queue:
             now: The time.
         """
         limits = self.limits
+        if (
+            self.tokens + tokens <= limits.queue_tokens
+            and self.requests + requests <= limits.queue_requests
+            and self.nbytes + nbytes <= limits.queue_bytes
+        ):
+            return None if deadline == math.inf else self._late(tokens, priority, deadline, now)
         worst: Refusal | None = None
         for what, held, extra, limit in (
             ("requests", self.requests, requests, limits.queue_requests),
@@ -138,9 +144,8 @@ class Queue:
             # What must leave first is a part of what is held: so is the time that it takes.
             share = (held + extra - limit) / held
             worst = Refusal(what, held + extra, limit, self._backlog_s(now) * share)
-        if worst is not None:
-            return worst._replace(retry_after=max(worst.retry_after, self._batch_s()))
-        return None if deadline == math.inf else self._late(tokens, priority, deadline, now)
+        assert worst is not None, "some bound is broken"
+        return worst._replace(retry_after=max(worst.retry_after, self._batch_s()))
 
     def push(self, call: Call, now: float) -> None:
         """Take a call in; `refusal` had nothing against it."""
@@ -215,7 +220,11 @@ class Queue:
         patience = math.inf
         probe: Call | None = None
         last: Call | None = None
-        while batch.tokens < budget and (call := self._head()) is not None:
+        while batch.tokens < budget:
+            # Who was served last is still the first of all while it has texts.
+            call = last if last is not None and last.texts else self._head()
+            if call is None:
+                break
             text = call.texts[0]
             total = batch.tokens + text.tokens
             if call.deadline != math.inf and (call is not last or not text.future.matrix):
@@ -226,9 +235,12 @@ class Queue:
                         probe = call
                     self._shed(batch, call)
                     continue
-            if batch.texts and (total > budget or predict(total, budget) > patience):
+            if batch.texts and total > budget:
                 break
-            patience = min(patience, HEADROOM * (call.deadline - now))
+            if batch.texts and patience != math.inf and predict(total, budget) > patience:
+                break
+            if call.deadline != math.inf:
+                patience = min(patience, HEADROOM * (call.deadline - now))
             batch.texts.append(text)
             batch.tokens = total
             self._leave(text)

@@ -101,6 +101,8 @@ class Runner:
         self._expiring: list[BatchFuture] = []
         self._last_crash: str | None = None
         self._threads: dict[str, threading.Thread] = {}
+        # Asked by each call, which `Thread.is_alive` would take too long for.
+        self._living: set[str] = set()
         self._work = threading.Condition(self.lock)
         self._tick = threading.Condition(self.lock)
         self._next_expiry = math.inf
@@ -123,14 +125,17 @@ class Runner:
 
     def start(self) -> None:
         """Start whichever thread is not there, or no longer. Holds the lock."""
+        if len(self._living) == 2:
+            return
         for name, *parts in (
             ("kosine-runner", self.recover, self._run),
             ("kosine-timer", self._recover_timer, self._keep_deadlines),
         ):
-            thread = self._threads.get(name)
-            if thread is not None and thread.is_alive():
+            if name in self._living:
                 continue
-            thread = threading.Thread(target=self._live, args=parts, name=name, daemon=True)
+            thread = threading.Thread(
+                target=self._live, args=(name, *parts), name=name, daemon=True
+            )
             try:
                 thread.start()
             except (RuntimeError, MemoryError) as error:
@@ -140,6 +145,7 @@ class Runner:
                     remedy="raise the limit on processes (ulimit -u, pids.max), or end threads",
                 ) from error
             self._threads[name] = thread
+            self._living.add(name)
 
     def release(self, future: BatchFuture) -> None:
         """A future was cancelled: give its place back and tell who waits."""
@@ -152,18 +158,21 @@ class Runner:
     # The threads
 
     def _live(
-        self, recover: Callable[[BaseException | None], None], work: Callable[[], None]
+        self, name: str, recover: Callable[[BaseException | None], None], work: Callable[[], None]
     ) -> None:
         """A thread's life: whatever its work dies of, it is begun again."""
         crash: BaseException | None = None
-        while True:
-            try:
-                recover(crash)
-                crash = None
-                work()
-                return
-            except BaseException as error:  # noqa: BLE001 - told to whom the batch belongs
-                crash = error
+        try:
+            while True:
+                try:
+                    recover(crash)
+                    crash = None
+                    work()
+                    return
+                except BaseException as error:  # noqa: BLE001 - told to whom the batch belongs
+                    crash = error
+        finally:
+            self._living.discard(name)
 
     def _run(self) -> None:
         while self._wait_for_work():
