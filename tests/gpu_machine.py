@@ -1,8 +1,8 @@
 """What GPU tests share: whether there is one, and stand-ins for CUDA and TensorRT without one.
 
-The stand-ins have the methods of `kosine.backends.cuda.Cuda` and
-`kosine.backends.trt_engine.PlanEngine`. Their device memory is host memory at real addresses, and
-the plan is the bundle's float32 `packed.onnx` in ONNX Runtime, so everything that
+The stand-ins have the methods of `kosine.backends.tensorrt.gpu.Cuda` and
+`kosine.backends.tensorrt.engine.PlanEngine`. Their device memory is host memory at real addresses,
+and the plan is the bundle's float32 `packed.onnx` in ONNX Runtime, so everything that
 `TensorRTBackend` does between ids and vectors is the real thing.
 """
 
@@ -22,11 +22,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from kosine.backends import cuda as cuda_module
-from kosine.bundle import artifact_of
-from kosine.canary import Canary
+from kosine.backends.tensorrt import gpu as cuda_module
+from kosine.bundle.canary import Canary
+from kosine.bundle.folder import artifact_of
+from kosine.bundle.plans import Plan, PlanProfile
 from kosine.errors import BackendError, KosineError
-from kosine.plans import Plan, PlanProfile
 from kosine_export.trt_library import find_library
 
 SAMPLE = Path(__file__).resolve().parent.parent / "export" / "sample"
@@ -266,14 +266,14 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[FakeCuda]:
     """Put the stand-ins in the places of CUDA and TensorRT."""
     kind = type("StandIn", (FakeCuda,), {"made": []})
     module = SimpleNamespace(__version__=VERSION)
-    monkeypatch.setattr("kosine.backends.tensorrt.Cuda", kind)
-    monkeypatch.setattr("kosine.backends.tensorrt.PlanEngine", FakeEngine)
+    monkeypatch.setattr("kosine.backends.tensorrt.backend.Cuda", kind)
+    monkeypatch.setattr("kosine.backends.tensorrt.backend.PlanEngine", FakeEngine)
     monkeypatch.setattr(
-        "kosine.backends.trt_plans.import_module", lambda name: {"tensorrt": module}[name]
+        "kosine.backends.tensorrt.selection.import_module", lambda name: {"tensorrt": module}[name]
     )
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        "kosine.backends.trt_plans.importlib.util.find_spec",
+        "kosine.backends.tensorrt.selection.importlib.util.find_spec",
         lambda name, *rest: module if name == "tensorrt" else find(name, *rest),
     )
     return kind

@@ -19,11 +19,11 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from kosine.bundle import Bundle
-from kosine.canary import Canary
-from kosine.manifest import Architecture, Artifact, FileEntry, Manifest, Pooling
+from kosine.bundle.canary import Canary
+from kosine.bundle.manifest import Architecture, Artifact, FileEntry, Manifest, Pooling
+from kosine.bundle.tensorfile import write_tensors
 from kosine.packed import Packed
 from kosine.quantization import calibrated_ranges
-from kosine.tensorfile import write_tensors
 from kosine.tokenizer import Tokenizer as RuntimeTokenizer
 
 DIM = 4

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kosine.tensorfile import TensorFile, write_tensors
+from kosine.bundle.tensorfile import TensorFile, write_tensors
 
 
 def rehash(bundle: Path) -> None:

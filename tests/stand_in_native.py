@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kosine.backends.onnx import OnnxBackend
+from kosine.backends.onnx.cpu import OnnxBackend
 from kosine.bundle import Bundle
 from kosine.errors import BackendError, BackendUnavailable
 from kosine.packed import Packed, Pooled

@@ -15,9 +15,9 @@ import kosine
 import stand_in_native
 from hostile import small_bundle
 from kosine import cli
-from kosine.backends import BACKENDS, candidates, capabilities, make_backend, probe
+from kosine.backends.registry import BACKENDS, candidates, capabilities, make_backend, probe
 from kosine.bundle import Bundle
-from kosine.canary import AUTO_TEXTS, Canary
+from kosine.bundle.canary import AUTO_TEXTS, Canary
 from kosine.errors import (
     BackendUnavailable,
     KosineError,
@@ -335,7 +335,7 @@ def test_a_probe_raises_what_making_the_engine_would(bundle, monkeypatch, forced
 
 def test_a_probe_of_what_is_not_installed(bundle, monkeypatch):
     monkeypatch.setattr(engine, "_native_missing", ImportError("not built"))
-    monkeypatch.setattr("kosine.backends.onnx.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("kosine.backends.onnx.library.importlib.util.find_spec", lambda _: None)
     with pytest.raises(BackendUnavailable, match="not built"):
         probe(bundle, "native", "float32")
     with pytest.raises(MissingExtra, match="needs onnxruntime"):

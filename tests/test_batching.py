@@ -9,14 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kosine.batching import (
-    WIDTHS,
-    RowPlan,
-    _cut_by_length,
-    _Price,
-    plan_rows,
-    split_batches,
-)
+from kosine.backends.rows.plan import WIDTHS, RowPlan, _cut_by_length, _Price, plan_rows
+from kosine.batching import split_batches
 from kosine.encoder import MAX_BATCH_TOKENS
 
 LENGTHS = st.lists(st.integers(1, 512), max_size=80)

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kosine.backends.buckets import fill_piece, input_shape, pieces, row_counts, split_rows
-from kosine.backends.onnx_cuda import MAX_RUN_TOKENS, gpu_profiles
-from kosine.batching import plan_rows
+from kosine.backends.onnx.cuda import MAX_RUN_TOKENS, gpu_profiles
+from kosine.backends.rows.buckets import fill_piece, input_shape, pieces, row_counts, split_rows
+from kosine.backends.rows.fill import Rows
+from kosine.backends.rows.plan import plan_rows
+from kosine.bundle.plans import PlanProfile
 from kosine.errors import BackendError
 from kosine.packed import Packed
-from kosine.plans import PlanProfile
 from kosine.positions import position_ids
-from kosine.rows import Rows
 
 PAD = 1
 PROFILES = (

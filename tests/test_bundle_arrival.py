@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import kosine
-from kosine.backends import make_backend
-from kosine.bundle import MANIFEST, Bundle, sha256_of
+from kosine.backends.registry import make_backend
+from kosine.bundle.folder import MANIFEST, Bundle, sha256_of
 from kosine.errors import IntegrityError, KosineError
 from rehash import perturb_weights
 

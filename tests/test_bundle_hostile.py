@@ -35,6 +35,7 @@ from hostile import (
     small_tokenizer,
     tensor,
 )
+from kosine.bundle.tensorfile import TensorFile, write_tensors
 from kosine.errors import (
     BundleNotFound,
     IntegrityError,
@@ -43,7 +44,6 @@ from kosine.errors import (
     SchemaTooNew,
     UnsafeBundle,
 )
-from kosine.tensorfile import TensorFile, write_tensors
 from test_graphscan import REFUSED
 from test_manifest import NOT_JSON
 from test_tensorfile import DAMAGED

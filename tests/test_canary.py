@@ -10,7 +10,7 @@ import pytest
 
 from hostile import small_bundle
 from kosine.bundle import Bundle
-from kosine.canary import (
+from kosine.bundle.canary import (
     AUTO_TEXTS,
     GATES,
     MAX_NORM_ERROR,
@@ -24,9 +24,9 @@ from kosine.canary import (
     mean_vector,
     replay,
 )
+from kosine.bundle.tensorfile import TensorFile, write_tensors
 from kosine.errors import IntegrityError, ParityError
 from kosine.packed import Pooled
-from kosine.tensorfile import TensorFile, write_tensors
 from rehash import change_tensor, rehash
 
 EXACT = Comparison(4, 1.0, 1.0, 0.0, 0.0, 0)

@@ -393,7 +393,7 @@ def test_null_rows_over_several_windows(run, sample_bundle, tmp_path):
 
 
 def test_a_vector_that_is_not_finite_becomes_a_null_row(run, sample_bundle, tmp_path, monkeypatch):
-    from kosine.backends.onnx import OnnxBackend
+    from kosine.backends.onnx.cpu import OnnxBackend
 
     marked = kosine.load(sample_bundle, backend="onnx").prepare("고양이").batch.ids.tolist()
     real = OnnxBackend.run

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import kosine
-from kosine.backends import make_backend
+from kosine.backends.registry import make_backend
 from kosine.bundle import Bundle
 from kosine.errors import BundleNotFound, InputError, IntegrityError
 from rehash import perturb_weights

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import kosine
 from factories import build
 from kosine import Encoder, Pooled
-from kosine.backends import onnx as onnx_backend
+from kosine.backends.onnx import cpu as onnx_backend
 from kosine_export.export import export
 from kosine_export.texts import canary_texts, long_texts
 

@@ -33,7 +33,7 @@ under_way.wait()
 LOADING = """
 import threading, time
 import kosine
-from kosine.backends import make_backend
+from kosine.backends.registry import make_backend
 from kosine.bundle import Bundle
 
 bundle = Bundle(BUNDLE)

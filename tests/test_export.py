@@ -13,7 +13,7 @@ import pytest
 import kosine
 from conftest import SAMPLE
 from kosine.bundle import Bundle
-from kosine.canary import Canary, compare
+from kosine.bundle.canary import Canary, compare
 from kosine.errors import BundleExists, CheckpointNotFound, InputError, ParityError, UnknownOption
 from kosine.quantization import calibrated_ranges
 from kosine_export import export as export_module

@@ -10,7 +10,7 @@ import pytest
 
 import factories
 import kosine
-from kosine.canary import compare
+from kosine.bundle.canary import compare
 from kosine_export.export import Exported, export
 from kosine_export.face import run_model_face
 from kosine_export.referee import Referee

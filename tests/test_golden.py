@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kosine.backends import make_backend
+from kosine.backends.registry import make_backend
 from kosine.bundle import Bundle
 from kosine.encoder import Encoder
 from kosine.packed import Packed

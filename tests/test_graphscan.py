@@ -23,8 +23,8 @@ from hostile import (
     tensor,
     varint,
 )
+from kosine.bundle.graphscan import MAX_GRAPH_BYTES, OPERATORS, scan_graph
 from kosine.errors import UnsafeBundle
-from kosine.graphscan import MAX_GRAPH_BYTES, OPERATORS, scan_graph
 
 GOOD_TENSOR = tensor("a", (4, 4), external(256, 64))
 GOOD = model(graph(node("MatMul", ("x", "a")), initializers=[GOOD_TENSOR]))

@@ -11,7 +11,7 @@ import pytest
 
 import kosine
 from kosine import cli
-from kosine.backends import BACKENDS, capabilities, make_backend
+from kosine.backends.registry import BACKENDS, capabilities, make_backend
 from kosine.bundle import Bundle
 from kosine_kernels import engine
 from native_machine import needs_native
@@ -63,7 +63,7 @@ def test_nothing_but_the_manifest_is_read_and_no_engine_is_made(info, sample_bun
         raise AssertionError("info opened a file or made an engine")
 
     monkeypatch.setattr(Bundle, "file", never)
-    monkeypatch.setattr("kosine.backends._make", never)
+    monkeypatch.setattr("kosine.backends.registry._make", never)
     assert info(sample_bundle) == expected
 
 
@@ -85,7 +85,7 @@ assert "onnxruntime" not in sys.modules
 
 def test_where_nothing_runs(info, sample_bundle, monkeypatch):
     monkeypatch.setattr(engine, "_native_missing", ImportError("not built"))
-    monkeypatch.setattr("kosine.backends.onnx.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("kosine.backends.onnx.library.importlib.util.find_spec", lambda _: None)
     value, text = info(sample_bundle)
     assert value["auto"] is None
     assert not any(entry["runs"] for entry in value["engines"])

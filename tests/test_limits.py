@@ -20,12 +20,12 @@ NOBODY = 65534
 SCRIPT = """
 import os, resource
 import kosine
-from kosine.backends import make_backend
+from kosine.backends.registry import make_backend
 from kosine.bundle import Bundle
 from kosine.errors import BackendError
 from kosine.packed import Packed
 import kosine.backends.native
-from kosine.backends.onnx import import_onnxruntime
+from kosine.backends.onnx.library import import_onnxruntime
 
 import_onnxruntime()
 bundle = Bundle(BUNDLE)

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostile import DIM, small_manifest
-from kosine.backends import BACKENDS
-from kosine.errors import KosineError, ManifestError, SchemaTooNew
-from kosine.manifest import (
+from kosine.backends.registry import BACKENDS
+from kosine.bundle.manifest import (
     MAX_MANIFEST_BYTES,
     NUMERICS,
     SCHEMA,
@@ -24,7 +23,8 @@ from kosine.manifest import (
     Manifest,
     Pooling,
 )
-from kosine.plans import Plan, PlanProfile
+from kosine.bundle.plans import Plan, PlanProfile
+from kosine.errors import KosineError, ManifestError, SchemaTooNew
 
 FULL = small_manifest(
     dense=(Dense(DIM, 8, True, "tanh", False), Dense(8, DIM, False, "identity", True)),

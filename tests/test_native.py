@@ -9,9 +9,9 @@ import pytest
 
 from kosine.backend import Backend
 from kosine.backends.native import NativeBackend
-from kosine.backends.onnx import OnnxBackend
+from kosine.backends.onnx.cpu import OnnxBackend
 from kosine.bundle import Bundle
-from kosine.canary import GATES, Canary, replay
+from kosine.bundle.canary import GATES, Canary, replay
 from kosine.errors import BackendError, BackendUnavailable, UnknownOption
 from kosine.packed import Packed
 from kosine_kernels import engine

@@ -15,11 +15,12 @@ import pytest
 import kosine
 from gpu_machine import SAMPLE, batches, missing_provider, needs
 from kosine.backend import Backend
-from kosine.backends import onnx_bound, onnx_cuda
-from kosine.backends.onnx import OnnxBackend
-from kosine.backends.onnx_cuda import LIBRARY, OnnxCudaBackend
+from kosine.backends.onnx import bound as onnx_bound
+from kosine.backends.onnx import cuda as onnx_cuda
+from kosine.backends.onnx.cpu import OnnxBackend
+from kosine.backends.onnx.cuda import LIBRARY, OnnxCudaBackend
 from kosine.bundle import Bundle
-from kosine.canary import Canary, replay
+from kosine.bundle.canary import Canary, replay
 from kosine.errors import BackendError, BackendUnavailable, MissingTarget
 from kosine_export.export import export
 

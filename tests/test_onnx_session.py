@@ -9,14 +9,14 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from kosine.backends.onnx import start_session
+from kosine.backends.onnx.cpu import start_session
 
 
 @pytest.mark.parametrize("apart", [True, False])
 def test_residuals_and_layer_norms_stay_apart(sample, tmp_path, monkeypatch, apart):
     """Fused they take much longer; and a fusion that is no longer called so would come back."""
     if not apart:
-        monkeypatch.setattr("kosine.backends.onnx.SLOW_FUSIONS", [])
+        monkeypatch.setattr("kosine.backends.onnx.cpu.SLOW_FUSIONS", [])
     batch = sample.prepare(["한 남자가 기타를 친다.", "비행기가 뜬다."]).batch
     expected = sample.run(batch).vectors
     options = sample.backend._options(onnxruntime)

@@ -13,8 +13,8 @@ import pytest
 import kosine
 from kosine import Encoder, cli
 from kosine.backend import Backend
-from kosine.backends import BACKENDS, DTYPES, capabilities
-from kosine.canary import GATES
+from kosine.backends.registry import BACKENDS, DTYPES, capabilities
+from kosine.bundle.canary import GATES
 
 HEAVY = ("torch", "transformers", "sentence_transformers", "onnx", "onnxruntime", "kosine_export",
          "kosine_bench", "tqdm", "safetensors", "openvino", "optimum")  # fmt: skip

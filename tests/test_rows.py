@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kosine.batching import plan_rows
+from kosine.backends.rows.fill import fill_rows
+from kosine.backends.rows.plan import plan_rows
 from kosine.packed import Packed
 from kosine.positions import position_ids
-from kosine.rows import fill_rows
 
 PAD = 1
 SENTENCES = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=40), min_size=1, max_size=20)

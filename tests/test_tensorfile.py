@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from hostile import floats, safetensors
+from kosine.bundle.tensorfile import ALIGNMENT, DTYPES, MAX_HEADER_BYTES, TensorFile, write_tensors
 from kosine.errors import IntegrityError
-from kosine.tensorfile import ALIGNMENT, DTYPES, MAX_HEADER_BYTES, TensorFile, write_tensors
 
 TENSORS = {
     "f64": np.arange(3, dtype=np.float64),

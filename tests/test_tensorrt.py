@@ -25,12 +25,12 @@ from gpu_machine import (
     with_plan,
 )
 from kosine.backend import Backend
-from kosine.backends import cuda as cuda_module
-from kosine.backends import tensorrt as backend_module
-from kosine.backends.onnx import OnnxBackend
-from kosine.backends.tensorrt import TensorRTBackend
+from kosine.backends.onnx.cpu import OnnxBackend
+from kosine.backends.tensorrt import backend as backend_module
+from kosine.backends.tensorrt import gpu as cuda_module
+from kosine.backends.tensorrt.backend import TensorRTBackend
 from kosine.bundle import Bundle
-from kosine.canary import Canary, replay
+from kosine.bundle.canary import Canary, replay
 from kosine.errors import (
     BackendError,
     BackendUnavailable,

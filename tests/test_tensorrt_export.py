@@ -22,6 +22,7 @@ import factories
 from conftest import SAMPLE
 from fake_tensorrt import FakeTensorRT, Severity
 from kosine.bundle import Bundle
+from kosine.bundle.tensorfile import write_tensors
 from kosine.cli import main
 from kosine.errors import (
     BackendError,
@@ -30,7 +31,6 @@ from kosine.errors import (
     UnknownOption,
     UnsupportedCheckpoint,
 )
-from kosine.tensorfile import write_tensors
 from kosine_bench.measuring import models
 from kosine_export import export as export_module
 from kosine_export import trt_library

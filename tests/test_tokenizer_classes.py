@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 import factories
 import kosine
 import kosine_export.export as export_module
-from kosine.canary import compare
+from kosine.bundle.canary import compare
 from kosine.errors import CorruptCheckpoint, ManifestError, ParityError, UnsupportedCheckpoint
 from kosine_export.export import Exported, export
 from kosine_export.parity import kind_of

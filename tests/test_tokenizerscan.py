@@ -15,9 +15,9 @@ import pytest
 import kosine
 from hostile import rewrite, small_bundle, small_tokenizer
 from kosine.bundle import Bundle
+from kosine.bundle.tokenizerscan import scan_tokenizer
 from kosine.errors import ManifestError, UnsafeBundle
 from kosine.tokenizer import Tokenizer
-from kosine.tokenizerscan import scan_tokenizer
 
 Edit = Callable[[dict[str, Any]], object]
 SPLIT = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import gpu_machine
-from kosine.backends import cuda as cuda_module
-from kosine.backends import trt_engine
+from kosine.backends.tensorrt import engine as trt_engine
+from kosine.backends.tensorrt import gpu as cuda_module
+from kosine.bundle.plans import Plan
 from kosine.errors import BackendError
-from kosine.plans import Plan
 
 
 class TestNames:

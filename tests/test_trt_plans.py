@@ -8,11 +8,12 @@ import pytest
 
 import kosine
 from gpu_machine import PROFILES, VERSION, missing_gpu, stand_in, with_plan
-from kosine.backends import cuda as cuda_module
-from kosine.backends import tensorrt as backend_module
-from kosine.backends.tensorrt import TensorRTBackend
-from kosine.backends.trt_plans import choose_plan
+from kosine.backends.tensorrt import backend as backend_module
+from kosine.backends.tensorrt import gpu as cuda_module
+from kosine.backends.tensorrt.backend import TensorRTBackend
+from kosine.backends.tensorrt.selection import choose_plan
 from kosine.bundle import Bundle
+from kosine.bundle.plans import Plan
 from kosine.errors import (
     BackendUnavailable,
     IntegrityError,
@@ -21,7 +22,6 @@ from kosine.errors import (
     PlanMismatch,
     UnknownOption,
 )
-from kosine.plans import Plan
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,9 @@ def test_a_bundle_without_a_plan(sample_bundle):
 
 
 def test_tensorrt_is_not_installed(planned, monkeypatch):
-    monkeypatch.setattr("kosine.backends.trt_plans.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr(
+        "kosine.backends.tensorrt.selection.importlib.util.find_spec", lambda _: None
+    )
     with pytest.raises(MissingExtra, match="not installed") as caught:
         TensorRTBackend(planned)
     assert caught.value.remedy == "pip install 'kosine[tensorrt]'"
@@ -53,7 +55,7 @@ def test_tensorrt_that_cannot_be_imported(planned, monkeypatch):
     def broken(name):
         raise ImportError(f"lib{name}.so: not found\nmore")
 
-    monkeypatch.setattr("kosine.backends.trt_plans.import_module", broken)
+    monkeypatch.setattr("kosine.backends.tensorrt.selection.import_module", broken)
     with pytest.raises(BackendUnavailable, match=r"libtensorrt\.so: not found") as caught:
         TensorRTBackend(planned)
     assert "\n" not in str(caught.value)
@@ -115,7 +117,7 @@ def test_no_gpu(planned, monkeypatch):
 
 
 def test_no_cuda_python(monkeypatch):
-    monkeypatch.setattr("kosine.backends.cuda.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("kosine.backends.tensorrt.gpu.importlib.util.find_spec", lambda _: None)
     with pytest.raises(MissingExtra, match="cuda-python"):
         cuda_module.Cuda(0)
 

@@ -13,7 +13,7 @@ import stand_in_native
 from conftest import SAMPLE
 from gpu_machine import stand_in, with_plan
 from kosine import cli
-from kosine.canary import GATES
+from kosine.bundle.canary import GATES
 from kosine_kernels import engine
 from rehash import change_tensor, perturb_weights
 

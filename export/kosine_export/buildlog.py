@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 
-from kosine.plans import PlanProfile
+from kosine.bundle.plans import PlanProfile
 
 __all__ = ["Kernel", "Tail", "fusion", "read_kernels", "shortfalls", "tail_of"]
 

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from kosine.backends.onnx import import_onnxruntime
-from kosine.batching import plan_rows
-from kosine.canary import Comparison, compare
+from kosine.backends.onnx.library import import_onnxruntime
+from kosine.backends.rows.fill import Rows, fill_rows
+from kosine.backends.rows.plan import plan_rows
+from kosine.bundle.canary import Comparison, compare
+from kosine.bundle.tensorfile import TensorEntry
 from kosine.errors import ParityError
 from kosine.packed import Packed
 from kosine.positions import position_ids
-from kosine.rows import Rows, fill_rows
-from kosine.tensorfile import TensorEntry
 from kosine_export.graph import packed_graph
 from kosine_export.spec import EncoderSpec
 

@@ -13,9 +13,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from kosine.bundle.plans import FLAVOURS, Plan
 from kosine.commands import options
 from kosine.errors import InputError
-from kosine.plans import FLAVOURS, Plan
 from kosine_export.export import TARGETS, Exported, export
 from kosine_export.pooling import POOLINGS
 from kosine_export.trt_library import RTX_ARCHITECTURES

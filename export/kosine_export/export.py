@@ -14,19 +14,19 @@ import onnx
 from numpy.typing import NDArray
 
 import kosine
-from kosine.backends import make_backend
+from kosine.backends.registry import make_backend
 from kosine.batching import split_batches
-from kosine.bundle import MANIFEST, Bundle, artifact_of, writing_bundle
-from kosine.canary import CANARY, Canary, check_canary, mean_vector
+from kosine.bundle.canary import CANARY, Canary, check_canary, mean_vector
+from kosine.bundle.folder import MANIFEST, Bundle, artifact_of, writing_bundle
+from kosine.bundle.manifest import Architecture, Artifact, Dense, Manifest, Pooling
+from kosine.bundle.plans import FLAVOURS, Plan
+from kosine.bundle.tensorfile import TensorEntry, write_tensors
 from kosine.commands.options import read_texts
 from kosine.encoder import Encoder
 from kosine.errors import CorruptCheckpoint, InputError, ParityError, UnknownOption
-from kosine.manifest import Architecture, Artifact, Dense, Manifest, Pooling
 from kosine.packed import Float32, Packed
-from kosine.plans import FLAVOURS, Plan
 from kosine.positions import position_ids
 from kosine.quantization import calibrated_ranges
-from kosine.tensorfile import TensorEntry, write_tensors
 from kosine.tokenizer import Tokenizer
 from kosine_export.certificate import RangeCertificate, certify, check_weights
 from kosine_export.checkpoint import Checkpoint, read_checkpoint

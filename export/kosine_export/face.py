@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from kosine.backends.onnx import import_onnxruntime
+from kosine.backends.onnx.library import import_onnxruntime
 from kosine.bundle import Bundle
-from kosine.canary import GATES, Canary, compare
+from kosine.bundle.canary import GATES, Canary, compare
 from kosine.errors import ParityError
 from kosine.packed import Float32, Packed
 

@@ -3,7 +3,7 @@
 Two faces on the same weights:
 
 - `packed_graph`: kosine's own. Rows that several sentences share, a segment id per token;
-  unit vectors and their norms out. Inputs are those of `kosine.rows.Rows`.
+  unit vectors and their norms out. Inputs are those of `kosine.backends.rows.fill.Rows`.
 - `model_graph`: the ecosystem's. `input_ids`, `attention_mask` (, `token_type_ids`) in,
   `sentence_embedding` and `last_hidden_state` out.
 
@@ -34,7 +34,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from kosine.tensorfile import TensorEntry
+from kosine.bundle.tensorfile import TensorEntry
 from kosine_export.spec import EncoderSpec
 
 __all__ = ["MASKED", "QUERY_BLOCK", "Graph", "model_graph", "packed_graph"]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kosine.canary import GATES, MAX_NORM_ERROR, Canary, Centred, Comparison, Gate, compare
+from kosine.bundle.canary import GATES, MAX_NORM_ERROR, Canary, Centred, Comparison, Gate, compare
 from kosine.encoder import Encoder
 from kosine.errors import ManifestError
 from kosine_export.referee import Referee

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kosine.plans import PlanProfile
+from kosine.bundle.plans import PlanProfile
 
 __all__ = ["input_ranges", "plan_profiles"]
 
@@ -54,7 +54,7 @@ def input_ranges(profile: PlanProfile, inputs: Iterable[str]) -> dict[str, Range
 
     Args:
         profile: See `PlanProfile`.
-        inputs: The graph's input names: fields of `kosine.rows.Rows`.
+        inputs: The graph's input names: fields of `kosine.backends.rows.fill.Rows`.
 
     Raises:
         KeyError: An input that `Rows` does not have.

@@ -18,8 +18,8 @@ from typing import Any
 
 import onnx
 
+from kosine.bundle.plans import Plan, PlanProfile
 from kosine.errors import BackendError, UnsupportedCheckpoint
-from kosine.plans import Plan, PlanProfile
 from kosine.progress import progress_bar
 from kosine_export.buildlog import fusion, read_kernels, shortfalls, tail_of
 from kosine_export.profiles import input_ranges, plan_profiles

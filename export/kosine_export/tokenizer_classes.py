@@ -22,8 +22,8 @@ from tokenizers import (
     processors,
 )
 
+from kosine.bundle.tokenizerscan import Kind
 from kosine.errors import CorruptCheckpoint
-from kosine.tokenizerscan import Kind
 
 __all__ = [
     "ASSUMED",

@@ -16,8 +16,8 @@ from typing import Any
 
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
+from kosine.bundle.tokenizerscan import MAX_TOKENIZER_BYTES, Kind, scan_tokenizer
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
-from kosine.tokenizerscan import MAX_TOKENIZER_BYTES, Kind, scan_tokenizer
 from kosine_export.folder import optional_object, read_object, read_text
 from kosine_export.spec import Family
 from kosine_export.special_tokens import CLASS_TOKENS, add_tokens, ids_of, special_tokens

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kosine.bundle.plans import FLAVOURS
 from kosine.errors import BackendUnavailable, MissingExtra, UnknownOption
-from kosine.plans import FLAVOURS
 
 __all__ = ["RTX_ARCHITECTURES", "Library", "Watch", "find_library", "gpu_architecture"]
 
@@ -45,7 +45,7 @@ class Library:
     """An imported TensorRT.
 
     Attributes:
-        flavour: A key of `kosine.plans.FLAVOURS`.
+        flavour: A key of `kosine.bundle.plans.FLAVOURS`.
         module: The module itself.
     """
 

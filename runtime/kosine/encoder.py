@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from kosine import scoring
 from kosine.backend import Backend
-from kosine.backends import make_backend
 from kosine.backends.forks import watch_forks
+from kosine.backends.registry import make_backend
 from kosine.batching import split_batches
 from kosine.bundle import Bundle
 from kosine.errors import (

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from kosine.bundle import Bundle
+from kosine.bundle.tokenizerscan import MAX_TOKENIZER_BYTES, scan_tokenizer
 from kosine.errors import KosineError, ManifestError, TextError, TextTooLong, UnsafeBundle
 from kosine.exit_gate import awaited_at_exit
 from kosine.packed import Packed
 from kosine.texts import as_str, check_characters
 from kosine.threads import share
-from kosine.tokenizerscan import MAX_TOKENIZER_BYTES, scan_tokenizer
 
 __all__ = ["MAX_TEXT_BYTES", "Prepared", "Tokenizer"]
 

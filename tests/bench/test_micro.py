@@ -15,10 +15,11 @@ import pytest
 
 import kosine
 from kosine import scoring
-from kosine.batching import plan_rows, split_batches
+from kosine.backends.rows.fill import fill_rows
+from kosine.backends.rows.plan import plan_rows
+from kosine.batching import split_batches
 from kosine.packed import Packed
 from kosine.positions import position_ids
-from kosine.rows import fill_rows
 from kosine.tokenizer import Tokenizer
 from kosine_bench.measuring.workload import WORKLOADS, Texts, make_texts
 

@@ -90,7 +90,8 @@ class KosineOnnx(Kosine):
     packages = (*Kosine.packages, "onnxruntime")
 
     def computed_tokens(self, lengths: Sequence[int], setting: Setting) -> int:
-        from kosine.batching import plan_rows, split_batches
+        from kosine.backends.rows.plan import plan_rows
+        from kosine.batching import split_batches
 
         sizes = np.array(lengths, np.int32)
         return sum(
@@ -156,12 +157,12 @@ class KosineCuda(Kosine):
 
     def profiles(self) -> Sequence[Any]:
         """The `PlanProfile`s that rows are laid out for."""
-        from kosine.backends.onnx_cuda import gpu_profiles
+        from kosine.backends.onnx.cuda import gpu_profiles
 
         return gpu_profiles(self.encoder.max_tokens)
 
     def computed_tokens(self, lengths: Sequence[int], setting: Setting) -> int:
-        from kosine.backends.buckets import pieces
+        from kosine.backends.rows.buckets import pieces
         from kosine.batching import split_batches
 
         sizes = np.array(lengths, np.int32)

@@ -11,11 +11,11 @@ import dataclasses
 import sys
 from typing import Any
 
-from kosine.backends import BACKENDS, candidates, capabilities, probe
+from kosine.backends.registry import BACKENDS, candidates, capabilities, probe
 from kosine.bundle import Bundle
+from kosine.bundle.manifest import Manifest
 from kosine.commands import options
 from kosine.errors import InputError, KosineError
-from kosine.manifest import Manifest
 
 __all__ = ["add_arguments", "run"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import kosine
-from kosine.backends import BACKENDS, DTYPES
+from kosine.backends.registry import BACKENDS, DTYPES
 from kosine.errors import InputError
 
 __all__ = [

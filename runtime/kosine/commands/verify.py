@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kosine.backend import Backend
-from kosine.backends import candidates, capabilities, make_backend
 from kosine.backends.device import is_cuda
+from kosine.backends.registry import candidates, capabilities, make_backend
 from kosine.bundle import Bundle
-from kosine.canary import GATES, MAX_NORM_ERROR, Canary, Comparison, replay
+from kosine.bundle.canary import GATES, MAX_NORM_ERROR, Canary, Comparison, replay
 from kosine.commands import options
 from kosine.encoder import Encoder
 from kosine.errors import InputError, KosineError, MissingExtra

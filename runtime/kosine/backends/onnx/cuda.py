@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from kosine.backends.buckets import Piece, fill_piece, pieces
 from kosine.backends.device import cuda_index, first_line
 from kosine.backends.forks import check_process, never_destroy, watch_forks
-from kosine.backends.onnx import QUIET, external_values, import_onnxruntime, packed_graph
-from kosine.backends.onnx_bound import BoundSession
+from kosine.backends.onnx.bound import BoundSession
+from kosine.backends.onnx.library import QUIET, external_values, import_onnxruntime, packed_graph
+from kosine.backends.rows.buckets import Piece, fill_piece, pieces
+from kosine.backends.rows.fill import Rows
 from kosine.bundle import Bundle
+from kosine.bundle.plans import PlanProfile
 from kosine.errors import BackendError, BackendUnavailable, KosineError
 from kosine.packed import Float32, Packed, Pooled
-from kosine.plans import PlanProfile
 from kosine.positions import position_ids
-from kosine.rows import Rows
 
 __all__ = ["OnnxCudaBackend", "gpu_profiles"]
 

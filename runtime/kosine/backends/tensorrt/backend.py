@@ -14,20 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kosine.backend import Capabilities
-from kosine.backends.buckets import Shape, fill_piece, input_shape, pieces
 from kosine.backends.capture_gate import GATE
-from kosine.backends.cuda import Cuda, check_gpu
 from kosine.backends.device import cuda_index, first_line
 from kosine.backends.forks import check_process, never_destroy, watch_forks
-from kosine.backends.trt_engine import PlanContext, PlanEngine
-from kosine.backends.trt_plans import choose_plan, find_flavours, installed_flavours
+from kosine.backends.rows.buckets import Shape, fill_piece, input_shape, pieces
+from kosine.backends.rows.fill import Rows
+from kosine.backends.tensorrt.engine import PlanContext, PlanEngine
+from kosine.backends.tensorrt.gpu import Cuda, check_gpu
+from kosine.backends.tensorrt.selection import choose_plan, find_flavours, installed_flavours
 from kosine.bundle import Bundle
+from kosine.bundle.plans import Plan
 from kosine.errors import BackendError, KosineError, UnknownOption
 from kosine.exit_gate import awaited_at_exit
 from kosine.packed import Float32, Packed, Pooled
-from kosine.plans import Plan
 from kosine.positions import position_ids
-from kosine.rows import Rows
 
 __all__ = ["CAPABILITIES", "TensorRTBackend", "probe"]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from kosine.backends.buckets import Shape, input_shape
 from kosine.backends.capture_gate import GATE
 from kosine.backends.device import first_line
+from kosine.backends.rows.buckets import Shape, input_shape
+from kosine.backends.rows.fill import Rows
 from kosine.errors import BackendUnavailable
 from kosine.packed import Float32
-from kosine.rows import Rows
 
 __all__ = ["BoundSession"]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from kosine.backend import Backend, Capabilities
-from kosine.backends import onnx
 from kosine.backends.device import is_cuda
-from kosine.backends.onnx import probe
+from kosine.backends.onnx.cpu import OnnxBackend
+from kosine.backends.onnx.library import probe
 from kosine.bundle import Bundle
 
 __all__ = ["CAPABILITIES", "make_onnx", "probe"]
@@ -25,7 +25,7 @@ def make_onnx(
 ) -> Backend:
     """The engine for `device`: "cuda" and "cuda:N" are a GPU, "auto" is the CPU."""
     if is_cuda(device):
-        from kosine.backends.onnx_cuda import OnnxCudaBackend
+        from kosine.backends.onnx.cuda import OnnxCudaBackend
 
         return OnnxCudaBackend(bundle, dtype=dtype, device=device, threads=threads, spin=spin)
-    return onnx.OnnxBackend(bundle, dtype=dtype, device=device, threads=threads, spin=spin)
+    return OnnxBackend(bundle, dtype=dtype, device=device, threads=threads, spin=spin)

@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import Any
 
 from kosine.backends.device import first_line
+from kosine.bundle.plans import FLAVOURS, Plan
 from kosine.errors import BackendUnavailable, MissingExtra, MissingTarget, PlanMismatch
-from kosine.plans import FLAVOURS, Plan
 
 __all__ = ["choose_plan", "find_flavours", "installed_flavours"]
 

@@ -12,8 +12,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from math import inf
 from typing import Any, get_args, get_origin, get_type_hints
 
+from kosine.bundle.plans import FLAVOURS, Plan
 from kosine.errors import ManifestError, SchemaTooNew
-from kosine.plans import FLAVOURS, Plan
 
 __all__ = [
     "MAX_MANIFEST_BYTES",

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from kosine.backends.cuda import Cuda
 from kosine.backends.device import first_line
+from kosine.backends.rows.fill import Rows
+from kosine.backends.tensorrt.gpu import Cuda
+from kosine.bundle.plans import Plan
 from kosine.errors import BackendError
-from kosine.plans import Plan
-from kosine.rows import Rows
 
 __all__ = ["PlanContext", "PlanEngine"]
 
@@ -28,7 +28,7 @@ class PlanEngine:
         cuda: Where it runs.
 
     Attributes:
-        inputs: Data type by input name, of those that `kosine.rows.Rows` has.
+        inputs: Data type by input name, of those that `kosine.backends.rows.fill.Rows` has.
 
     Raises:
         BackendError: TensorRT refuses the plan, or it is not what the manifest says.

@@ -25,6 +25,9 @@ from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 
+from kosine.bundle.graphscan import MAX_GRAPH_BYTES, scan_graph
+from kosine.bundle.manifest import MAX_MANIFEST_BYTES, Artifact, FileEntry, Manifest
+from kosine.bundle.tensorfile import Mapped, TensorFile, map_file
 from kosine.errors import (
     BundleError,
     BundleExists,
@@ -33,9 +36,6 @@ from kosine.errors import (
     ManifestError,
     UnsafeBundle,
 )
-from kosine.graphscan import MAX_GRAPH_BYTES, scan_graph
-from kosine.manifest import MAX_MANIFEST_BYTES, Artifact, FileEntry, Manifest
-from kosine.tensorfile import Mapped, TensorFile, map_file
 
 __all__ = ["MANIFEST", "Bundle", "Graph", "artifact_of", "sha256_of", "writing_bundle"]
 

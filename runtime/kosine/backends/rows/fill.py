@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kosine.batching import RowPlan
+from kosine.backends.rows.plan import RowPlan
 from kosine.packed import Int32, Packed
 
 __all__ = ["Rows", "fill_rows"]

@@ -1,34 +1,30 @@
-"""ONNX Runtime on packed rows."""
+"""ONNX Runtime on a CPU, on packed rows."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import threading
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
 from kosine.backends.device import check_cpu, explain
 from kosine.backends.forks import never_destroy, watch_forks
-from kosine.batching import RowPlan, plan_rows
-from kosine.bundle import Bundle, Graph
-from kosine.errors import BackendError, KosineError, MissingExtra, MissingTarget
+from kosine.backends.onnx.library import QUIET, external_values, import_onnxruntime, packed_graph
+from kosine.backends.rows.fill import fill_rows
+from kosine.backends.rows.plan import RowPlan, plan_rows
+from kosine.bundle import Bundle
+from kosine.errors import BackendError, KosineError
 from kosine.exit_gate import awaited_at_exit
 from kosine.packed import Float32, Int32, Packed, Pooled
 from kosine.positions import position_ids
-from kosine.rows import fill_rows
 from kosine.threads import usable_cpus
 
-__all__ = ["OnnxBackend", "external_values", "import_onnxruntime", "packed_graph", "probe"]
+__all__ = ["OnnxBackend", "start_session"]
 
-GRAPHS = {"float32": ("packed.onnx", "onnx"), "float16": ("fp16/packed.onnx", "onnx-fp16")}
 # In trials its fused residual and LayerNorm took about five times as long on a CPU as the two
 # apart; what that makes of an encoder is in bench/results/onnx.
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
-QUIET = 3  # ONNX Runtime's severity "error": its warnings concern its own optimiser
 
 
 class OnnxBackend:
@@ -157,63 +153,3 @@ def start_session(graph: bytes, weights: Mapping[str, Any], options: Any) -> Any
         disabled_optimizers=SLOW_FUSIONS,
         enable_fallback=0,  # a second try would print on stdout, and forget the line above
     )
-
-
-def probe(bundle: Bundle, dtype: str) -> None:
-    """Raise what keeps an engine from being made, as far as that shows without making one."""
-    _check_onnxruntime()
-    _graph_name(bundle, dtype)
-
-
-def external_values(graph: Graph) -> dict[str, Any]:
-    """The tensors of a graph that lie in the weights file, as ONNX Runtime's values, not copied."""
-    make = import_onnxruntime().OrtValue.ortvalue_from_numpy
-    return {name: make(tensor) for name, tensor in graph.tensors.items()}
-
-
-def packed_graph(bundle: Bundle, dtype: str) -> Graph:
-    """The packed graph of a dtype, after it was judged; MissingTarget where there is none."""
-    return bundle.graph(_graph_name(bundle, dtype))
-
-
-def _graph_name(bundle: Bundle, dtype: str) -> str:
-    graph, target = GRAPHS[dtype]
-    if not bundle.has(graph):
-        raise MissingTarget(
-            f"the bundle has no {graph}",
-            limit=f"its targets: {', '.join(bundle.manifest.targets)}",
-            remedy=f"export it again with --target {target}",
-        )
-    return graph
-
-
-def import_onnxruntime() -> Any:
-    """The onnxruntime module, or the error that says how to get it."""
-    _check_onnxruntime()
-    # Its telemetry thread, started on import, would be lost in a fork, and asks nobody first.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    return onnxruntime
-
-
-def _check_onnxruntime() -> None:
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise MissingExtra(
-            "backend 'onnx' needs onnxruntime, which is not installed",
-            remedy="pip install 'kosine[onnx]'",
-        )
-    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name)]
-    if len(installed) == 2:
-        raise MissingExtra(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite one another",
-            limit="exactly one of them",
-            remedy="pip uninstall both, then pip install 'kosine[onnx]' or 'kosine[gpu]'",
-        )
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return ""

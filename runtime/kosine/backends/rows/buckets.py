@@ -14,11 +14,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kosine.batching import RowPlan, plan_rows
+from kosine.backends.rows.fill import Rows, fill_rows
+from kosine.backends.rows.plan import RowPlan, plan_rows
+from kosine.bundle.plans import PlanProfile
 from kosine.errors import BackendError
 from kosine.packed import Int32, Packed
-from kosine.plans import PlanProfile
-from kosine.rows import Rows, fill_rows
 
 __all__ = ["Piece", "Shape", "fill_piece", "input_shape", "pieces", "row_counts", "split_rows"]
 
