@@ -25,7 +25,7 @@ import pytest
 from kosine.backends.tensorrt import gpu as cuda_module
 from kosine.bundle.canary import Canary
 from kosine.bundle.folder import artifact_of
-from kosine.bundle.plans import Plan, PlanProfile
+from kosine.bundle.plans import PlanProfile, TensorRTPlan
 from kosine.errors import BackendError, KosineError
 from kosine_export.trt_library import find_library
 
@@ -84,7 +84,7 @@ def with_plan(bundle: Path, copy: Path, **changes: Any) -> Path:
     name = "tensorrt/test.plan"
     (copy / "tensorrt").mkdir()
     (copy / name).write_text(str(copy / "packed.onnx"), encoding="utf-8")
-    plan = Plan(
+    plan = TensorRTPlan(
         **{
             "path": name,
             "flavour": "tensorrt",
@@ -198,7 +198,7 @@ class FakeCuda:
 class FakeEngine:
     """`PlanEngine` over a graph: what it gets for a plan is that graph's path."""
 
-    def __init__(self, _module: Any, data: bytes, plan: Plan, cuda: FakeCuda) -> None:
+    def __init__(self, _module: Any, data: bytes, plan: TensorRTPlan, cuda: FakeCuda) -> None:
         self.plan = plan
         self.cuda = cuda
         options = onnxruntime.SessionOptions()

@@ -23,7 +23,7 @@ from kosine.bundle.manifest import (
     Manifest,
     Pooling,
 )
-from kosine.bundle.plans import Plan, PlanProfile
+from kosine.bundle.plans import PlanProfile, TensorRTPlan
 from kosine.errors import KosineError, ManifestError, SchemaTooNew
 
 FULL = small_manifest(
@@ -38,7 +38,7 @@ FULL = small_manifest(
     parity={"min_cosine": 1.0},
     certificates={"onnx-fp16": {"largest": 3.5}},
     plans=(
-        Plan(
+        TensorRTPlan(
             "tensorrt/a.plan",
             "tensorrt-rtx",
             "1.7.1.116",

@@ -12,7 +12,7 @@ import pytest
 import gpu_machine
 from kosine.backends.tensorrt import engine as trt_engine
 from kosine.backends.tensorrt import gpu as cuda_module
-from kosine.bundle.plans import Plan
+from kosine.bundle.plans import TensorRTPlan
 from kosine.errors import BackendError
 
 
@@ -80,7 +80,9 @@ class TestNames:
 
 def test_what_is_no_plan_is_a_typed_error():
     module = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-    plan = Plan("x.plan", "tensorrt-rtx", module.__version__, ("8.6",), gpu_machine.PROFILES)
+    plan = TensorRTPlan(
+        "x.plan", "tensorrt-rtx", module.__version__, ("8.6",), gpu_machine.PROFILES
+    )
     with pytest.raises(BackendError, match=r"cannot load x\.plan: ") as caught:
         trt_engine.PlanEngine(module, b"no plan" * 100, plan, gpu_machine.FakeCuda(0))
     assert "no reason given" not in str(caught.value)

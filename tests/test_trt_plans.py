@@ -13,7 +13,7 @@ from kosine.backends.tensorrt import gpu as cuda_module
 from kosine.backends.tensorrt.backend import TensorRTBackend
 from kosine.backends.tensorrt.selection import choose_plan
 from kosine.bundle import Bundle
-from kosine.bundle.plans import Plan
+from kosine.bundle.plans import TensorRTPlan
 from kosine.errors import (
     BackendUnavailable,
     IntegrityError,
@@ -124,7 +124,7 @@ def test_no_cuda_python(monkeypatch):
 
 def test_the_first_plan_that_fits_is_taken():
     def plan(flavour, version, *architectures):
-        return Plan(f"{flavour}.plan", flavour, version, architectures, PROFILES)
+        return TensorRTPlan(f"{flavour}.plan", flavour, version, architectures, PROFILES)
 
     plans = (
         plan("tensorrt", "10.13", "8.6"),

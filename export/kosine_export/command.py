@@ -13,7 +13,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from kosine.bundle.plans import FLAVOURS, Plan
+from kosine.bundle.plans import FLAVOURS
+from kosine.bundle.plans import TensorRTPlan as Plan
 from kosine.commands import options
 from kosine.errors import InputError
 from kosine_export.export import TARGETS, Exported, export

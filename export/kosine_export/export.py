@@ -19,7 +19,8 @@ from kosine.batching import split_batches
 from kosine.bundle.canary import CANARY, Canary, check_canary, mean_vector
 from kosine.bundle.folder import MANIFEST, Bundle, artifact_of, writing_bundle
 from kosine.bundle.manifest import Architecture, Artifact, Dense, Manifest, Pooling
-from kosine.bundle.plans import FLAVOURS, Plan
+from kosine.bundle.plans import FLAVOURS
+from kosine.bundle.plans import TensorRTPlan as Plan
 from kosine.bundle.tensorfile import TensorEntry, write_tensors
 from kosine.commands.options import read_texts
 from kosine.encoder import Encoder

@@ -18,7 +18,8 @@ from typing import Any
 
 import onnx
 
-from kosine.bundle.plans import Plan, PlanProfile
+from kosine.bundle.plans import PlanProfile
+from kosine.bundle.plans import TensorRTPlan as Plan
 from kosine.errors import BackendError, UnsupportedCheckpoint
 from kosine.progress import progress_bar
 from kosine_export.buildlog import fusion, read_kernels, shortfalls, tail_of

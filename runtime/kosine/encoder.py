@@ -33,7 +33,7 @@ from kosine.progress import progress_bar
 from kosine.quantization import INTEGERS, PRECISIONS, Ranges, clipped_components, quantize
 from kosine.texts import as_texts
 from kosine.threads import usable_cpus
-from kosine.tokenizer import MAX_TEXT_BYTES, Prepared, Tokenizer
+from kosine.tokenizer import MAX_TEXT_BYTES, Tokenized, Tokenizer
 
 __all__ = ["Encoder", "load"]
 
@@ -211,11 +211,11 @@ class Encoder:
         parts = [quantize(np.empty((0, dim), np.float32), precision, ranges)]
         with progress_bar(total, show_progress_bar, WINDOW) as bar:
             for window in _windows(texts):
-                prepared = self._tokenizer.prepare(
+                tokenized = self._tokenizer.prepare(
                     window, prefix, truncate=truncate, first=counts.texts
                 )
-                counts.add(prepared)
-                pooled = self._run_in_batches(prepared.batch, batch_size, bar)
+                counts.add(tokenized)
+                pooled = self._run_in_batches(tokenized.batch, batch_size, bar)
                 vectors = self.finish(
                     pooled, truncate_dim=dim, normalize_embeddings=normalize_embeddings
                 )
@@ -244,17 +244,17 @@ class Encoder:
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = True,
-    ) -> Prepared:
+    ) -> Tokenized:
         """Tokenise texts; see `Tokenizer.prepare` for the errors."""
-        prepared = self._tokenizer.prepare(
+        tokenized = self._tokenizer.prepare(
             list(as_texts(texts, "texts")[0]),
             self.prompt_text(prompt_name, prompt),
             truncate=truncate,
         )
         counts = Counts()
-        counts.add(prepared)
+        counts.add(tokenized)
         self._report(counts)
-        return prepared
+        return tokenized
 
     def run(self, batch: Packed) -> Pooled:
         """Run packed sentences in one call of the backend, however many tokens they have.
@@ -530,12 +530,12 @@ class Counts:
     integer_components: int = 0
     clipped_components: int = 0
 
-    def add(self, prepared: Prepared) -> None:
+    def add(self, tokenized: Tokenized) -> None:
         """Count what was tokenised."""
-        self.texts += len(prepared.batch)
-        self.tokens += prepared.batch.num_tokens
-        self.truncated_texts += prepared.truncated
-        self.unknown_tokens += prepared.unknown
+        self.texts += len(tokenized.batch)
+        self.tokens += tokenized.batch.num_tokens
+        self.truncated_texts += tokenized.truncated
+        self.unknown_tokens += tokenized.unknown
 
     def merge(self, other: Counts) -> None:
         """Count what another has counted. Field by field: this runs for every request."""

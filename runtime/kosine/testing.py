@@ -9,7 +9,6 @@ with Batcher(encoder, clock=clock) as batcher:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
@@ -21,6 +20,7 @@ from kosine.errors import NonFiniteVector, TextTooLong, UnknownPrompt
 from kosine.packed import Float32, Packed, Pooled
 from kosine.serving.batcher import Batcher
 from kosine.serving.runner import Runner
+from kosine.tokenizer import Tokenized
 
 __all__ = [
     "FAULT_MARKS",
@@ -28,7 +28,6 @@ __all__ = [
     "FakeClock",
     "FakeCrash",
     "FakeEncoder",
-    "FakePrepared",
     "Fault",
     "SteppedBatcher",
     "linear_cost",
@@ -44,15 +43,6 @@ FAULT_MARKS: Final = {
     0x14: Fault.CRASH,
     0x15: Fault.DELAY,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class FakePrepared:
-    """See `kosine.pipeline.Prepared`."""
-
-    batch: Packed
-    truncated: int
-    unknown: int
 
 
 class FakeEncoder:
@@ -86,7 +76,7 @@ class FakeEncoder:
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate: bool = True,
-    ) -> FakePrepared:
+    ) -> Tokenized:
         """Tokenise. Raises UnknownPrompt, and TextTooLong with `truncate=False`."""
         if prompt is None and prompt_name is not None:
             if prompt_name not in self.prompts:
@@ -111,12 +101,12 @@ class FakeEncoder:
         batch = Packed(ids, starts)
         longest = int(batch.lengths.max()) if len(batch) else 0
         if longest <= self.max_tokens:
-            return FakePrepared(batch, 0, 0)
+            return Tokenized(batch, 0, 0)
         if not truncate:
             raise TextTooLong(f"a text has {longest} tokens", limit=f"{self.max_tokens} tokens")
         cut = [ids[a:b][: self.max_tokens] for a, b in pairwise(starts)]
         truncated = int((batch.lengths > self.max_tokens).sum())
-        return FakePrepared(Packed.of(cut), truncated, 0)
+        return Tokenized(Packed.of(cut), truncated, 0)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, as `prepare` makes them."""

@@ -17,7 +17,7 @@ from kosine.packed import Packed
 from kosine.texts import as_str, check_characters
 from kosine.threads import share
 
-__all__ = ["MAX_TEXT_BYTES", "Prepared", "Tokenizer"]
+__all__ = ["MAX_TEXT_BYTES", "Tokenized", "Tokenizer"]
 
 # Tokenising happens before truncation and takes time in proportion to the text; this is about
 # a hundred times what 512 tokens can hold.
@@ -30,8 +30,8 @@ UNSETTLED_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """Texts made ready for a backend.
+class Tokenized:
+    """Texts as tokens, ready for a backend.
 
     Attributes:
         batch: Their tokens, packed, in the order of the texts.
@@ -99,7 +99,7 @@ class Tokenizer:
 
     def prepare(
         self, texts: Sequence[str], prompt: str = "", *, truncate: bool = True, first: int = 0
-    ) -> Prepared:
+    ) -> Tokenized:
         """Tokenise `prompt + text` for each text.
 
         Args:
@@ -155,7 +155,7 @@ class Tokenizer:
             skip = np.full(len(batch), self.prompt_length(prompt), np.int32)
             batch = Packed(batch.ids, batch.starts, skip)
         unknown = int(np.count_nonzero(batch.ids == self._unk))
-        return Prepared(batch, truncated, unknown)
+        return Tokenized(batch, truncated, unknown)
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens of a prompt as sentence-transformers counts them: [CLS] in, closing [SEP] out."""

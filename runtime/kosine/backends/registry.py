@@ -64,7 +64,7 @@ def make_backend(
                 check_canary(bundle, made, texts=None)
             elif canary and backend == "auto":
                 check_canary(bundle, made)
-        except InputError:  # what was asked for, or KOSINE_ISA: no other engine mends that
+        except InputError:  # what was asked for, or KOSINE_ISA: no other engine will do better
             raise
         except KosineError as error:
             errors.append(error)

@@ -12,7 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from math import inf
 from typing import Any, get_args, get_origin, get_type_hints
 
-from kosine.bundle.plans import FLAVOURS, Plan
+from kosine.bundle.plans import FLAVOURS, TensorRTPlan
 from kosine.errors import ManifestError, SchemaTooNew
 
 __all__ = [
@@ -133,7 +133,7 @@ class Manifest:
     artifacts: tuple[Artifact, ...]
     parity: dict[str, Any] | None = None
     certificates: dict[str, Any] = field(default_factory=dict)
-    plans: tuple[Plan, ...] = ()
+    plans: tuple[TensorRTPlan, ...] = ()
     schema: int = SCHEMA
 
     def files(self) -> dict[str, FileEntry]:
@@ -282,7 +282,7 @@ def _check(manifest: Manifest) -> None:
         _check_plan(plan, f"$.plans[{i}]", paths, manifest.max_tokens)
 
 
-def _check_plan(plan: Plan, at: str, paths: list[str], max_tokens: int) -> None:
+def _check_plan(plan: TensorRTPlan, at: str, paths: list[str], max_tokens: int) -> None:
     if plan.path not in paths:
         raise _bad(f"{at}.path", repr(plan.path)[:80], "one of the files in $.artifacts")
     if plan.flavour not in FLAVOURS:

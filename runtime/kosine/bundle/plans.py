@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["FLAVOURS", "Plan", "PlanProfile"]
+__all__ = ["FLAVOURS", "PlanProfile", "TensorRTPlan"]
 
 # Module name by flavour: the data-centre TensorRT, and TensorRT-RTX for workstation GPUs.
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -30,7 +30,7 @@ class PlanProfile:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TensorRTPlan:
     """One plan file.
 
     Attributes:

@@ -23,7 +23,7 @@ from kosine.backends.tensorrt.engine import PlanContext, PlanEngine
 from kosine.backends.tensorrt.gpu import Cuda, check_gpu
 from kosine.backends.tensorrt.selection import choose_plan, find_flavours, installed_flavours
 from kosine.bundle import Bundle
-from kosine.bundle.plans import Plan
+from kosine.bundle.plans import TensorRTPlan
 from kosine.errors import BackendError, KosineError, UnknownOption
 from kosine.exit_gate import awaited_at_exit
 from kosine.packed import Float32, Packed, Pooled
@@ -49,7 +49,7 @@ def probe(bundle: Bundle, dtype: str) -> None:  # noqa: ARG001
 
 
 @dataclass(slots=True)
-class _Prepared:
+class _Captured:
     """A shape that was run before: with a context of its own, and the graph captured from it."""
 
     context: PlanContext
@@ -125,7 +125,7 @@ class TensorRTBackend:
                     remedy="export the bundle again on this machine",
                 ) from error
         self._seen: set[Shape] = set()  # finite: profiles times their row counts
-        self._prepared: OrderedDict[Shape, _Prepared] = OrderedDict()
+        self._captured: OrderedDict[Shape, _Captured] = OrderedDict()
         self._use_graphs = True
         self._open = True
         self.batch_tokens = max(p.max_rows * p.width for p in self.plan.profiles)
@@ -156,8 +156,8 @@ class TensorRTBackend:
             with suppress(BackendError):  # after a fault on the GPU even this fails
                 self._cuda.activate()
                 self._cuda.synchronize()
-            while self._prepared:
-                self._drop(self._prepared.popitem()[1])
+            while self._captured:
+                self._drop(self._captured.popitem()[1])
             for context in self._contexts:
                 context.close()
             self._contexts.clear()
@@ -174,10 +174,10 @@ class TensorRTBackend:
         never_destroy(
             *self._engine.parts(),
             *(part for context in self._contexts for part in context.parts()),
-            *(part for ready in self._prepared.values() for part in ready.context.parts()),
+            *(part for ready in self._captured.values() for part in ready.context.parts()),
         )
 
-    def _allocate(self, plan: Plan) -> None:
+    def _allocate(self, plan: TensorRTPlan) -> None:
         """One input and one output arena, in pinned memory and on the GPU, for every profile."""
         largest = [
             Shape(i, p.max_rows, p.width, p.max_slots, p.max_rows * p.max_slots)
@@ -225,9 +225,9 @@ class TensorRTBackend:
 
     def _launch(self, shape: Shape, places: dict[str, int]) -> None:
         """Put the computation on the stream: as a graph, or on the way to one."""
-        ready = self._prepared.get(shape)
+        ready = self._captured.get(shape)
         if ready is not None:
-            self._prepared.move_to_end(shape)
+            self._captured.move_to_end(shape)
             self._cuda.replay(ready.graph)
             return
         if shape not in self._seen or not self._use_graphs:
@@ -238,8 +238,8 @@ class TensorRTBackend:
             return
         # A graph is bound to its context's state, so the context is never used for another
         # shape. Its first run settles that state, and gives this call's vectors.
-        if len(self._prepared) >= MAX_GRAPHS:
-            self._drop(self._prepared.popitem(last=False)[1])
+        if len(self._captured) >= MAX_GRAPHS:
+            self._drop(self._captured.popitem(last=False)[1])
         context = self._engine.context(shape.profile)
         self._bind(context, shape, places)
         context.enqueue()
@@ -251,7 +251,7 @@ class TensorRTBackend:
             context.close()
             logger.warning("TensorRT runs without CUDA graphs from now on: %s", first_line(error))
             return
-        self._prepared[shape] = _Prepared(context, graph)
+        self._captured[shape] = _Captured(context, graph)
 
     def _bind(self, context: PlanContext, shape: Shape, places: dict[str, int]) -> None:
         context.bind(
@@ -263,7 +263,7 @@ class TensorRTBackend:
             },
         )
 
-    def _drop(self, ready: _Prepared) -> None:
+    def _drop(self, ready: _Captured) -> None:
         with suppress(BackendError):  # after a fault; the memory goes with the process
             self._cuda.drop(ready.graph)
         ready.context.close()

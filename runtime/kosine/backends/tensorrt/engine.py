@@ -10,7 +10,7 @@ import numpy as np
 from kosine.backends.device import first_line
 from kosine.backends.rows.fill import Rows
 from kosine.backends.tensorrt.gpu import Cuda
-from kosine.bundle.plans import Plan
+from kosine.bundle.plans import TensorRTPlan
 from kosine.errors import BackendError
 
 __all__ = ["PlanContext", "PlanEngine"]
@@ -34,7 +34,7 @@ class PlanEngine:
         BackendError: TensorRT refuses the plan, or it is not what the manifest says.
     """
 
-    def __init__(self, module: Any, data: bytes, plan: Plan, cuda: Cuda) -> None:
+    def __init__(self, module: Any, data: bytes, plan: TensorRTPlan, cuda: Cuda) -> None:
         self._module = module
         self._cuda = cuda
         self._logger = _logger(module)

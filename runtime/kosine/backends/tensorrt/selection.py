@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from kosine.backends.device import first_line
-from kosine.bundle.plans import FLAVOURS, Plan
+from kosine.bundle.plans import FLAVOURS, TensorRTPlan
 from kosine.errors import BackendUnavailable, MissingExtra, MissingTarget, PlanMismatch
 
 __all__ = ["choose_plan", "find_flavours", "installed_flavours"]
@@ -17,7 +17,7 @@ TARGET = "tensorrt-fp16"
 INSTALL = "pip install 'kosine[tensorrt]'"
 
 
-def installed_flavours(plans: Sequence[Plan], bundle_name: str) -> dict[str, Any]:
+def installed_flavours(plans: Sequence[TensorRTPlan], bundle_name: str) -> dict[str, Any]:
     """The TensorRT modules, by flavour, that `plans` need and this machine has; at least one.
 
     Raises:
@@ -36,7 +36,7 @@ def installed_flavours(plans: Sequence[Plan], bundle_name: str) -> dict[str, Any
     return found
 
 
-def find_flavours(plans: Sequence[Plan], bundle_name: str) -> list[str]:
+def find_flavours(plans: Sequence[TensorRTPlan], bundle_name: str) -> list[str]:
     """The flavours that `plans` need and this machine has, none of them imported; at least one.
 
     Raises:
@@ -62,8 +62,8 @@ def find_flavours(plans: Sequence[Plan], bundle_name: str) -> list[str]:
 
 
 def choose_plan(
-    plans: Sequence[Plan], versions: Mapping[str, str], architecture: str, gpu: str
-) -> Plan:
+    plans: Sequence[TensorRTPlan], versions: Mapping[str, str], architecture: str, gpu: str
+) -> TensorRTPlan:
     """The first plan for this machine.
 
     Args:
