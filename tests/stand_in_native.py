@@ -16,7 +16,7 @@ class StandIn:
     """The bundle's float32 graph under the name "native", faults on order.
 
     Attributes:
-        made: (name, dtype) of each that was made.
+        made: (name, dtype) of each that was made, and `closed` of each that was closed.
         absent: Dtypes that this machine lacks.
         broken: Dtypes in which `run` raises.
         wrong: Dtypes in which rows from `wrong_from_row` on come out negated.
@@ -25,12 +25,14 @@ class StandIn:
     """
 
     made: list[tuple[str, str]] = []  # noqa: RUF012
+    closed: list[tuple[str, str]] = []  # noqa: RUF012
     absent: frozenset[str] = frozenset()
     broken: frozenset[str] = frozenset()
     wrong: frozenset[str] = frozenset()
     bent: frozenset[str] = frozenset()
     wrong_from_row = 0
     name = "native"
+    device = "cpu"
 
     def __init__(self, bundle: Bundle, *, dtype: str, **_: Any) -> None:
         if dtype in self.absent:
@@ -38,7 +40,8 @@ class StandIn:
         self.made.append((self.name, dtype))
         self.dtype = dtype
         self._inner = OnnxBackend(bundle, threads=1)
-        self.dim = self._inner.dim
+        self.dim, self.threads = self._inner.dim, self._inner.threads
+        self.batch_tokens = self._inner.batch_tokens
 
     def run(self, batch: Packed) -> Pooled:
         if self.dtype in self.broken:
@@ -51,9 +54,13 @@ class StandIn:
             pooled.vectors[:] /= (pooled.vectors**2).sum(axis=1, keepdims=True) ** 0.5
         return pooled
 
+    def close(self) -> None:
+        self.closed.append((self.name, self.dtype))
+        self._inner.close()
+
 
 def install(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     """A fresh stand-in behind the name "native"."""
-    kind = type("StandIn", (StandIn,), {"made": []})
+    kind = type("StandIn", (StandIn,), {"made": [], "closed": []})
     monkeypatch.setattr("kosine.backends.native.NativeBackend", kind)
     return kind

@@ -72,6 +72,7 @@ def test_a_dtype_that_nobody_asked_for_passes_the_whole_canary(bundle, native, r
     native.wrong, native.wrong_from_row = {"bfloat16"}, row
     assert chosen(bundle, backend=named, canary=canary) == ("native", "float32")
     assert [dtype for _, dtype in native.made] == ["bfloat16", "float32"]
+    assert native.closed == native.made[:1], "what is passed over holds no memory"
 
 
 def test_a_dtype_that_was_named_is_never_replaced(bundle, native):

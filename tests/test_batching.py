@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kosine.backend import CPU_BATCH_TOKENS
 from kosine.backends.rows.plan import WIDTHS, RowPlan, _cut_by_length, _Price, plan_rows
 from kosine.batching import split_batches
-from kosine.encoder import MAX_BATCH_TOKENS
 
 LENGTHS = st.lists(st.integers(1, 512), max_size=80)
 FIXED = (16, 64, 512)
@@ -216,7 +216,7 @@ def test_almost_nothing_is_padding_on_korsts(shared, sample):
     assert fill_share(lengths, 32) >= 0.95
     computed = sum(
         plan.num_tokens
-        for indices in split_batches(lengths, MAX_BATCH_TOKENS)
+        for indices in split_batches(lengths, CPU_BATCH_TOKENS)
         for plan in plan_rows(lengths[indices])
     )
     assert lengths.sum() / computed >= 0.99

@@ -45,7 +45,8 @@ SECRET = "주민등록번호구백구십구"
 class Stub:
     """A backend whose vectors tell the token ids apart; it can be told to fail."""
 
-    name, dtype, dim = "stub", "float32", 4
+    name, dtype, device, dim = "stub", "float32", "cpu", 4
+    threads, batch_tokens = 1, 2048
 
     def __init__(self, bad=lambda _: False):
         self.bad = bad

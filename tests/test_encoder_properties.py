@@ -90,7 +90,8 @@ class Wrapped:
 
     def __init__(self, backend, change):
         self.backend, self.change = backend, change
-        self.dim, self.name, self.dtype = backend.dim, backend.name, backend.dtype
+        for name in ("dim", "name", "dtype", "device", "threads", "batch_tokens"):
+            setattr(self, name, getattr(backend, name))
 
     def run(self, batch):
         pooled = self.backend.run(batch)

@@ -32,12 +32,10 @@ from kosine.packed import Float32, Packed, Pooled
 from kosine.progress import progress_bar
 from kosine.quantization import INTEGERS, PRECISIONS, Ranges, clipped_components, quantize
 from kosine.texts import as_texts
-from kosine.threads import usable_cpus
 from kosine.tokenizer import MAX_TEXT_BYTES, Tokenized, Tokenizer
 
 __all__ = ["Encoder", "load"]
 
-MAX_BATCH_TOKENS = 2048
 WINDOW = 2048  # texts tokenised and sorted together while a long input streams through
 MAX_UNKNOWN_SHARE = 0.3
 MAX_CLIPPED_SHARE = 0.01
@@ -138,7 +136,7 @@ class Encoder:
         max_text_bytes: int = MAX_TEXT_BYTES,
     ) -> None:
         if max_batch_tokens is None:
-            max_batch_tokens = int(getattr(backend, "batch_tokens", MAX_BATCH_TOKENS))
+            max_batch_tokens = backend.batch_tokens
         max_batch_tokens = _whole_number("max_batch_tokens", max_batch_tokens)
         max_text_bytes = _whole_number("max_text_bytes", max_text_bytes)
         self.bundle = bundle
@@ -147,8 +145,7 @@ class Encoder:
         self.dim = bundle.manifest.dim
         self.max_tokens = bundle.manifest.max_tokens
         self.max_batch_tokens = max_batch_tokens
-        threads = getattr(backend, "threads", None) or usable_cpus()
-        self._tokenizer = Tokenizer(bundle, max_text_bytes, threads)
+        self._tokenizer = Tokenizer(bundle, max_text_bytes, backend.threads)
         self._warned_of_clipping = False
         self._recipe: tuple[Any, ...] | None = None
         self._start_counting()

@@ -6,7 +6,7 @@ import re
 
 from kosine.errors import BackendUnavailable, UnknownOption
 
-__all__ = ["check_cpu", "cuda_index", "explain", "first_line", "is_cuda"]
+__all__ = ["check_cpu", "check_threads", "cuda_index", "explain", "first_line", "is_cuda"]
 
 
 # How C++, the C library and ONNX Runtime's allocator say it.
@@ -38,6 +38,11 @@ def check_cpu(backend: str, device: str, threads: int | None, *, limit: str = "c
             limit=limit,
             remedy="leave device out for the CPU",
         )
+    check_threads(threads)
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise UnknownOption unless `threads` is None or at least 1."""
     if threads is not None and threads < 1:
         raise UnknownOption(f"threads is {threads}", limit="at least 1", remedy="leave it out")
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from kosine.backend import CPU_BATCH_TOKENS, closed_error
 from kosine.clock import Clock, SystemClock
 from kosine.packed import Float32, Packed, Pooled
 
@@ -60,6 +61,9 @@ class FakeBackend:
 
     name = "fake"
     dtype = "float32"
+    device = "cpu"
+    threads = 1
+    batch_tokens = CPU_BATCH_TOKENS
 
     def __init__(
         self,
@@ -73,6 +77,7 @@ class FakeBackend:
         self.dim = dim
         self.batches: list[tuple[int, int]] = []
         self.keep_batches = True
+        self._closed = False
         self._cost = cost
         self._faults = dict(faults or {})
         self._delay_s = delay_s
@@ -85,6 +90,8 @@ class FakeBackend:
 
     def run(self, batch: Packed) -> Pooled:
         """Encode; see `kosine.backend.Backend`."""
+        if self._closed:
+            raise closed_error()
         if self.keep_batches:
             self.batches.append((len(batch), batch.num_tokens))
         if self._cost is not None:
@@ -93,6 +100,10 @@ class FakeBackend:
         if self._faults:
             vectors = self._strike(batch, vectors)
         return Pooled(vectors, np.ones(len(vectors), np.float32))
+
+    def close(self) -> None:
+        """See `kosine.backend.Backend`."""
+        self._closed = True
 
     def vectors(self, batch: Packed) -> Float32:
         """(B, dim) float32 unit rows, without cost or faults."""

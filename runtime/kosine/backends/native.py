@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from kosine.backend import Capabilities
+from kosine.backend import CPU_BATCH_TOKENS, Capabilities, closed_error
 from kosine.backends.device import check_cpu, explain
 from kosine.bundle import Bundle
 from kosine.errors import BackendError, BackendUnavailable, UnknownOption
@@ -62,6 +62,8 @@ class NativeBackend:
     """
 
     name = "native"
+    device = "cpu"
+    batch_tokens = CPU_BATCH_TOKENS
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class NativeBackend:
         manifest = bundle.manifest
         weights = bundle.tensors()
         try:
-            self._engine = awaited_at_exit(Engine)(
+            engine = awaited_at_exit(Engine)(
                 {
                     name: weights[name]
                     for name, entry in weights.entries.items()
@@ -98,20 +100,24 @@ class NativeBackend:
                 f"the native engine cannot run {bundle.path.name}: {error}",
                 remedy="use backend='onnx'",
             ) from error
-        self.dim = self._engine.dim
+        self._engine: Engine | None = engine
+        self.dim = engine.dim
         self.dtype = dtype
-        self.threads = self._engine.threads
+        self.threads = engine.threads
         self._pad_id = manifest.special_ids["pad"]
         self._position_rule = manifest.architecture.position_rule
 
     @awaited_at_exit
     def run(self, batch: Packed) -> Pooled:
         """See `Backend.run`; the GIL is released meanwhile."""
+        engine = self._engine
+        if engine is None:
+            raise closed_error()
         try:
             ids, starts = (np.ascontiguousarray(p, np.int32) for p in (batch.ids, batch.starts))
             skip = None if batch.skip is None else np.ascontiguousarray(batch.skip, np.int32)
             positions = position_ids(ids, starts, self._position_rule, self._pad_id)
-            return Pooled(*self._engine.run(ids, starts, positions, skip))
+            return Pooled(*engine.run(ids, starts, positions, skip))
         except ValueError as error:
             raise BackendError(
                 f"the native engine refused a batch of {len(batch)} texts: {error}",
@@ -124,6 +130,10 @@ class NativeBackend:
                 f"{what}",
                 remedy=remedy,
             ) from error
+
+    def close(self) -> None:
+        """See `Backend.close`: the packed weights, the workspaces and the threads go."""
+        self._engine = None  # a call under way holds on to it until it ends
 
 
 def _isa_for(dtype: str) -> str:

@@ -58,6 +58,7 @@ def make_backend(
         return _make(bundle, *tried[0], device, threads, spin)
     errors: list[KosineError] = []
     for name, kind in tried:
+        made: Backend | None = None
         try:
             made = _make(bundle, name, kind, device, threads, spin)
             if dtype == "auto" and kind != "float32":
@@ -67,6 +68,8 @@ def make_backend(
         except InputError:  # what was asked for, or KOSINE_ISA: no other engine will do better
             raise
         except KosineError as error:
+            if made is not None:  # one engine at a time is in memory
+                made.close()
             errors.append(error)
             logger.info("backend %s in %s passed over: %s", name, kind, error)
             continue

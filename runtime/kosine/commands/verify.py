@@ -14,6 +14,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -95,8 +96,8 @@ def _reports(
     One engine at a time is in memory.
     """
     backend, note = _float32(bundle, args)
-    exact = check(backend)
-    del backend
+    with closing(backend):
+        exact = check(backend)
     reports, taken = [exact], None
     errors: list[KosineError] = []
     for name, dtype in tried:
@@ -107,13 +108,13 @@ def _reports(
                 backend = make_backend(
                     bundle, backend=name, dtype=dtype, device=args.device, threads=args.threads
                 )
-                taken = check(backend)
+                with closing(backend):
+                    taken = check(backend)
             except InputError:
                 raise
             except KosineError as error:  # not on this machine, or it cannot run
                 errors.append(error)
                 continue
-            del backend
             reports.append(taken)
         if taken.passed:
             break

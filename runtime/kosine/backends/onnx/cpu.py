@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kosine.backend import CPU_BATCH_TOKENS, closed_error
 from kosine.backends.device import check_cpu, explain
 from kosine.backends.forks import never_destroy, watch_forks
 from kosine.backends.onnx.library import QUIET, external_values, import_onnxruntime, packed_graph
@@ -46,6 +47,8 @@ class OnnxBackend:
     """
 
     name = "onnx"
+    device = "cpu"
+    batch_tokens = CPU_BATCH_TOKENS
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class OnnxBackend:
         self.threads = threads or usable_cpus()
         self._spin = spin
         self._lock = threading.Lock()
+        self._closed = False
         self._session: Any = self._open()
         self._inputs = [node.name for node in self._session.get_inputs()]
         watch_forks(self.forked)
@@ -98,11 +102,21 @@ class OnnxBackend:
 
     def _session_here(self) -> Any:
         """This process's session: a forked child opens one of its own on first use."""
-        if self._session is None:
+        session = self._session
+        if session is None:
             with self._lock:
+                if self._closed:
+                    raise closed_error()
                 if self._session is None:
                     self._session = self._open()
-        return self._session
+                session = self._session
+        return session
+
+    def close(self) -> None:
+        """See `Backend.close`. The mapped weights stay until the last call under way has ended."""
+        with self._lock:
+            self._closed = True
+            self._session = None
 
     def forked(self) -> None:
         """In a child: the session's threads did not come along, and destroying it would wait for

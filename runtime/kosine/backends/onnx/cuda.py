@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from kosine.backends.device import cuda_index, first_line
+from kosine.backend import closed_error
+from kosine.backends.device import check_threads, cuda_index, first_line
 from kosine.backends.forks import check_process, never_destroy, watch_forks
 from kosine.backends.onnx.bound import BoundSession
 from kosine.backends.onnx.library import QUIET, external_values, import_onnxruntime, packed_graph
@@ -24,6 +25,7 @@ from kosine.bundle.plans import PlanProfile
 from kosine.errors import BackendError, BackendUnavailable, KosineError
 from kosine.packed import Float32, Packed, Pooled
 from kosine.positions import position_ids
+from kosine.threads import usable_cpus
 
 __all__ = ["OnnxCudaBackend", "gpu_profiles"]
 
@@ -51,7 +53,8 @@ class OnnxCudaBackend:
         bundle: The opened bundle.
         dtype: "float16" or "float32" (without TF32: as exact as on a CPU).
         device: "cuda" (the first GPU) or "cuda:N".
-        threads, spin: Of no meaning here; the GPU computes.
+        threads: CPU threads that tokenise; None takes those that the process may really use.
+        spin: Of no meaning here; the GPU computes.
 
     Raises:
         MissingExtra: onnxruntime is absent, or both of its wheels are installed.
@@ -69,10 +72,13 @@ class OnnxCudaBackend:
         *,
         dtype: str = "float16",
         device: str = "cuda",
-        threads: int | None = None,  # noqa: ARG002
+        threads: int | None = None,
         spin: bool = False,  # noqa: ARG002
     ) -> None:
+        check_threads(threads)
         self._index = cuda_index(device, self.name)
+        self.device = f"cuda:{self._index}"
+        self.threads = threads or usable_cpus()
         self._ort = import_onnxruntime()
         self._graph = packed_graph(bundle, dtype)
         self.dim = bundle.manifest.dim
@@ -123,7 +129,7 @@ class OnnxCudaBackend:
                 self._bound.run, piece.shape, rows, len(piece.plan.indices)
             )
         except RuntimeError as error:
-            raise BackendError("this encoder was closed", remedy="load it again") from error
+            raise closed_error() from error
         try:
             return future.result()
         except KosineError:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kosine.backend import Capabilities
+from kosine.backend import Capabilities, closed_error
 from kosine.backends.capture_gate import GATE
-from kosine.backends.device import cuda_index, first_line
+from kosine.backends.device import check_threads, cuda_index, first_line
 from kosine.backends.forks import check_process, never_destroy, watch_forks
 from kosine.backends.rows.buckets import Shape, fill_piece, input_shape, pieces
 from kosine.backends.rows.fill import Rows
@@ -28,6 +28,7 @@ from kosine.errors import BackendError, KosineError, UnknownOption
 from kosine.exit_gate import awaited_at_exit
 from kosine.packed import Float32, Packed, Pooled
 from kosine.positions import position_ids
+from kosine.threads import usable_cpus
 
 __all__ = ["CAPABILITIES", "TensorRTBackend", "probe"]
 
@@ -67,7 +68,8 @@ class TensorRTBackend:
         bundle: The opened bundle. The plan's sha256 is checked before it is deserialised.
         dtype: "float16".
         device: "auto", "cuda" (both the first GPU) or "cuda:N".
-        threads, spin: Of no meaning here; the GPU computes.
+        threads: CPU threads that tokenise; None takes those that the process may really use.
+        spin: Of no meaning here; the GPU computes.
 
     Raises:
         MissingTarget: The bundle has no plan.
@@ -85,7 +87,7 @@ class TensorRTBackend:
         *,
         dtype: str = "float16",
         device: str = "auto",
-        threads: int | None = None,  # noqa: ARG002
+        threads: int | None = None,
         spin: bool = False,  # noqa: ARG002
     ) -> None:
         if dtype != "float16":
@@ -94,7 +96,10 @@ class TensorRTBackend:
                 limit="it runs in float16",
                 remedy="leave dtype out, or use another backend",
             )
+        check_threads(threads)
         index = cuda_index(device, self.name)
+        self.device = f"cuda:{index}"
+        self.threads = threads or usable_cpus()
         plans = bundle.manifest.plans
         modules = installed_flavours(plans, bundle.path.name)
         self.dim = bundle.manifest.dim
@@ -203,7 +208,7 @@ class TensorRTBackend:
     def _compute(self, shape: Shape, rows: Rows, count: int) -> tuple[Float32, Float32]:
         """The first `count` vectors and norms."""
         if not self._open:
-            raise BackendError("this encoder was closed", remedy="load it again")
+            raise closed_error()
         cuda = self._cuda
         cuda.activate()
         places, nbytes = self._layout(shape)
