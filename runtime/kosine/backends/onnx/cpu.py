@@ -6,19 +6,17 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from kosine.backend import CPU_BATCH_TOKENS, closed_error
 from kosine.backends.device import check_cpu, explain
 from kosine.backends.forks import never_destroy, watch_forks
 from kosine.backends.onnx.library import QUIET, external_values, import_onnxruntime, packed_graph
 from kosine.backends.rows.fill import fill_rows
+from kosine.backends.rows.loop import RowLoop
 from kosine.backends.rows.plan import RowPlan, plan_rows
 from kosine.bundle import Bundle
 from kosine.errors import BackendError, KosineError
 from kosine.exit_gate import awaited_at_exit
-from kosine.packed import Float32, Int32, Packed, Pooled
-from kosine.positions import position_ids
+from kosine.packed import Int32, Packed, Pooled
 from kosine.threads import usable_cpus
 
 __all__ = ["OnnxBackend", "start_session"]
@@ -65,8 +63,7 @@ class OnnxBackend:
         self._weights = external_values(self._graph)
         self.dim = bundle.manifest.dim
         self.dtype = dtype
-        self._pad_id = bundle.manifest.special_ids["pad"]
-        self._position_rule = bundle.manifest.architecture.position_rule
+        self._rows = RowLoop(bundle.manifest)
         self.threads = threads or usable_cpus()
         self._spin = spin
         self._lock = threading.Lock()
@@ -127,17 +124,12 @@ class OnnxBackend:
 
     def run(self, batch: Packed) -> Pooled:
         """See `Backend.run`; rows are laid out by `plan_rows`, one session call a rectangle."""
-        positions = position_ids(batch.ids, batch.starts, self._position_rule, self._pad_id)
-        vectors: Float32 = np.empty((len(batch), self.dim), np.float32)
-        norms: Float32 = np.empty(len(batch), np.float32)
-        for plan in plan_rows(batch.lengths):
-            vectors[plan.indices], norms[plan.indices] = self._run_rows(batch, positions, plan)
-        return Pooled(vectors, norms)
+        return self._rows.run(batch, plan_rows(batch.lengths), self._run_rows)
 
     @awaited_at_exit
     def _run_rows(self, batch: Packed, positions: Int32, plan: RowPlan) -> Any:
         try:
-            rows = fill_rows(batch, positions, plan, self._pad_id)
+            rows = fill_rows(batch, positions, plan, self._rows.pad_id)
             feed = {name: getattr(rows, name) for name in self._inputs}
             return self._session_here().run(None, feed)
         except KosineError:

@@ -11,20 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kosine.backend import closed_error
 from kosine.backends.device import check_threads, cuda_index, first_line
 from kosine.backends.forks import check_process, never_destroy, watch_forks
 from kosine.backends.onnx.bound import BoundSession
 from kosine.backends.onnx.library import QUIET, external_values, import_onnxruntime, packed_graph
 from kosine.backends.rows.buckets import Piece, fill_piece, pieces
-from kosine.backends.rows.fill import Rows
+from kosine.backends.rows.loop import RowLoop
 from kosine.bundle import Bundle
 from kosine.bundle.plans import PlanProfile
 from kosine.errors import BackendError, BackendUnavailable, KosineError
-from kosine.packed import Float32, Packed, Pooled
-from kosine.positions import position_ids
+from kosine.packed import Float32, Int32, Packed, Pooled
 from kosine.threads import usable_cpus
 
 __all__ = ["OnnxCudaBackend", "gpu_profiles"]
@@ -83,8 +80,7 @@ class OnnxCudaBackend:
         self._graph = packed_graph(bundle, dtype)
         self.dim = bundle.manifest.dim
         self.dtype = dtype
-        self._pad_id = bundle.manifest.special_ids["pad"]
-        self._position_rule = bundle.manifest.architecture.position_rule
+        self._rows = RowLoop(bundle.manifest)
         self._profiles = gpu_profiles(bundle.manifest.max_tokens)
         self._owner = os.getpid()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="kosine-cuda")
@@ -98,14 +94,8 @@ class OnnxCudaBackend:
     def run(self, batch: Packed) -> Pooled:
         """See `Backend.run`; rows are laid out in the caller's thread."""
         check_process(self._owner)
-        positions = position_ids(batch.ids, batch.starts, self._position_rule, self._pad_id)
-        vectors: Float32 = np.empty((len(batch), self.dim), np.float32)
-        norms: Float32 = np.empty(len(batch), np.float32)
-        for piece in pieces(batch.lengths, self._profiles, tight=True):
-            rows = fill_piece(batch, positions, piece, self._pad_id)
-            own = piece.plan.indices
-            vectors[own], norms[own] = self._submit(piece, rows)
-        return Pooled(vectors, norms)
+        parts = pieces(batch.lengths, self._profiles, tight=True)
+        return self._rows.run(batch, parts, self._run_piece)
 
     def close(self) -> None:
         """Give the GPU's memory back. Calls after this are a BackendError."""
@@ -123,11 +113,10 @@ class OnnxCudaBackend:
         """In a child: nothing of CUDA may be touched or destroyed here."""
         never_destroy(*self._bound.parts())
 
-    def _submit(self, piece: Piece, rows: Rows) -> tuple[Float32, Float32]:
+    def _run_piece(self, batch: Packed, positions: Int32, piece: Piece) -> tuple[Float32, Float32]:
+        rows = fill_piece(batch, positions, piece, self._rows.pad_id)
         try:
-            future = self._worker.submit(
-                self._bound.run, piece.shape, rows, len(piece.plan.indices)
-            )
+            future = self._worker.submit(self._bound.run, piece.shape, rows, len(piece.indices))
         except RuntimeError as error:
             raise closed_error() from error
         try:

@@ -52,6 +52,10 @@ class Piece:
     plan: RowPlan
     shape: Shape
 
+    @property
+    def indices(self) -> NDArray[np.intp]:
+        return self.plan.indices
+
 
 def row_counts(least: int, most: int) -> list[int]:
     """The row counts that are used: 1, 2, 3, 4, 6, 8, 12, 16, ... between `least` and `most`.

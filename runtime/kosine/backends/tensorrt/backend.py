@@ -17,8 +17,9 @@ from kosine.backend import Capabilities, closed_error
 from kosine.backends.capture_gate import GATE
 from kosine.backends.device import check_threads, cuda_index, first_line
 from kosine.backends.forks import check_process, never_destroy, watch_forks
-from kosine.backends.rows.buckets import Shape, fill_piece, input_shape, pieces
+from kosine.backends.rows.buckets import Piece, Shape, fill_piece, input_shape, pieces
 from kosine.backends.rows.fill import Rows
+from kosine.backends.rows.loop import RowLoop
 from kosine.backends.tensorrt.engine import PlanContext, PlanEngine
 from kosine.backends.tensorrt.gpu import Cuda, check_gpu
 from kosine.backends.tensorrt.selection import choose_plan, find_flavours, installed_flavours
@@ -26,8 +27,7 @@ from kosine.bundle import Bundle
 from kosine.bundle.plans import TensorRTPlan
 from kosine.errors import BackendError, KosineError, UnknownOption
 from kosine.exit_gate import awaited_at_exit
-from kosine.packed import Float32, Packed, Pooled
-from kosine.positions import position_ids
+from kosine.packed import Float32, Int32, Packed, Pooled
 from kosine.threads import usable_cpus
 
 __all__ = ["CAPABILITIES", "TensorRTBackend", "probe"]
@@ -104,8 +104,7 @@ class TensorRTBackend:
         modules = installed_flavours(plans, bundle.path.name)
         self.dim = bundle.manifest.dim
         self.dtype = dtype
-        self._pad_id = bundle.manifest.special_ids["pad"]
-        self._position_rule = bundle.manifest.architecture.position_rule
+        self._rows = RowLoop(bundle.manifest)
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._open = False
@@ -140,15 +139,8 @@ class TensorRTBackend:
     def run(self, batch: Packed) -> Pooled:
         """See `Backend.run`; the rows are laid out outside the lock, computed inside it."""
         check_process(self._owner)
-        positions = position_ids(batch.ids, batch.starts, self._position_rule, self._pad_id)
-        vectors: Float32 = np.empty((len(batch), self.dim), np.float32)
-        norms: Float32 = np.empty(len(batch), np.float32)
-        for piece in pieces(batch.lengths, self.plan.profiles):
-            rows = fill_piece(batch, positions, piece, self._pad_id)
-            own = piece.plan.indices
-            with self._lock, GATE.shared():
-                vectors[own], norms[own] = self._compute(piece.shape, rows, len(own))
-        return Pooled(vectors, norms)
+        parts = pieces(batch.lengths, self.plan.profiles)
+        return self._rows.run(batch, parts, self._run_piece)
 
     def close(self) -> None:
         """Give the GPU's memory back. Calls after this are a BackendError."""
@@ -181,6 +173,11 @@ class TensorRTBackend:
             *(part for context in self._contexts for part in context.parts()),
             *(part for ready in self._captured.values() for part in ready.context.parts()),
         )
+
+    def _run_piece(self, batch: Packed, positions: Int32, piece: Piece) -> tuple[Float32, Float32]:
+        rows = fill_piece(batch, positions, piece, self._rows.pad_id)
+        with self._lock, GATE.shared():
+            return self._compute(piece.shape, rows, len(piece.indices))
 
     def _allocate(self, plan: TensorRTPlan) -> None:
         """One input and one output arena, in pinned memory and on the GPU, for every profile."""
