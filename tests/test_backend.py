@@ -112,7 +112,7 @@ def test_closing_frees_the_engine(bundle, batch, monkeypatch, make):
 
 
 @pytest.mark.parametrize("make", ENGINES)
-def test_calls_under_way_end_as_they_would_have(bundle, batch, monkeypatch, make):
+def test_a_call_under_way_gives_the_right_vectors_or_the_error(bundle, batch, monkeypatch, make):
     backend = make(bundle, monkeypatch)
     right = backend.run(batch).vectors
     begun, ended = threading.Semaphore(0), []

@@ -64,7 +64,8 @@ class Backend(Protocol):
     def close(self) -> None:
         """Give back the memory and the threads of the engine; again is no error.
 
-        Calls under way still end as they would have; calls after this are a BackendError.
+        Calls after this are a BackendError. A call under way ends in its right vectors, or in
+        that error where a part of it had not begun.
         """
         ...
 
