@@ -88,7 +88,7 @@ class FakeEncoder:
         if len(texts) == 1:  # as most requests to a service have
             ids = np.frombuffer((head + texts[0]).encode(), np.uint8).astype(np.int32)
             if len(ids) <= self.max_tokens:
-                return FakePrepared(Packed(ids, np.array([0, len(ids)], np.int32)), 0, 0)
+                return Tokenized(Packed(ids, np.array([0, len(ids)], np.int32)), 0, 0)
         joined = head + head.join(texts) if texts else ""
         ids = np.frombuffer(joined.encode(), np.uint8).astype(np.int32)
         starts = np.zeros(len(texts) + 1, np.int32)
