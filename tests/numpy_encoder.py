@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tokenizers import Tokenizer
 
-from kosine_export.checkpoint import Checkpoint
+from kosine_export.checkpoint.checkpoint import Checkpoint
 from kosine_kernels import reference
 
 

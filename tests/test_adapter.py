@@ -11,8 +11,8 @@ import pytest
 import factories
 import numpy_encoder
 from kosine.errors import CorruptCheckpoint, InputError, UnsupportedCheckpoint
-from kosine_export.adapter import read_adapter
-from kosine_export.checkpoint import read_checkpoint
+from kosine_export.checkpoint.adapter import read_adapter
+from kosine_export.checkpoint.checkpoint import read_checkpoint
 
 pytest.importorskip("peft", reason="the referee, kosine[torch], is absent")
 
@@ -85,7 +85,7 @@ def test_a_pattern_of_targets_is_taken_from_the_tensors(legal):
 
 
 def test_fan_in_fan_out_adds_the_transposed_product():
-    from kosine_export.adapter import Adapter, Pair
+    from kosine_export.checkpoint.adapter import Adapter, Pair
 
     class Stored:
         def read(self, name):

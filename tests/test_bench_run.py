@@ -233,7 +233,7 @@ def test_agreement_divides_norms_out_and_reports_them() -> None:
 
 
 def test_random_checkpoints_are_the_same_everywhere_and_readable(tmp_path: Path) -> None:
-    from kosine_export.checkpoint import read_checkpoint
+    from kosine_export.checkpoint.checkpoint import read_checkpoint
 
     size = models.ModelSize("tiny", 32_000, 32, 2, 2, 64, 66)
     first = models.build(size, tmp_path / "a")

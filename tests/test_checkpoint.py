@@ -21,9 +21,9 @@ from kosine.errors import (
     MissingExtra,
     UnsupportedCheckpoint,
 )
-from kosine_export import folder as folder_module
-from kosine_export import location
-from kosine_export.checkpoint import read_checkpoint
+from kosine_export.checkpoint import location
+from kosine_export.checkpoint.checkpoint import read_checkpoint
+from kosine_export.files import folder as folder_module
 
 SAMPLE = factories.SAMPLE
 GENERATIONS = {
@@ -61,7 +61,7 @@ def damaged(plain, tmp_path):
 def test_the_sample_is_read_without_torch_or_transformers():
     code = (
         "import sys\n"
-        "from kosine_export.checkpoint import read_checkpoint\n"
+        "from kosine_export.checkpoint.checkpoint import read_checkpoint\n"
         f"checkpoint = read_checkpoint({str(SAMPLE)!r})\n"
         "print(checkpoint.spec.hidden_size, checkpoint.spec.max_tokens, checkpoint.similarity)\n"
         "loaded = {'torch', 'transformers', 'sentence_transformers', 'onnx'} & set(sys.modules)\n"

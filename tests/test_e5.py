@@ -11,10 +11,10 @@ import pytest
 
 import kosine
 import kosine_export.export as export_module
-from kosine.bundle.canary import compare
-from kosine_export.checkpoint import read_checkpoint
+from kosine.canary import compare
+from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.export import Exported, export
-from kosine_export.referee import Referee
+from kosine_export.parity.referee import Referee
 from kosine_export.texts import canary_texts, tokenizer_texts
 
 pytestmark = pytest.mark.slow

@@ -248,7 +248,7 @@ def test_constants_of_two_types_do_not_share_a_name() -> None:
 
 def test_a_shadow_has_the_names_of_its_float16_graph(sample_bundle: Path) -> None:
     bundle = Bundle(sample_bundle)
-    from kosine_export.checkpoint import read_checkpoint
+    from kosine_export.checkpoint.checkpoint import read_checkpoint
 
     spec = read_checkpoint(SAMPLE).spec
     entries = bundle.tensors("fp16/weights.safetensors").entries

@@ -10,8 +10,8 @@ import pytest
 import factories
 import numpy_encoder
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
-from kosine_export.architecture import MODEL_TYPES, read_architecture
-from kosine_export.checkpoint import read_checkpoint
+from kosine_export.checkpoint.checkpoint import read_checkpoint
+from kosine_export.families.config import MODEL_TYPES, read_architecture
 
 pytest.importorskip("sentence_transformers", reason="the referee, kosine[torch], is absent")
 

@@ -12,8 +12,8 @@ import factories
 import kosine
 from kosine.bundle.canary import compare
 from kosine_export.export import Exported, export
-from kosine_export.face import run_model_face
-from kosine_export.referee import Referee
+from kosine_export.parity.model_graph_check import run_model_graph
+from kosine_export.parity.referee import Referee
 from kosine_export.texts import parity_texts
 from kosine_export.verify import against
 
@@ -105,7 +105,7 @@ def test_the_ecosystem_face_agrees(name: str, exported: dict[str, Exported]) -> 
     encoder = kosine.load(exported[name].path, backend="onnx")
     texts = parity_texts(encoder.max_tokens)[-12:]
     batch = encoder.prepare(texts).batch
-    found = compare(run_model_face(encoder.bundle, batch), encoder.run(batch).vectors)
+    found = compare(run_model_graph(encoder.bundle, batch), encoder.run(batch).vectors)
     assert found.min_cosine >= 1 - 1e-9
 
 

@@ -11,8 +11,8 @@ import pytest
 
 import factories
 from kosine.errors import CheckpointNotFound, CorruptCheckpoint, UnsupportedCheckpoint
-from kosine_export.checkpoint import read_checkpoint
-from kosine_export.location import locate
+from kosine_export.checkpoint.checkpoint import read_checkpoint
+from kosine_export.checkpoint.location import locate
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 # What repositories hold beside the model, in the patterns that are fetched and outside of them.

@@ -13,7 +13,7 @@ import kosine
 from kosine.commands.evaluate import correlations, read_pairs
 from kosine.quantization import clipped_components, dequantize, quantize
 from kosine_export.export import export
-from kosine_export.referee import Referee
+from kosine_export.parity.referee import Referee
 
 
 @pytest.fixture(scope="module")

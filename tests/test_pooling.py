@@ -12,9 +12,9 @@ import numpy_encoder
 from kosine import cli
 from kosine.bundle import Bundle
 from kosine.errors import InputError, UnknownOption, UnsupportedCheckpoint
-from kosine_export.checkpoint import read_checkpoint
+from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.export import export
-from kosine_export.referee import Referee
+from kosine_export.parity.referee import Referee
 
 pytest.importorskip("sentence_transformers", reason="the referee, kosine[torch], is absent")
 

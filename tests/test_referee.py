@@ -12,7 +12,7 @@ from conftest import SAMPLE
 from kosine import cli
 from kosine.errors import MissingExtra
 from kosine_export.export import export
-from kosine_export.referee import Referee, missing_packages
+from kosine_export.parity.referee import Referee, missing_packages
 
 
 @pytest.fixture

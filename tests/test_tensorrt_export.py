@@ -33,13 +33,13 @@ from kosine.errors import (
 )
 from kosine_bench.measuring import models
 from kosine_export import export as export_module
-from kosine_export import trt_library
-from kosine_export.checkpoint import read_checkpoint
+from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.export import Exported, export
 from kosine_export.graph import packed_graph
-from kosine_export.profiles import ONE_ROW_WIDTHS, WIDTHS, input_ranges, plan_profiles
-from kosine_export.tensorrt import build_plan
-from kosine_export.trt_library import Library, Watch, find_library
+from kosine_export.tensorrt import library as trt_library
+from kosine_export.tensorrt.build import build_plan
+from kosine_export.tensorrt.library import Library, Watch, find_library
+from kosine_export.tensorrt.profiles import ONE_ROW_WIDTHS, WIDTHS, input_ranges, plan_profiles
 
 LOG = (Path(__file__).parent / "fixtures" / "tensorrt-rtx-build.log").read_text(encoding="utf-8")
 needs_rtx = pytest.mark.skipif(
@@ -253,7 +253,7 @@ def test_ctrl_c_stops_the_build(half: Path, monkeypatch: pytest.MonkeyPatch) -> 
         if share > 0.3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("kosine_export.tensorrt._bar_updates", lambda _: interrupt)
+    monkeypatch.setattr("kosine_export.tensorrt.build._bar_updates", lambda _: interrupt)
     with pytest.raises(KeyboardInterrupt):
         build(half, find_library("tensorrt-rtx"))
     assert 0.3 < seen[-1] < 0.9
@@ -314,8 +314,8 @@ def test_the_command_prints_the_plan_and_where_it_falls_short(
 PEAK = """
 import sys
 from pathlib import Path
-from kosine_export.tensorrt import build_plan
-from kosine_export.trt_library import find_library
+from kosine_export.tensorrt.build import build_plan
+from kosine_export.tensorrt.library import find_library
 import json
 
 def peak():

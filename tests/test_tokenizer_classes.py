@@ -17,10 +17,10 @@ import kosine_export.export as export_module
 from kosine.bundle.canary import compare
 from kosine.errors import CorruptCheckpoint, ManifestError, ParityError, UnsupportedCheckpoint
 from kosine_export.export import Exported, export
-from kosine_export.parity import kind_of
-from kosine_export.referee import TOKENIZER_TYPES, Referee
+from kosine_export.parity.parity import kind_of
+from kosine_export.parity.referee import TOKENIZER_TYPES, Referee
 from kosine_export.texts import canary_texts, tokenizer_texts
-from kosine_export.tokenizer_files import TokenizerFiles, read_tokenizer
+from kosine_export.tokenizer.reader import TokenizerFiles, read_tokenizer
 from test_tokenizer_files import edit_json
 
 # Drawn from what tokenizers treat in a way of its own: blanks, forms, scripts, markup.

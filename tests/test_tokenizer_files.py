@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 import factories
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
-from kosine_export.tokenizer_files import read_tokenizer
+from kosine_export.tokenizer.reader import read_tokenizer
 
 TOKENIZERS = Path(__file__).parent.parent.parent / "shared" / "tokenizers"
 TEXTS = [*factories.TRICKY_TEXTS, "The QUICK Brown 문장 안녕 Réact ÀÉÎ", "ss ß İ ﬁ"]
@@ -332,7 +332,7 @@ def test_a_panic_inside_the_tokenizers_package_is_a_typed_error(tmp_path):
 
 def test_an_oversized_file_is_not_read(tmp_path, monkeypatch):
     write(tmp_path)
-    monkeypatch.setattr("kosine_export.tokenizer_files.MAX_TOKENIZER_BYTES", 1000)
+    monkeypatch.setattr("kosine_export.tokenizer.reader.MAX_TOKENIZER_BYTES", 1000)
     with pytest.raises(CorruptCheckpoint, match="at most 1000 bytes"):
         read(tmp_path)
 

@@ -12,8 +12,8 @@ import factories
 import kosine
 from kosine.bundle.canary import compare
 from kosine_export.export import export
-from kosine_export.face import run_model_face
-from kosine_export.referee import Referee
+from kosine_export.parity.model_graph_check import run_model_graph
+from kosine_export.parity.referee import Referee
 
 PROMPT = {"query": "질문: "}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -64,7 +64,7 @@ def test_variant(name: str, tmp_path: Path) -> None:
     raw = encoder.encode(texts, prompt="", normalize_embeddings=False)
     np.testing.assert_allclose(raw, referee.encode(texts, normalize=False), rtol=3e-5, atol=3e-5)
     batch = encoder.prepare(texts, prompt="").batch
-    face = compare(run_model_face(encoder.bundle, batch), encoder.run(batch).vectors)
+    face = compare(run_model_graph(encoder.bundle, batch), encoder.run(batch).vectors)
     assert face.min_cosine >= 1 - 1e-9
 
 

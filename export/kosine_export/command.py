@@ -17,10 +17,11 @@ from kosine.bundle.plans import FLAVOURS
 from kosine.bundle.plans import TensorRTPlan as Plan
 from kosine.commands import options
 from kosine.errors import InputError
+from kosine.plans import FLAVOURS, Plan
+from kosine_export.checkpoint.pooling import POOLINGS
 from kosine_export.export import TARGETS, Exported, export
-from kosine_export.pooling import POOLINGS
-from kosine_export.trt_library import RTX_ARCHITECTURES
-from kosine_export.unicode_form import UNICODE_FORMS
+from kosine_export.tensorrt.library import RTX_ARCHITECTURES
+from kosine_export.tokenizer.unicode_form import UNICODE_FORMS
 
 __all__ = ["add_arguments", "run"]
 

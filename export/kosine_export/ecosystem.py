@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kosine_export.checkpoint import Checkpoint
+from kosine_export.checkpoint.checkpoint import Checkpoint
 from kosine_export.spec import EncoderSpec
 
 __all__ = ["write_ecosystem"]

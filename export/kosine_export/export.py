@@ -30,17 +30,17 @@ from kosine.positions import position_ids
 from kosine.quantization import calibrated_ranges
 from kosine.tokenizer import Tokenizer
 from kosine_export.certificate import RangeCertificate, certify, check_weights
-from kosine_export.checkpoint import Checkpoint, read_checkpoint
+from kosine_export.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from kosine_export.ecosystem import write_ecosystem
-from kosine_export.face import check_model_face
 from kosine_export.graph import QUERY_BLOCK, model_graph, packed_graph
-from kosine_export.parity import Parity, kind_of, measure, other_ids, usable
-from kosine_export.referee import Referee, missing_packages
-from kosine_export.tensorrt import build_plan
+from kosine_export.parity.model_graph_check import check_model_graph
+from kosine_export.parity.parity import Parity, kind_of, measure, other_ids, usable
+from kosine_export.parity.referee import Referee, missing_packages
+from kosine_export.tensorrt.build import build_plan
+from kosine_export.tensorrt.library import Library, find_library
 from kosine_export.texts import calibration_texts, canary_texts, parity_texts, tokenizer_texts
-from kosine_export.tokenizer_classes import TRANSFORMERS
-from kosine_export.trt_library import Library, find_library
-from kosine_export.unicode_form import UNICODE_FORMS, with_unicode_form
+from kosine_export.tokenizer.classes import TRANSFORMERS
+from kosine_export.tokenizer.unicode_form import UNICODE_FORMS, with_unicode_form
 from kosine_kernels import reference
 
 __all__ = ["TARGETS", "Exported", "export"]
@@ -377,7 +377,7 @@ class _Export:
     def _check(self, dtype: str, referee: Referee | None) -> None:
         """Refuse to finish a bundle that does not give what the reference gives."""
         encoder = self._encoder(dtype, canary=True)
-        check_model_face(encoder.bundle, dtype)
+        check_model_graph(encoder.bundle, dtype)
         if referee is None:
             return
         longest = self.spec.max_tokens

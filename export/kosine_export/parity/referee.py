@@ -23,7 +23,7 @@ import numpy as np
 
 from kosine.errors import CheckpointError, MissingExtra
 from kosine.packed import Float32
-from kosine_export.location import locate
+from kosine_export.checkpoint.location import locate
 
 __all__ = ["Referee", "missing_packages"]
 

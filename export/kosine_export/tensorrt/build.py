@@ -22,9 +22,9 @@ from kosine.bundle.plans import PlanProfile
 from kosine.bundle.plans import TensorRTPlan as Plan
 from kosine.errors import BackendError, UnsupportedCheckpoint
 from kosine.progress import progress_bar
-from kosine_export.buildlog import fusion, read_kernels, shortfalls, tail_of
-from kosine_export.profiles import input_ranges, plan_profiles
-from kosine_export.trt_library import Library, Watch
+from kosine_export.tensorrt.build_log import fusion, read_kernels, shortfalls, tail_of
+from kosine_export.tensorrt.library import Library, Watch
+from kosine_export.tensorrt.profiles import input_ranges, plan_profiles
 
 __all__ = ["build_plan", "cache_dir"]
 

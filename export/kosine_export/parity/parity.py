@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from kosine.bundle.canary import GATES, MAX_NORM_ERROR, Canary, Centred, Comparison, Gate, compare
 from kosine.encoder import Encoder
 from kosine.errors import ManifestError
-from kosine_export.referee import Referee
+from kosine_export.parity.referee import Referee
 
 __all__ = ["Group", "Parity", "kind_of", "measure", "other_ids", "usable"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kosine.errors import CorruptCheckpoint, InputError, UnknownOption, UnsupportedCheckpoint
-from kosine_export.architecture import MODEL_TYPES
-from kosine_export.folder import read_json, read_object, without_nulls
+from kosine_export.families.config import MODEL_TYPES
+from kosine_export.files.folder import read_json, read_object, without_nulls
 from kosine_export.spec import Pooling
 
 __all__ = [

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
-from kosine_export.folder import without_nulls
+from kosine_export.files.folder import without_nulls
 from kosine_export.spec import Family
 
 __all__ = ["MODEL_TYPES", "Architecture", "read_architecture"]

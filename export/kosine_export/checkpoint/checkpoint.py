@@ -1,8 +1,6 @@
 """Reads a trained checkpoint: spec, canonical tensors, tokenizer, prompts, limits.
 
-No PyTorch and no transformers are needed for safetensors weights. The reader's floors, top
-to bottom: this file; `location`; `adapter`, `modules`, `tokenizer_files`; `families`, `pooling`;
-`architecture`, `weights`; `folder`.
+No PyTorch and no transformers are needed for safetensors weights.
 """
 
 from __future__ import annotations
@@ -16,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kosine.errors import CorruptCheckpoint, InputError, UnsupportedCheckpoint
-from kosine_export.adapter import ADAPTER_CONFIG, Adapter, read_adapter
-from kosine_export.architecture import Architecture, read_architecture
-from kosine_export.families import canonical_tensors, encoder_prefix, layers_held
-from kosine_export.folder import optional_object, read_object, without_nulls
-from kosine_export.location import Located, locate
-from kosine_export.modules import Limits, Modules, read_limits, read_modules
-from kosine_export.pooling import refuse_guessing, require_known, resolve_pooling
+from kosine_export.checkpoint.adapter import ADAPTER_CONFIG, Adapter, read_adapter
+from kosine_export.checkpoint.location import Located, locate
+from kosine_export.checkpoint.modules import Limits, Modules, read_limits, read_modules
+from kosine_export.checkpoint.pooling import refuse_guessing, require_known, resolve_pooling
+from kosine_export.families.config import Architecture, read_architecture
+from kosine_export.families.tensors import canonical_tensors, encoder_prefix, layers_held
+from kosine_export.files.folder import optional_object, read_object, without_nulls
+from kosine_export.files.weights import Float32, Weights, open_weights
 from kosine_export.spec import DenseSpec, EncoderSpec
-from kosine_export.tokenizer_files import TokenizerFiles, has_tokenizer, read_tokenizer
-from kosine_export.weights import Float32, Weights, open_weights
+from kosine_export.tokenizer.reader import TokenizerFiles, has_tokenizer, read_tokenizer
 
 __all__ = ["Checkpoint", "read_checkpoint"]
 

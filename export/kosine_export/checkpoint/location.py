@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kosine.errors import CheckpointNotFound, InputError
-from kosine_export.adapter import ADAPTER_CONFIG
-from kosine_export.folder import optional_object
-from kosine_export.modules import LIMIT_FILES, module_list
-from kosine_export.weights import PICKLES, SINGLE_FILES, only_a_pickle
+from kosine_export.checkpoint.adapter import ADAPTER_CONFIG
+from kosine_export.checkpoint.modules import LIMIT_FILES, module_list
+from kosine_export.files.folder import optional_object
+from kosine_export.files.weights import PICKLES, SINGLE_FILES, only_a_pickle
 
 __all__ = ["Located", "locate"]
 

@@ -12,13 +12,13 @@ from kosine.bundle.canary import GATES, Canary, compare
 from kosine.errors import ParityError
 from kosine.packed import Float32, Packed
 
-__all__ = ["check_model_face", "run_model_face"]
+__all__ = ["check_model_graph", "run_model_graph"]
 
 GRAPHS = {"float32": "model.onnx", "float16": "fp16/model.onnx"}
 BATCH = 16
 
 
-def run_model_face(bundle: Bundle, batch: Packed, dtype: str = "float32") -> Float32:
+def run_model_graph(bundle: Bundle, batch: Packed, dtype: str = "float32") -> Float32:
     """(B, dim) `sentence_embedding` of `model.onnx` on right-padded batches, in order."""
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -45,10 +45,10 @@ def run_model_face(bundle: Bundle, batch: Packed, dtype: str = "float32") -> Flo
     return np.concatenate(parts)
 
 
-def check_model_face(bundle: Bundle, dtype: str = "float32") -> None:
+def check_model_graph(bundle: Bundle, dtype: str = "float32") -> None:
     """Raise ParityError where `model.onnx` does not give the canary's vectors."""
     canary = Canary.read(bundle)
-    found = compare(run_model_face(bundle, canary.batch, dtype), canary.vectors)
+    found = compare(run_model_graph(bundle, canary.batch, dtype), canary.vectors)
     gate = GATES[dtype]
     if not found.passes(gate):
         raise ParityError(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from kosine.errors import CorruptCheckpoint, MissingExtra, UnsupportedCheckpoint
-from kosine_export.folder import read_object, sha256_of
+from kosine_export.files.folder import read_object, sha256_of
 
 __all__ = ["PICKLES", "SINGLE_FILES", "Float32", "Weights", "only_a_pickle", "open_weights"]
 

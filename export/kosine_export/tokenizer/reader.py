@@ -18,11 +18,11 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from kosine.bundle.tokenizerscan import MAX_TOKENIZER_BYTES, Kind, scan_tokenizer
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
-from kosine_export.folder import optional_object, read_object, read_text
+from kosine.tokenizerscan import MAX_TOKENIZER_BYTES, Kind, scan_tokenizer
+from kosine_export.files.folder import optional_object, read_object, read_text
 from kosine_export.spec import Family
-from kosine_export.special_tokens import CLASS_TOKENS, add_tokens, ids_of, special_tokens
 from kosine_export.texts import canary_texts, tokenizer_texts
-from kosine_export.tokenizer_classes import (
+from kosine_export.tokenizer.classes import (
     ASSUMED,
     CLASSES,
     GENERIC,
@@ -33,6 +33,7 @@ from kosine_export.tokenizer_classes import (
     guarded,
     lowercases,
 )
+from kosine_export.tokenizer.special_tokens import CLASS_TOKENS, add_tokens, ids_of, special_tokens
 
 __all__ = ["MAX_TOKENIZER_BYTES", "TokenizerFiles", "has_tokenizer", "read_tokenizer"]
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
-from kosine_export.folder import (
+from kosine_export.checkpoint.pooling import StatedPooling, read_pooling
+from kosine_export.files.folder import (
     optional_object,
     read_json,
     read_object,
     require_relative,
     without_nulls,
 )
-from kosine_export.pooling import StatedPooling, read_pooling
 from kosine_export.spec import DenseSpec
 
 __all__ = ["LIMIT_FILES", "Limits", "Modules", "module_list", "read_limits", "read_modules"]

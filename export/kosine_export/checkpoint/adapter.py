@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
-from kosine_export.families import layer_of
-from kosine_export.folder import read_object, without_nulls
-from kosine_export.weights import Float32, Weights, open_weights
+from kosine_export.families.tensors import layer_of
+from kosine_export.files.folder import read_object, without_nulls
+from kosine_export.files.weights import Float32, Weights, open_weights
 
 __all__ = ["ADAPTER_CONFIG", "Adapter", "read_adapter"]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
-from kosine_export.architecture import Architecture
+from kosine_export.families.config import Architecture
+from kosine_export.files.weights import Float32, Weights
 from kosine_export.spec import Family
-from kosine_export.weights import Float32, Weights
 
 __all__ = ["canonical_tensors", "encoder_prefix", "layer_of", "layers_held"]
 

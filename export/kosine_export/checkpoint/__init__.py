@@ -1,0 +1,1 @@
+"""A trained checkpoint, found and read: modules, adapter, pooling, limits, prompts."""

@@ -1,0 +1,1 @@
+"""PyTorch as the referee, and everything that is held against it."""

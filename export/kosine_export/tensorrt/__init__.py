@@ -1,0 +1,1 @@
+"""TensorRT plans: which library, which shapes, the build, and what its log shows."""

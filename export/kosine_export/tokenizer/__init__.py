@@ -1,0 +1,1 @@
+"""Whatever tokenizer a checkpoint has, as one `tokenizer.json`."""
