@@ -18,7 +18,8 @@ from kosine.errors import BundleExists, CheckpointNotFound, InputError, ParityEr
 from kosine.quantization import calibrated_ranges
 from kosine_export import export as export_module
 from kosine_export.export import export
-from kosine_export.graph import Graph, packed_graph
+from kosine_export.graph.emit import Graph
+from kosine_export.graph.packed import packed_graph
 
 
 @pytest.fixture

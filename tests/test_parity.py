@@ -13,7 +13,7 @@ import kosine
 from conftest import SAMPLE
 from kosine.errors import ParityError
 from kosine_export.export import export
-from kosine_export.graph import QUERY_BLOCK
+from kosine_export.graph.packed import QUERY_BLOCK
 from kosine_export.parity.parity import measure
 from kosine_export.parity.referee import Referee
 from kosine_export.texts import calibration_texts, canary_texts, long_texts, parity_texts

@@ -35,7 +35,7 @@ from kosine_bench.measuring import models
 from kosine_export import export as export_module
 from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.export import Exported, export
-from kosine_export.graph import packed_graph
+from kosine_export.graph.packed import packed_graph
 from kosine_export.tensorrt import library as trt_library
 from kosine_export.tensorrt.build import build_plan
 from kosine_export.tensorrt.library import Library, Watch, find_library

@@ -28,7 +28,9 @@ from kosine.bundle.tensorfile import TensorEntry
 from kosine.errors import ParityError
 from kosine.packed import Packed
 from kosine.positions import position_ids
-from kosine_export.graph import packed_graph
+from kosine.rows import Rows, fill_rows
+from kosine.tensorfile import TensorEntry
+from kosine_export.graph.packed import packed_graph
 from kosine_export.spec import EncoderSpec
 
 __all__ = ["FLOAT16_MAX", "RangeCertificate", "certify", "check_weights"]

@@ -32,7 +32,8 @@ from kosine.tokenizer import Tokenizer
 from kosine_export.certificate import RangeCertificate, certify, check_weights
 from kosine_export.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from kosine_export.ecosystem import write_ecosystem
-from kosine_export.graph import QUERY_BLOCK, model_graph, packed_graph
+from kosine_export.graph.packed import QUERY_BLOCK, packed_graph
+from kosine_export.graph.padded import model_graph
 from kosine_export.parity.model_graph_check import check_model_graph
 from kosine_export.parity.parity import Parity, kind_of, measure, other_ids, usable
 from kosine_export.parity.referee import Referee, missing_packages

@@ -1,0 +1,81 @@
+"""`packed.onnx`: rows that several sentences share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+
+from kosine.tensorfile import TensorEntry
+from kosine_export.graph.block import attention_bias, embed, layers
+from kosine_export.graph.emit import Graph
+from kosine_export.graph.pooling import segment_maxima, segment_means, unit_vectors
+from kosine_export.spec import EncoderSpec
+
+__all__ = ["QUERY_BLOCK", "packed_graph"]
+
+OPSET = 17
+OPSET_MAX_POOL = 18  # ScatterND with reduction="max"
+QUERY_BLOCK = 1024
+
+
+def packed_graph(
+    spec: EncoderSpec,
+    entries: Mapping[str, TensorEntry],
+    *,
+    location: str = "weights.safetensors",
+    precision: str = "float32",
+    shadow: bool = False,
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The packed-rows graph, and the names of its float16 activations.
+
+    Symbolic sizes: rows R, width S, slots K, sentences n.
+    """
+    g = Graph(entries, location, precision, shadow=shadow)
+    words = g.op("Gather", g.weight("embeddings.word.weight"), "input_ids", half=True)
+    places = g.op("Gather", g.weight("embeddings.position.weight"), "position_ids", half=True)
+    types = None
+    if spec.type_vocab_size:
+        row = g.ints("zero", 0)
+        types = g.op("Gather", g.weight("embeddings.token_type.weight"), row, half=True)
+    x = embed(g, spec, words, places, types)
+
+    # (R, 1, S, 1) against (R, 1, 1, S): attention stays inside equal segment ids.
+    own = g.op("Unsqueeze", "segment_ids", g.ints("axes_1_3", [1, 3]))
+    other = g.op("Unsqueeze", "segment_ids", g.ints("axes_1_2", [1, 2]))
+    edges = _query_edges(spec.max_tokens) if precision == "float32" else []
+    biases = [attention_bias(g, g.op("Equal", block, other)) for block in g.cut(own, edges)]
+    x = layers(g, spec, x, biases, edges)
+
+    inputs: list[tuple[str, Sequence[str | int]]] = [
+        (name, ["rows", "width"]) for name in ("input_ids", "position_ids", "segment_ids")
+    ]
+    pool_ids = "segment_ids"
+    if not spec.include_prompt and spec.pooling != "cls":
+        pool_ids = "pool_ids"
+        inputs.append((pool_ids, ["rows", "width"]))
+    if spec.pooling == "mean":
+        inputs += [("slots", ["slots"]), ("sentence_index", ["sentences"])]
+        pooled = segment_means(g, spec, x, pool_ids)
+    elif spec.pooling == "cls":
+        inputs.append(("token_index", ["sentences"]))
+        flat = g.op("Reshape", x, g.ints("flat", [-1, spec.hidden_size]))
+        pooled = g.op("Gather", flat, "token_index")
+    else:
+        inputs += [("slots", ["slots"]), ("sentence_index", ["sentences"])]
+        pooled = segment_maxima(g, spec, x, pool_ids)
+    vectors, norms = unit_vectors(g, spec, pooled)
+    model = g.build(
+        "kosine_packed",
+        inputs,
+        [("vectors", vectors, ["sentences", spec.dim]), ("norms", norms, ["sentences"])],
+        OPSET_MAX_POOL if spec.pooling == "max" else OPSET,
+    )
+    return model, g.half_outputs
+
+
+def _query_edges(max_tokens: int) -> list[int]:
+    """Where queries are cut into blocks; nothing where one block holds them all."""
+    if max_tokens <= QUERY_BLOCK:
+        return []
+    return list(range(0, max_tokens + QUERY_BLOCK, QUERY_BLOCK))

@@ -1,0 +1,70 @@
+"""`model.onnx`: padded rectangles, as other tools feed them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+from onnx import TensorProto
+
+from kosine.tensorfile import TensorEntry
+from kosine_export.graph.block import attention_bias, embed, layers
+from kosine_export.graph.emit import Graph
+from kosine_export.graph.pooling import pool_padded, unit_vectors
+from kosine_export.spec import EncoderSpec
+
+__all__ = ["model_graph"]
+
+OPSET = 17
+
+
+def model_graph(
+    spec: EncoderSpec,
+    entries: Mapping[str, TensorEntry],
+    *,
+    location: str = "weights.safetensors",
+    precision: str = "float32",
+) -> onnx.ModelProto:
+    """The graph for tools that take a sentence-transformers ONNX folder: padded rectangles.
+
+    Position ids follow transformers: counted from `input_ids != pad` for RoBERTa, 0, 1, 2, ...
+    for the others. Mean and max pooling count the prompt in; a checkpoint that leaves it out
+    needs `packed.onnx`, or a tool that pools `last_hidden_state` itself.
+    """
+    g = Graph(entries, location, precision)
+    names = ["input_ids", "attention_mask"]
+    shape = g.op("Shape", "input_ids")
+    types = None
+    if spec.type_vocab_size > 1:
+        names.append("token_type_ids")
+        table = g.weight("embeddings.token_type.weight")
+        types = g.op("Gather", table, "token_type_ids", half=True)
+    elif spec.type_vocab_size:
+        table = g.weight("embeddings.token_type.weight")
+        types = g.op("Gather", table, g.ints("zero", 0), half=True)
+    if spec.position_rule == "roberta":
+        pad = g.ints("pad", spec.pad_id)
+        real = g.op("Not", g.op("Equal", "input_ids", pad))
+        real = g.op("Cast", real, to=TensorProto.INT64)
+        count = g.op("Mul", g.op("CumSum", real, g.ints("one", 1)), real)
+        positions = g.op("Add", count, pad)
+    else:
+        length = g.op("Gather", shape, g.ints("one", 1))
+        positions = g.op("Range", g.ints("zero", 0), length, g.ints("one", 1))
+    places = g.op("Gather", g.weight("embeddings.position.weight"), positions, half=True)
+    words = g.op("Gather", g.weight("embeddings.word.weight"), "input_ids", half=True)
+    x = embed(g, spec, words, places, types)
+    keep = g.op("Cast", "attention_mask", to=TensorProto.BOOL)
+    bias = attention_bias(g, g.op("Unsqueeze", keep, g.ints("axes_1_2", [1, 2])))
+    x = layers(g, spec, x, [bias])
+    pooled = pool_padded(g, spec, x, keep)
+    vectors, _ = unit_vectors(g, spec, pooled)
+    return g.build(
+        "kosine_model",
+        [(name, ["batch", "sequence"]) for name in names],
+        [
+            ("sentence_embedding", vectors, ["batch", spec.dim]),
+            ("last_hidden_state", x, ["batch", "sequence", spec.hidden_size]),
+        ],
+        OPSET,
+    )
