@@ -11,7 +11,8 @@ import factories
 import numpy_encoder
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
 from kosine_export.checkpoint.checkpoint import read_checkpoint
-from kosine_export.families.config import MODEL_TYPES, read_architecture
+from kosine_export.families.config import read_architecture
+from kosine_export.families.registry import MODEL_TYPES
 
 pytest.importorskip("sentence_transformers", reason="the referee, kosine[torch], is absent")
 

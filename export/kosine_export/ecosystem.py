@@ -12,16 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from kosine_export.checkpoint.checkpoint import Checkpoint
+from kosine_export.families.registry import FAMILIES
 from kosine_export.spec import EncoderSpec
 
 __all__ = ["write_ecosystem"]
 
-CLASSES = {
-    "bert": "BertModel",
-    "roberta": "RobertaModel",
-    "distilbert": "DistilBertModel",
-    "electra": "ElectraModel",
-}
 POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
@@ -46,7 +41,7 @@ def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
     spec = checkpoint.spec
     dropped = ("_name_or_path", "auto_map", "dtype", "torch_dtype", "transformers_version")
     config = {key: value for key, value in checkpoint.config.items() if key not in dropped}
-    config["architectures"] = [CLASSES[spec.family]]
+    config["architectures"] = [FAMILIES[spec.family].model_class]
     # transformers picks a byte-level tokenizer for a RoBERTa that does not name its class.
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     yield "config.json", config

@@ -25,10 +25,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["DenseSpec", "EncoderSpec"]
+__all__ = ["DenseSpec", "EncoderSpec", "FamilyName", "Pooling", "PositionRule"]
 
-Family = Literal["bert", "roberta", "distilbert", "electra"]
+FamilyName = Literal["bert", "roberta", "distilbert", "electra"]
 Pooling = Literal["mean", "cls", "max"]
+PositionRule = Literal["absolute", "roberta"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class EncoderSpec:
     `normalize` is True where the checkpoint itself ends in a Normalize module.
     """
 
-    family: Family
+    family: FamilyName
     vocab_size: int
     hidden_size: int
     embedding_size: int
@@ -63,7 +64,7 @@ class EncoderSpec:
     max_position_embeddings: int
     type_vocab_size: int
     layer_norm_eps: float
-    position_rule: Literal["absolute", "roberta"]
+    position_rule: PositionRule
     pad_id: int
     max_tokens: int
     pooling: Pooling

@@ -186,7 +186,7 @@ def assemble(
     unused = beyond_vocabulary(architecture, tokenizer)
     rows = architecture.vocab_size
     special_ids = {name: i for name, i in tokenizer.special_ids.items() if i < rows}
-    if architecture.family == "roberta" or "pad" not in special_ids:
+    if architecture.position_rule == "roberta" or "pad" not in special_ids:
         special_ids["pad"] = architecture.pad_id  # RoBERTa counts positions from the model's own
     length, notes = resolve_max_tokens(architecture, limits, tokenizer, max_tokens)
     named, default = read_prompts(stated, prompts)
@@ -205,7 +205,7 @@ def assemble(
             max_position_embeddings=architecture.max_position_embeddings,
             type_vocab_size=architecture.type_vocab_size,
             layer_norm_eps=architecture.layer_norm_eps,
-            position_rule="roberta" if architecture.family == "roberta" else "absolute",
+            position_rule=architecture.position_rule,
             pad_id=architecture.pad_id,
             max_tokens=length,
             pooling=mode,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kosine.errors import CorruptCheckpoint, InputError, UnknownOption, UnsupportedCheckpoint
-from kosine_export.families.config import MODEL_TYPES
+from kosine_export.families.registry import MODEL_TYPES
 from kosine_export.files.folder import read_json, read_object, without_nulls
 from kosine_export.spec import Pooling
 

@@ -1,80 +1,32 @@
 """A transformers `config.json` as the sizes of one block, or a refusal by name.
 
-BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT and ELECTRA are the same block under other keys;
-what would change the block's arithmetic is refused here.
+All families are the same block under other keys; what would change the block's arithmetic is
+refused here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
+from kosine_export.families.family import Family
+from kosine_export.families.registry import FAMILIES, MODEL_TYPES
 from kosine_export.files.folder import without_nulls
-from kosine_export.spec import Family
+from kosine_export.spec import FamilyName, PositionRule
 
-__all__ = ["MODEL_TYPES", "Architecture", "read_architecture"]
+__all__ = ["Architecture", "read_architecture"]
 
-MODEL_TYPES: Mapping[str, Family] = MappingProxyType(
-    {
-        "bert": "bert",
-        "roberta": "roberta",
-        "xlm-roberta": "roberta",
-        "camembert": "roberta",
-        "distilbert": "distilbert",
-        "electra": "electra",
-    }
-)
-SUPPORTED = "bert, roberta, xlm-roberta, camembert, distilbert and electra are supported"
-CLASS_PREFIXES = {
-    "XLMRoberta": "xlm-roberta",
-    "Roberta": "roberta",
-    "Camembert": "camembert",
-    "DistilBert": "distilbert",
-    "Electra": "electra",
-    "Bert": "bert",
-}
-# What transformers' configuration classes assume where config.json is silent.
-BERT_DEFAULTS: Mapping[str, int] = {
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "pad_token_id": 0,
-}
-DEFAULTS: Mapping[str, Mapping[str, int]] = {
-    "bert": BERT_DEFAULTS,
-    "roberta": {**BERT_DEFAULTS, "vocab_size": 50265, "pad_token_id": 1},
-    "xlm-roberta": {**BERT_DEFAULTS, "pad_token_id": 1},
-    "camembert": {**BERT_DEFAULTS, "pad_token_id": 1},
-    "distilbert": {**BERT_DEFAULTS, "num_hidden_layers": 6},
-    "electra": {
-        **BERT_DEFAULTS,
-        "hidden_size": 256,
-        "num_attention_heads": 4,
-        "intermediate_size": 1024,
-    },
-}
-DISTILBERT_KEYS = {
-    "hidden_size": "dim",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "intermediate_size": "hidden_dim",
-    "hidden_act": "activation",
-}
-DISTILBERT_EPS = 1e-12
+*_MOST, _LAST = MODEL_TYPES
+SUPPORTED = f"{', '.join(_MOST)} and {_LAST} are supported"
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """The transformer's sizes, as `config.json` states them."""
 
-    family: Family
+    family: FamilyName
     vocab_size: int
     hidden_size: int
     embedding_size: int
@@ -87,9 +39,13 @@ class Architecture:
     pad_id: int
 
     @property
+    def position_rule(self) -> PositionRule:
+        return FAMILIES[self.family].position_rule
+
+    @property
     def usable_positions(self) -> int:
         """Tokens that position rows exist for: RoBERTa starts counting at pad + 1."""
-        if self.family == "roberta":
+        if self.position_rule == "roberta":
             return self.max_position_embeddings - self.pad_id - 1
         return self.max_position_embeddings
 
@@ -102,9 +58,10 @@ def model_type_of(config: Mapping[str, Any]) -> str:
     architectures = config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
     if isinstance(name, str):
-        for prefix, model_type in CLASS_PREFIXES.items():
-            if name.startswith(prefix):
-                return model_type
+        for family in FAMILIES.values():
+            for prefix, model_type in family.class_prefixes.items():
+                if name.startswith(prefix):
+                    return model_type
         raise UnsupportedCheckpoint(
             f"architecture {name}", limit=SUPPORTED, remedy="export one of those"
         )
@@ -137,7 +94,8 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
     require_standard_block(config, family)
 
     def size(key: str) -> int:
-        return integer(config, key, model_type, minimum=0 if key == "pad_token_id" else 1)
+        minimum = 0 if key == "pad_token_id" else 1
+        return integer(config, key, family, family.defaults[model_type], minimum=minimum)
 
     hidden_size = size("hidden_size")
     num_heads = size("num_attention_heads")
@@ -146,11 +104,13 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
             f"config.json: hidden_size {hidden_size} is not a multiple of {num_heads} heads"
         )
     embedding_size = hidden_size
-    if family == "electra":
+    if family.embedding_size is not None:
         stated = config.get("embedding_size")
-        embedding_size = 128 if stated is None else positive("embedding_size", stated)
+        embedding_size = (
+            family.embedding_size if stated is None else positive("embedding_size", stated)
+        )
     architecture = Architecture(
-        family=family,
+        family=family.name,
         vocab_size=size("vocab_size"),
         hidden_size=hidden_size,
         embedding_size=embedding_size,
@@ -158,7 +118,7 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
         num_heads=num_heads,
         intermediate_size=size("intermediate_size"),
         max_position_embeddings=size("max_position_embeddings"),
-        type_vocab_size=0 if family == "distilbert" else size("type_vocab_size"),
+        type_vocab_size=size("type_vocab_size") if family.has_token_types else 0,
         layer_norm_eps=epsilon(config, family),
         pad_id=size("pad_token_id"),
     )
@@ -199,7 +159,7 @@ def require_standard_block(config: Mapping[str, Any], family: Family) -> None:
                 limit="plain float weights of the full size are supported",
                 remedy="export from the original checkpoint",
             )
-    spelling = DISTILBERT_KEYS["hidden_act"] if family == "distilbert" else "hidden_act"
+    spelling = family.keys.get("hidden_act", "hidden_act")
     activation = config.get(spelling, "gelu")
     if activation != "gelu":
         raise UnsupportedCheckpoint(
@@ -209,17 +169,20 @@ def require_standard_block(config: Mapping[str, Any], family: Family) -> None:
         )
 
 
-def integer(config: Mapping[str, Any], key: str, model_type: str, *, minimum: int) -> int:
+def integer(
+    config: Mapping[str, Any],
+    key: str,
+    family: Family,
+    defaults: Mapping[str, int],
+    *,
+    minimum: int,
+) -> int:
+    """The family's own spelling of the key goes before BERT's."""
     stated = without_nulls(config)
-    spellings = (
-        [DISTILBERT_KEYS[key], key]
-        if model_type == "distilbert" and key in DISTILBERT_KEYS
-        else [key]
-    )
-    for spelling in spellings:
+    for spelling in (family.keys.get(key, key), key):
         if spelling in stated:
             return positive(spelling, stated[spelling], minimum=minimum)
-    return DEFAULTS[model_type][key]
+    return defaults[key]
 
 
 def positive(key: str, value: object, *, minimum: int = 1) -> int:
@@ -231,8 +194,8 @@ def positive(key: str, value: object, *, minimum: int = 1) -> int:
 
 
 def epsilon(config: Mapping[str, Any], family: Family) -> float:
-    if family == "distilbert":
-        return DISTILBERT_EPS
+    if family.layer_norm_eps is not None:
+        return family.layer_norm_eps
     value = config.get("layer_norm_eps", 1e-12)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise CorruptCheckpoint(

@@ -1,68 +1,23 @@
-"""Four spellings of the same tensors, turned into the canonical ones.
+"""A checkpoint's tensors, spelled as its family does, turned into those of `spec.py`.
 
-Each family has its own names for a block's parts. Here a checkpoint's tensors become those of
-`spec.py`: query, key and value fused, linear layers turned to (in, out).
+Query, key and value fused, linear layers turned to (in, out).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
 from kosine_export.families.config import Architecture
+from kosine_export.families.registry import FAMILIES
 from kosine_export.files.weights import Float32, Weights
-from kosine_export.spec import Family
+from kosine_export.spec import FamilyName
 
 __all__ = ["canonical_tensors", "encoder_prefix", "layer_of", "layers_held"]
 
-
-@dataclass(frozen=True, slots=True)
-class BlockNames:
-    """A family's names inside one layer, without prefix and parameter suffix."""
-
-    layer: str
-    query: str
-    key: str
-    value: str
-    attention_output: str
-    attention_norm: str
-    up: str
-    down: str
-    ffn_norm: str
-
-
-BERT_BLOCK = BlockNames(
-    layer="encoder.layer.{}.",
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
-    attention_output="attention.output.dense",
-    attention_norm="attention.output.LayerNorm",
-    up="intermediate.dense",
-    down="output.dense",
-    ffn_norm="output.LayerNorm",
-)
-DISTILBERT_BLOCK = BlockNames(
-    layer="transformer.layer.{}.",
-    query="attention.q_lin",
-    key="attention.k_lin",
-    value="attention.v_lin",
-    attention_output="attention.out_lin",
-    attention_norm="sa_layer_norm",
-    up="ffn.lin1",
-    down="ffn.lin2",
-    ffn_norm="output_layer_norm",
-)
-BLOCKS: Mapping[Family, BlockNames] = {
-    "bert": BERT_BLOCK,
-    "roberta": BERT_BLOCK,
-    "electra": BERT_BLOCK,
-    "distilbert": DISTILBERT_BLOCK,
-}
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 # Constants that older transformers stored beside the parameters.
 BUFFERS = frozenset({"embeddings.position_ids", "embeddings.token_type_ids"})
@@ -70,7 +25,7 @@ LAYER = re.compile(r"\.layer\.([0-9]{1,5})\.")
 ENCODER_PARTS = ("embeddings.", "embeddings_project.", "encoder.", "transformer.")
 
 
-def encoder_prefix(names: Mapping[str, object], family: Family) -> str:
+def encoder_prefix(names: Mapping[str, object], family: FamilyName) -> str:
     """What stands in front of the encoder's tensor names: "", "roberta.", "0.auto_model.", ...
 
     Raises:
@@ -100,7 +55,7 @@ def layer_of(name: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-def layers_held(names: Mapping[str, object], family: Family) -> int:
+def layers_held(names: Mapping[str, object], family: FamilyName) -> int:
     """How many layers there are weights for: config.json may ask for fewer."""
     prefix = encoder_prefix(names, family)
     parts = tuple(prefix + part for part in ENCODER_PARTS)
@@ -227,7 +182,7 @@ def embeddings(architecture: Architecture, reader: Reader) -> Iterator[tuple[str
 
 
 def block(architecture: Architecture, reader: Reader, layer: int) -> Iterator[tuple[str, Float32]]:
-    names = BLOCKS[architecture.family]
+    names = FAMILIES[architecture.family].block
     source, target = names.layer.format(layer), f"layers.{layer}"
     hidden, intermediate = architecture.hidden_size, architecture.intermediate_size
     query, key, value = (

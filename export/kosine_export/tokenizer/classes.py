@@ -26,7 +26,6 @@ from kosine.bundle.tokenizerscan import Kind
 from kosine.errors import CorruptCheckpoint
 
 __all__ = [
-    "ASSUMED",
     "CLASSES",
     "GENERIC",
     "TRANSFORMERS",
@@ -52,12 +51,6 @@ CLASSES: Mapping[str, Kind | None] = {
     "TokenizersBackend": None,
 }
 GENERIC = "PreTrainedTokenizerFast"
-# The class that transformers takes for a model type where none is stated.
-ASSUMED: Mapping[str, str] = {
-    "roberta": "RobertaTokenizer",
-    "xlm-roberta": "XLMRobertaTokenizer",
-    "camembert": "CamembertTokenizer",
-}
 XLM_ROBERTA_UNKNOWN = 3  # transformers 5 takes this id, whatever the file says
 
 # Lower-casing strips accents, which decomposes Hangul: a vocabulary that cannot spell these

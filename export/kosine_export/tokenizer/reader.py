@@ -19,11 +19,11 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from kosine.bundle.tokenizerscan import MAX_TOKENIZER_BYTES, Kind, scan_tokenizer
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
 from kosine.tokenizerscan import MAX_TOKENIZER_BYTES, Kind, scan_tokenizer
+from kosine_export.families.registry import FAMILIES
 from kosine_export.files.folder import optional_object, read_object, read_text
-from kosine_export.spec import Family
+from kosine_export.spec import FamilyName
 from kosine_export.texts import canary_texts, tokenizer_texts
 from kosine_export.tokenizer.classes import (
-    ASSUMED,
     CLASSES,
     GENERIC,
     TRANSFORMERS,
@@ -75,7 +75,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def read_tokenizer(
-    folder: Path, *, family: Family, config: Mapping[str, Any], lower_text: bool = False
+    folder: Path, *, family: FamilyName, config: Mapping[str, Any], lower_text: bool = False
 ) -> TokenizerFiles:
     """Read a folder's tokenizer.
 
@@ -158,13 +158,14 @@ def refuse_other_rules(settings: Mapping[str, Any]) -> None:
 
 
 def class_of(
-    settings: Mapping[str, Any], config: Mapping[str, Any], family: Family
+    settings: Mapping[str, Any], config: Mapping[str, Any], family: FamilyName
 ) -> tuple[str, bool]:
     """The tokenizer's class, and whether it is stated or what transformers assumes."""
     declared = settings.get("tokenizer_class") or config.get("tokenizer_class")
     if declared is None:
-        assumed = "RobertaTokenizer" if family == "roberta" else "BertTokenizer"
-        return ASSUMED.get(str(config.get("model_type")), assumed), False
+        own = FAMILIES[family]
+        model_type = str(config.get("model_type"))
+        return own.tokenizer_classes.get(model_type, own.tokenizer_class), False
     for name in (str(declared), str(declared).removesuffix("Fast")):
         if name in CLASSES:
             return name, True

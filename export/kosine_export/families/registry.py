@@ -1,0 +1,22 @@
+"""The families that can be exported, by name and by `model_type`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from kosine_export.families.bert import BERT
+from kosine_export.families.distilbert import DISTILBERT
+from kosine_export.families.electra import ELECTRA
+from kosine_export.families.family import Family
+from kosine_export.families.roberta import ROBERTA
+from kosine_export.spec import FamilyName
+
+__all__ = ["FAMILIES", "MODEL_TYPES"]
+
+FAMILIES: Mapping[FamilyName, Family] = MappingProxyType(
+    {family.name: family for family in (BERT, ROBERTA, DISTILBERT, ELECTRA)}
+)
+MODEL_TYPES: Mapping[str, Family] = MappingProxyType(
+    {model_type: family for family in FAMILIES.values() for model_type in family.defaults}
+)
