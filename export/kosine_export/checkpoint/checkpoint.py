@@ -13,23 +13,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kosine.errors import CorruptCheckpoint, InputError, UnsupportedCheckpoint
+from kosine.errors import CorruptCheckpoint, InputError
 from kosine_export.checkpoint.adapter import ADAPTER_CONFIG, Adapter, read_adapter
+from kosine_export.checkpoint.dense import dense_tensors
+from kosine_export.checkpoint.limits import Limits, read_limits, resolve_max_tokens
 from kosine_export.checkpoint.location import Located, locate
-from kosine_export.checkpoint.modules import Limits, Modules, read_limits, read_modules
+from kosine_export.checkpoint.modules import Modules, read_modules, require_widths
 from kosine_export.checkpoint.pooling import refuse_guessing, require_known, resolve_pooling
+from kosine_export.checkpoint.settings import (
+    read_prompts,
+    read_root,
+    read_similarity,
+    require_sentence_transformer,
+)
 from kosine_export.families.config import Architecture, read_architecture
 from kosine_export.families.tensors import canonical_tensors, encoder_prefix, layers_held
-from kosine_export.files.folder import optional_object, read_object, without_nulls
-from kosine_export.files.weights import Float32, Weights, open_weights
-from kosine_export.spec import DenseSpec, EncoderSpec
+from kosine_export.files.folder import read_object
+from kosine_export.files.weights import Weights, open_weights
+from kosine_export.spec import EncoderSpec
 from kosine_export.tokenizer.reader import TokenizerFiles, has_tokenizer, read_tokenizer
 
 __all__ = ["Checkpoint", "read_checkpoint"]
-
-SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-MIN_TOKENS = 3
-ROOT_CONFIG = "config_sentence_transformers.json"
 
 
 @dataclass(frozen=True)
@@ -246,47 +250,6 @@ def depth_notes(architecture: Architecture, held: int) -> tuple[str, ...]:
     )
 
 
-def dense_tensors(index: int, dense: DenseSpec, weights: Weights, name: str) -> dict[str, Float32]:
-    """A Dense module's weights, (in, out) and (out,)."""
-    expected: dict[str, tuple[int, ...]] = {
-        "linear.weight": (dense.out_features, dense.in_features)
-    }
-    if dense.bias:
-        expected["linear.bias"] = (dense.out_features,)
-    if weights.shapes() != expected:
-        raise CorruptCheckpoint(
-            f"{name} holds {dict(weights.shapes())}",
-            limit=f"its config asks for {expected}",
-            remedy="check that the Dense module's config and weights belong together",
-        )
-    tensors = {f"dense.{index}.weight": np.ascontiguousarray(weights.read("linear.weight").T)}
-    if dense.bias:
-        tensors[f"dense.{index}.bias"] = weights.read("linear.bias")
-    return tensors
-
-
-def require_widths(architecture: Architecture, modules: Modules) -> None:
-    """Each module must take vectors of the width that the one before it gives."""
-    width = architecture.hidden_size
-    if modules.pooling.width not in (None, width):
-        raise CorruptCheckpoint(
-            f"the pooling config states width {modules.pooling.width}",
-            limit=f"the transformer gives {width}",
-        )
-    for dense, folder in modules.dense:
-        if dense.in_features != width:
-            raise CorruptCheckpoint(
-                f"{folder.name} takes {dense.in_features} features",
-                limit=f"the module before it gives {width}",
-            )
-        width = dense.out_features
-
-
-def read_root(root: Located) -> dict[str, Any]:
-    """The file that holds versions, prompts and similarity; empty where there is none."""
-    return without_nulls(optional_object(root.folder / ROOT_CONFIG))
-
-
 def beyond_vocabulary(architecture: Architecture, tokenizer: TokenizerFiles) -> tuple[str, ...]:
     """A note where the tokenizer has ids that the model has no embedding for.
 
@@ -306,86 +269,6 @@ def beyond_vocabulary(architecture: Architecture, tokenizer: TokenizerFiles) -> 
         f"the tokenizer has ids up to {tokenizer.size - 1} and the model {rows} word embeddings: "
         "a text that needs one of the others is refused when it is encoded",
     )
-
-
-def resolve_max_tokens(
-    architecture: Architecture, limits: Limits, tokenizer: TokenizerFiles, override: int | None
-) -> tuple[int, tuple[str, ...]]:
-    """The maximum length as sentence-transformers finds it, kept inside the position rows."""
-    usable = architecture.usable_positions
-    if override is not None:
-        if isinstance(override, bool) or not MIN_TOKENS <= override <= usable:
-            raise InputError(
-                f"max_tokens {override!r}",
-                limit=f"from {MIN_TOKENS} to {usable}, the usable position rows",
-                remedy="choose one in between",
-            )
-        return override, (f"max_tokens {override} was asked for",)
-    stated = limits.max_seq_length
-    if stated is None:
-        stated = tokenizer.model_max_length or architecture.max_position_embeddings
-    if stated < MIN_TOKENS:
-        raise CorruptCheckpoint(
-            f"the maximum length is {stated}", limit=f"at least {MIN_TOKENS} is needed"
-        )
-    if stated <= usable:
-        return stated, ()
-    return usable, (f"position rows limit max_tokens to {usable}, {stated} was stated",)
-
-
-def read_prompts(
-    stated: Mapping[str, Any], added: Mapping[str, str] | None
-) -> tuple[dict[str, str], str | None]:
-    own = stated.get("prompts", {})
-    if not isinstance(own, dict) or not all(
-        text is None or isinstance(text, str) for text in own.values()
-    ):
-        raise CorruptCheckpoint(f"{ROOT_CONFIG}: prompts are not texts by name")
-    named = {name: text or "" for name, text in own.items()}
-    for name, text in (added or {}).items():
-        if not name or not isinstance(text, str):
-            raise InputError(
-                f"prompt {name!r} is a {type(text).__name__}", limit="prompts are texts by name"
-            )
-        named[name] = text
-    default = stated.get("default_prompt_name")
-    if default is not None and default not in named:
-        # sentence-transformers always has these two, empty unless stated.
-        if default not in ("query", "document"):
-            raise CorruptCheckpoint(
-                f"{ROOT_CONFIG}: default_prompt_name {default!r} is not among the prompts",
-                limit=f"the prompts are {', '.join(sorted(named)) or 'none'}",
-            )
-        named[default] = ""
-    return named, default
-
-
-def require_sentence_transformer(folder: Path) -> None:
-    """Refuse what sentence-transformers saved as another kind of model, by its name."""
-    kind = without_nulls(optional_object(folder / ROOT_CONFIG)).get("model_type")
-    if kind not in (None, "SentenceTransformer") and (folder / "modules.json").is_file():
-        raise UnsupportedCheckpoint(
-            f"{ROOT_CONFIG}: model_type is {kind!r}",
-            limit="SentenceTransformer models are supported",
-            remedy="use a SentenceTransformer checkpoint",
-        )
-
-
-def read_similarity(stated: Mapping[str, Any]) -> str:
-    if "truncate_dim" in stated:
-        raise UnsupportedCheckpoint(
-            f"{ROOT_CONFIG}: truncate_dim is {stated['truncate_dim']!r}",
-            limit="SentenceTransformer models of their full width are supported",
-            remedy="remove the entry, and truncate when encoding",
-        )
-    similarity = stated.get("similarity_fn_name", "cosine")
-    if similarity not in SIMILARITIES:
-        raise UnsupportedCheckpoint(
-            f"{ROOT_CONFIG}: similarity_fn_name {similarity!r}",
-            limit=f"{', '.join(SIMILARITIES)} are supported",
-            remedy="state one of those",
-        )
-    return str(similarity)
 
 
 def source_of(

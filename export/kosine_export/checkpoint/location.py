@@ -14,7 +14,8 @@ from pathlib import Path
 
 from kosine.errors import CheckpointNotFound, InputError
 from kosine_export.checkpoint.adapter import ADAPTER_CONFIG
-from kosine_export.checkpoint.modules import LIMIT_FILES, module_list
+from kosine_export.checkpoint.limits import LIMIT_FILES
+from kosine_export.checkpoint.modules import module_list
 from kosine_export.files.folder import optional_object
 from kosine_export.files.weights import PICKLES, SINGLE_FILES, only_a_pickle
 
