@@ -16,6 +16,7 @@ from kosine.bundle import Bundle
 from kosine.bundle.canary import Canary, compare
 from kosine.errors import BundleExists, CheckpointNotFound, InputError, ParityError, UnknownOption
 from kosine.quantization import calibrated_ranges
+from kosine_export import calibration
 from kosine_export import export as export_module
 from kosine_export.export import export
 from kosine_export.graph.emit import Graph
@@ -180,8 +181,8 @@ def test_too_few_texts_to_calibrate_with(tmp_path: Path, texts: list[str] | str)
 
 
 def test_a_long_calibration_file_is_taken_from_all_over() -> None:
-    found = export_module._calibration(map(str, range(25_001)))
-    assert len(found) <= export_module.MAX_CALIBRATION
+    found = calibration.read_calibration(map(str, range(25_001)))
+    assert len(found) <= calibration.MAX_CALIBRATION
     assert (found[0], found[-1]) == ("0", "24999")
 
 

@@ -35,6 +35,7 @@ from kosine_bench.measuring import models
 from kosine_export import export as export_module
 from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.export import Exported, export
+from kosine_export.graph.files import to_half
 from kosine_export.graph.packed import packed_graph
 from kosine_export.tensorrt import library as trt_library
 from kosine_export.tensorrt.build import build_plan
@@ -78,7 +79,7 @@ def write_half(folder: Path, checkpoint: Path) -> Path:
     """`fp16/packed.onnx` and its weights, as an export writes them, and nothing else."""
     read = read_checkpoint(str(checkpoint))
     (folder / "fp16").mkdir(parents=True)
-    tensors = {n: export_module._half(n, t) for n, t in read.tensors.items()}
+    tensors = {n: to_half(n, t) for n, t in read.tensors.items()}
     entries = write_tensors(folder / "fp16" / "weights.safetensors", tensors)
     graph, _ = packed_graph(read.spec, entries, precision="float16")
     (folder / "fp16" / "packed.onnx").write_bytes(graph.SerializeToString())

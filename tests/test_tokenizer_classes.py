@@ -17,8 +17,9 @@ import kosine_export.export as export_module
 from kosine.bundle.canary import compare
 from kosine.errors import CorruptCheckpoint, ManifestError, ParityError, UnsupportedCheckpoint
 from kosine_export.export import Exported, export
-from kosine_export.parity.parity import kind_of
+from kosine_export.parity import token_ids
 from kosine_export.parity.referee import TOKENIZER_TYPES, Referee
+from kosine_export.parity.token_ids import kind_of
 from kosine_export.texts import canary_texts, tokenizer_texts
 from kosine_export.tokenizer.reader import TokenizerFiles, read_tokenizer
 from test_tokenizer_files import edit_json
@@ -296,7 +297,7 @@ def test_other_ids_are_said_before_any_vector_is_compared(
     assert not any(text in message for text in canary_texts() if len(text) > 3)
     assert not (tmp_path / "out.kosine").exists()
 
-    monkeypatch.setattr(export_module, "version", lambda _name: "4.57.6")
+    monkeypatch.setattr(token_ids, "version", lambda _name: "4.57.6")
     with pytest.raises(ParityError, match="the rules are those of transformers 5: install that"):
         export(checkpoint, tmp_path / "out.kosine")
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from kosine.bundle import Bundle
 from kosine.encoder import Encoder
 from kosine.errors import ParityError
-from kosine_export.parity.parity import Parity, measure, usable
+from kosine_export.parity.parity import Parity, measure
 from kosine_export.parity.referee import Referee
+from kosine_export.parity.token_ids import usable
 from kosine_export.texts import parity_texts
 
 __all__ = ["against", "compare_with", "referee_for"]

@@ -8,12 +8,8 @@ can agree by luck where tokens do not.
 
 from __future__ import annotations
 
-import logging
 import random
-import re
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,28 +18,16 @@ from numpy.typing import NDArray
 
 from kosine.bundle.canary import GATES, MAX_NORM_ERROR, Canary, Centred, Comparison, Gate, compare
 from kosine.encoder import Encoder
-from kosine.errors import ManifestError
+from kosine.errors import ParityError
 from kosine_export.parity.referee import Referee
+from kosine_export.parity.token_ids import NOT_WRITTEN, quiet, same_ids
+from kosine_export.tokenizer.unicode_form import in_unicode_form
 
-__all__ = ["Group", "Parity", "kind_of", "measure", "other_ids", "usable"]
+__all__ = ["Group", "Parity", "measure"]
 
 MIXED_BATCH = 24
 PROMPTED_TEXTS = 12
 SEED = 20
-KINDS: Mapping[str, Callable[[str], bool]] = {
-    "blank": lambda text: not text.strip(),
-    "blank at an end": lambda text: text != text.strip(),
-    "special tokens": lambda text: re.search(r"\[[A-Z]+\]|<\w+>|</s>", text) is not None,
-    "line break or tab": lambda text: re.search(r"[\n\r\t]", text) is not None,
-    "several blanks": lambda text: "  " in text,
-    "decomposed letters": lambda text: not unicodedata.is_normalized("NFC", text),
-    "control or format characters": lambda text: any(
-        unicodedata.category(character) in ("Cc", "Cf") for character in text
-    ),
-    "wide or compatible forms": lambda text: not unicodedata.is_normalized("NFKC", text),
-    "beyond U+FFFF": lambda text: any(character > "\uffff" for character in text),
-    "long": lambda text: len(text) > 1000,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +93,20 @@ class Parity:
             },
         }
 
+    def require(self, notes: Sequence[str]) -> None:
+        """Raise ParityError unless it passed, with `notes` above the table in its report."""
+        if self.passed:
+            return
+        worst = self.to_json()
+        raise ParityError(
+            f"the {self.dtype} graph does not give PyTorch's vectors: min cosine "
+            f"{worst['min_cosine']:.7f}, max abs error {worst['max_abs_error']:.1e}, same "
+            f"token ids in {worst['ids_equal']} of {worst['texts']} texts",
+            limit=f"gate: min cosine {self.gate.min_cosine}, every token id",
+            remedy=NOT_WRITTEN,
+            report="\n".join([*map("note: {}".format, notes), self.table()]),
+        )
+
     def table(self) -> str:
         """For people: a line per group, then the verdict."""
         lines = [
@@ -144,7 +142,7 @@ def measure(
     A bundle that normalises Unicode (`--unicode NFC`) is held against the referee on texts
     normalised the same way: the checkpoint itself does not.
     """
-    with _quiet():
+    with quiet():
         return _measure(encoder, referee, texts, prompts)
 
 
@@ -155,11 +153,11 @@ def _measure(
     prompts: Mapping[str, str] | None,
 ) -> Parity:
     prompts = encoder.manifest.prompts if prompts is None else prompts
-    asked = _formed(texts, encoder.manifest.unicode)
+    asked = in_unicode_form(texts, encoder.manifest.unicode)
     expected, expected_ids = referee.encode(asked), referee.ids(asked)
     batch = encoder.prepare(texts, prompt="").batch
     mean = Canary.read(encoder.bundle).mean
-    same = _same_ids(batch.ids, batch.starts, expected_ids)
+    same = same_ids(batch.ids, batch.starts, expected_ids)
 
     alone = np.concatenate([encoder.encode([text], prompt="") for text in texts])
     groups = [Group("alone", compare(alone, expected, mean), same)]
@@ -169,7 +167,7 @@ def _measure(
     for indices in _mixed(fits):
         mixed[indices] = encoder.encode([texts[i] for i in indices], prompt="")
     part = batch.take(fits)
-    same = _same_ids(part.ids, part.starts, [expected_ids[i] for i in fits])
+    same = same_ids(part.ids, part.starts, [expected_ids[i] for i in fits])
     groups.append(Group("mixed", compare(mixed[fits], expected[fits], mean), same))
     for name, prompt in prompts.items():
         if not prompt:
@@ -180,7 +178,7 @@ def _measure(
             Group(
                 f"prompt:{name}",
                 compare(encoder.encode(some, prompt_name=name), referee.encode(some, prompt), mean),
-                _same_ids(prompted.ids, prompted.starts, referee.ids(some, prompt)),
+                same_ids(prompted.ids, prompted.starts, referee.ids(some, prompt)),
             )
         )
     unk = encoder.manifest.special_ids.get("unk", -1)
@@ -195,64 +193,11 @@ def _measure(
     )
 
 
-def usable(encoder: Encoder, texts: Iterable[str], referee: Referee | None = None) -> list[str]:
-    """The texts without those whose tokens the model has no embedding for, here or there."""
-    rows = encoder.manifest.architecture.vocab_size
-    found = []
-    with _quiet():
-        for text in texts:
-            with suppress(ManifestError):
-                encoder.prepare([text], prompt="")
-                found.append(text)
-    if referee is None:
-        return found
-    expected = referee.ids(_formed(found, encoder.manifest.unicode))
-    return [text for text, ids in zip(found, expected, strict=True) if max(ids) < rows]
-
-
-def other_ids(encoder: Encoder, referee: Referee, texts: Sequence[str]) -> list[int]:
-    """Which of the texts have other token ids in the referee, by position.
-
-    A bundle that normalises Unicode is held against the referee on normalised texts.
-    """
-    with _quiet():
-        batch = encoder.prepare(texts, prompt="").batch
-    expected = referee.ids(_formed(texts, encoder.manifest.unicode))
-    return [i for i, row in enumerate(expected) if batch.take([i]).ids.tolist() != list(row)]
-
-
-def kind_of(text: str) -> str:
-    """What is special about a text, for messages, which never hold the text itself."""
-    return next((kind for kind, is_so in KINDS.items() if is_so(text)), "plain")
-
-
-def _formed(texts: Sequence[str], form: str) -> list[str]:
-    return [text if form == "none" else unicodedata.normalize("NFC", text) for text in texts]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The probe texts are meant to hold [UNK] and to be cut: no warning about them."""
-    logger = logging.getLogger("kosine")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def _mixed(indices: NDArray[np.intp]) -> Iterator[list[int]]:
     order: list[int] = indices.tolist()
     random.Random(SEED).shuffle(order)
     for begin in range(0, len(order), MIXED_BATCH):
         yield order[begin : begin + MIXED_BATCH]
-
-
-def _same_ids(ids: Any, starts: Any, expected: Sequence[Sequence[int]]) -> int:
-    return sum(
-        ids[starts[i] : starts[i + 1]].tolist() == list(row) for i, row in enumerate(expected)
-    )
 
 
 def _worst_centred(found: Sequence[Comparison]) -> dict[str, Any] | None:

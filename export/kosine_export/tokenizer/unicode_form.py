@@ -7,8 +7,10 @@ The reference does not normalise: under the KLUE vocabulary decomposed (NFD) Han
 from __future__ import annotations
 
 import json
+import unicodedata
+from collections.abc import Sequence
 
-__all__ = ["UNICODE_FORMS", "with_unicode_form"]
+__all__ = ["UNICODE_FORMS", "in_unicode_form", "with_unicode_form"]
 
 UNICODE_FORMS = ("none", "NFC")
 
@@ -22,3 +24,8 @@ def with_unicode_form(tokenizer_json: str, form: str) -> str:
     steps = [{"type": form}] + ([own] if own else [])
     tokenizer["normalizer"] = {"type": "Sequence", "normalizers": steps}
     return json.dumps(tokenizer, ensure_ascii=False)
+
+
+def in_unicode_form(texts: Sequence[str], form: str) -> list[str]:
+    """The texts as such a tokenizer normalises them first."""
+    return [text if form == "none" else unicodedata.normalize("NFC", text) for text in texts]
