@@ -1,4 +1,4 @@
-"""The ecosystem face, `model.onnx`, run as other tools run it: padded rectangles, plain session."""
+"""`model.onnx` run as other tools run it: padded rectangles, a plain session, no planning."""
 
 from __future__ import annotations
 

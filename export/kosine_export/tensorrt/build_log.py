@@ -67,7 +67,7 @@ class Tail:
 
 
 def tail_of(graph: onnx.GraphProto) -> Tail:
-    """The tail of a graph that `kosine_export.graph.packed_graph` wrote."""
+    """The tail of a graph that `kosine_export.graph.packed.packed_graph` wrote."""
     nodes = list(graph.node)
     last = max(i for i, node in enumerate(nodes) if node.op_type == "LayerNormalization")
     producer = {output: node for node in nodes for output in node.output}
