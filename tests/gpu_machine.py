@@ -27,7 +27,6 @@ from kosine.bundle.canary import Canary
 from kosine.bundle.folder import artifact_of
 from kosine.bundle.plans import PlanProfile, TensorRTPlan
 from kosine.errors import BackendError, KosineError
-from kosine.plans import Plan, PlanProfile
 from kosine_export.tensorrt.library import find_library
 
 SAMPLE = Path(__file__).resolve().parent.parent / "export" / "sample"

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from kosine.plans import PlanProfile
+from kosine.bundle.plans import PlanProfile
 from kosine_export.tensorrt.build_log import Kernel, Tail, fusion, read_kernels, shortfalls, tail_of
 
 LOG = Path(__file__).parent / "fixtures" / "tensorrt-rtx-build.log"

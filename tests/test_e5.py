@@ -11,7 +11,7 @@ import pytest
 
 import kosine
 import kosine_export.export as export_module
-from kosine.canary import compare
+from kosine.bundle.canary import compare
 from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.export import Exported, export
 from kosine_export.parity.referee import Referee

@@ -19,8 +19,6 @@ from kosine.backends.rows.plan import plan_rows
 from kosine.bundle.graphscan import MAX_GRAPH_BYTES, scan_graph
 from kosine.bundle.tensorfile import TensorEntry, write_tensors
 from kosine.packed import Packed
-from kosine.rows import fill_rows
-from kosine.tensorfile import TensorEntry, write_tensors
 from kosine_export.graph.packed import QUERY_BLOCK, packed_graph
 from kosine_export.graph.padded import model_graph
 from kosine_export.spec import DenseSpec, EncoderSpec

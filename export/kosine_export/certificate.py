@@ -28,8 +28,6 @@ from kosine.bundle.tensorfile import TensorEntry
 from kosine.errors import ParityError
 from kosine.packed import Packed
 from kosine.positions import position_ids
-from kosine.rows import Rows, fill_rows
-from kosine.tensorfile import TensorEntry
 from kosine_export.graph.packed import packed_graph
 from kosine_export.spec import EncoderSpec
 

@@ -13,11 +13,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from kosine.bundle.plans import FLAVOURS
-from kosine.bundle.plans import TensorRTPlan as Plan
+from kosine.bundle.plans import FLAVOURS, TensorRTPlan
 from kosine.commands import options
 from kosine.errors import InputError
-from kosine.plans import FLAVOURS, Plan
 from kosine_export.checkpoint.pooling import POOLINGS
 from kosine_export.export import TARGETS, Exported, export
 from kosine_export.tensorrt.library import RTX_ARCHITECTURES
@@ -171,7 +169,7 @@ def _text(done: Exported, seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plan_line(plan: Plan) -> str:
+def _plan_line(plan: TensorRTPlan) -> str:
     e = plan.evidence
     widths = sorted({profile.width for profile in plan.profiles})
     return (

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kosine.backends import make_backend
-from kosine.bundle import MANIFEST, Bundle, artifact_of, writing_bundle
-from kosine.canary import CANARY, check_canary
+from kosine.backends.registry import make_backend
+from kosine.bundle import Bundle
+from kosine.bundle.canary import CANARY, check_canary
+from kosine.bundle.folder import MANIFEST, artifact_of, writing_bundle
+from kosine.bundle.manifest import Manifest
+from kosine.bundle.plans import FLAVOURS, TensorRTPlan
+from kosine.bundle.tensorfile import write_tensors
 from kosine.encoder import Encoder
 from kosine.errors import ParityError, UnknownOption
-from kosine.manifest import Manifest
-from kosine.plans import FLAVOURS, Plan
 from kosine.quantization import calibrated_ranges
-from kosine.tensorfile import write_tensors
 from kosine_export.calibration import calibration_vectors, read_calibration
 from kosine_export.certificate import RangeCertificate, certify, check_weights
 from kosine_export.checkpoint.checkpoint import Checkpoint, read_checkpoint
@@ -204,7 +205,7 @@ class _Export:
         self.ranges: dict[str, list[float]] | None = None
         self.parity: dict[str, Parity] = {}
         self.files: dict[str, tuple[str, list[str]]] = {}
-        self.plans: tuple[Plan, ...] = ()
+        self.plans: tuple[TensorRTPlan, ...] = ()
 
     def run(self, referee: Referee | None) -> None:
         """Everything that runs here: graphs, canary, certificate, parity."""

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 import kosine
-from kosine.manifest import Architecture, Artifact, Dense, Manifest, Pooling
-from kosine.plans import Plan
+from kosine.bundle.manifest import Architecture, Artifact, Dense, Manifest, Pooling
+from kosine.bundle.plans import TensorRTPlan
 from kosine_export.certificate import RangeCertificate
 from kosine_export.checkpoint.checkpoint import Checkpoint
 from kosine_export.parity.parity import Parity
@@ -26,7 +26,7 @@ def make_manifest(
     artifacts: tuple[Artifact, ...],
     measured: Mapping[str, Parity],
     certificate: RangeCertificate | None,
-    plans: tuple[Plan, ...],
+    plans: tuple[TensorRTPlan, ...],
 ) -> Manifest:
     """The manifest of a bundle, whole or under way.
 

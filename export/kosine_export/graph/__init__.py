@@ -3,7 +3,7 @@
 Two graphs on the same weights:
 
 - `packed.packed_graph`: kosine's own. Rows that several sentences share, a segment id per token;
-  unit vectors and their norms out. Inputs are those of `kosine.rows.Rows`.
+  unit vectors and their norms out. Inputs are those of `kosine.backends.rows.fill.Rows`.
 - `padded.model_graph`: the ecosystem's. `input_ids`, `attention_mask` (, `token_type_ids`) in,
   `sentence_embedding` and `last_hidden_state` out.
 

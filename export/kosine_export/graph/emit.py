@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from kosine.tensorfile import TensorEntry
+from kosine.bundle.tensorfile import TensorEntry
 
 __all__ = ["Graph"]
 

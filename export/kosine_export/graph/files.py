@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from kosine.tensorfile import TensorEntry
+from kosine.bundle.tensorfile import TensorEntry
 from kosine_export.graph.packed import packed_graph
 from kosine_export.graph.padded import model_graph
 from kosine_export.spec import EncoderSpec

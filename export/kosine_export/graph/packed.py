@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-from kosine.tensorfile import TensorEntry
+from kosine.bundle.tensorfile import TensorEntry
 from kosine_export.graph.block import attention_bias, embed, layers
 from kosine_export.graph.emit import Graph
 from kosine_export.graph.pooling import segment_maxima, segment_means, unit_vectors

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import TensorProto
 
-from kosine.tensorfile import TensorEntry
+from kosine.bundle.tensorfile import TensorEntry
 from kosine_export.graph.block import attention_bias, embed, layers
 from kosine_export.graph.emit import Graph
 from kosine_export.graph.pooling import pool_padded, unit_vectors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kosine.canary import Canary, mean_vector
+from kosine.bundle.canary import Canary, mean_vector
 from kosine.encoder import Encoder
 from kosine.packed import Float32, Packed
 from kosine.positions import position_ids

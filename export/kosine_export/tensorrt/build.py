@@ -18,8 +18,7 @@ from typing import Any
 
 import onnx
 
-from kosine.bundle.plans import PlanProfile
-from kosine.bundle.plans import TensorRTPlan as Plan
+from kosine.bundle.plans import PlanProfile, TensorRTPlan
 from kosine.errors import BackendError, UnsupportedCheckpoint
 from kosine.progress import progress_bar
 from kosine_export.tensorrt.build_log import fusion, read_kernels, shortfalls, tail_of
@@ -46,7 +45,7 @@ def build_plan(
     num_layers: int,
     architectures: Sequence[str],
     show_progress: bool | None = None,
-) -> Plan:
+) -> TensorRTPlan:
     """Build the plan of a bundle folder and write it under `folder/tensorrt`.
 
     Args:
@@ -90,7 +89,7 @@ def build_plan(
         "engine_bytes": (folder / path).stat().st_size,
     }
     where = tuple(architectures)
-    return Plan(path, library.flavour, library.version, where, profiles, evidence)
+    return TensorRTPlan(path, library.flavour, library.version, where, profiles, evidence)
 
 
 def cache_dir() -> Path:

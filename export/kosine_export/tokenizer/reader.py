@@ -18,7 +18,6 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from kosine.bundle.tokenizerscan import MAX_TOKENIZER_BYTES, Kind, scan_tokenizer
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
-from kosine.tokenizerscan import MAX_TOKENIZER_BYTES, Kind, scan_tokenizer
 from kosine_export.families.registry import FAMILIES
 from kosine_export.files.folder import optional_object, read_object, read_text
 from kosine_export.spec import FamilyName

@@ -10,7 +10,6 @@ from tokenizers import AddedToken, Tokenizer
 
 from kosine.bundle.tokenizerscan import Kind
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
-from kosine.tokenizerscan import Kind
 from kosine_export.files.folder import optional_object
 
 __all__ = ["CLASS_TOKENS", "add_tokens", "ids_of", "special_tokens"]
