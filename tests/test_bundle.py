@@ -23,9 +23,9 @@ from hostile import (
     small_bundle,
     small_manifest,
 )
+from kosine.bundle import folder as bundle_module
 from kosine.bundle.canary import Canary
 from kosine.bundle.folder import Bundle, artifact_of, sha256_of, writing_bundle
-from kosine.bundle.folder import folder as bundle_module
 from kosine.errors import (
     BundleError,
     BundleExists,
