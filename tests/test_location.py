@@ -127,7 +127,10 @@ def test_a_vocabulary_is_needed_where_it_is_the_tokenizer(hub, tmp_path):
 def test_without_the_hub_s_listing_the_snapshot_is_all_there_is(hub, tmp_path):
     folder = factories.build(tmp_path / "m")
     hub_id = hub(folder, without=("config_sentence_transformers.json",), tree=False)
-    assert read_checkpoint(hub_id).spec == read_checkpoint(folder).spec
+    for revision in (None, "main", COMMIT):
+        checkpoint = read_checkpoint(hub_id, revision=revision)
+        assert checkpoint.spec == read_checkpoint(folder).spec
+        assert checkpoint.source["revision"] == COMMIT
 
 
 # Pickles

@@ -128,10 +128,13 @@ def snapshot(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         try:
             return Path(found(offline=False))
-        except FileNotFoundError:  # which LocalEntryNotFoundError is
-            # The hub cannot be reached, and a file that matches the patterns is not cached. The
-            # second answer tells the folder all the same: whether anyone needs the file is seen
-            # by the caller. (IncompleteSnapshotError, since huggingface_hub 1.22.)
+        except Exception as unreached:
+            if getattr(unreached, "response", None) is not None:  # the hub has answered
+                raise
+            # The hub cannot be reached, and a file that matches the patterns is not cached, or a
+            # commit is asked for whose files the cache does not list. The second answer tells the
+            # folder all the same: whether anyone needs the file is seen by the caller.
+            # (IncompleteSnapshotError, since huggingface_hub 1.22.)
             try:
                 return Path(found(offline=True))
             except FileNotFoundError as error:
