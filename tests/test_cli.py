@@ -203,12 +203,12 @@ def test_eval_gives_the_correlations(
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize(
     ("suffix", "end"),
-    [(".csv", "\n"), (".csv", "\r\n"), (".csv", "\r"), (".tsv", "\n"), (".tsv", "\r\n")],
+    [(".csv", "\n"), (".CSV", "\r\n"), (".csv", "\r"), (".tsv", "\n"), (".tsv", "\r\n")],
 )
 def test_pairs_as_spreadsheets_write_them(tmp_path, suffix, end, mark):
     from kosine.commands.evaluate import read_pairs
 
-    separator = "," if suffix == ".csv" else "\t"
+    separator = "\t" if suffix == ".tsv" else ","
     lines = ["sentence1 sentence2 score", "가 나 1", "다 라 2"]
     text = mark + end.join(line.replace(" ", separator) for line in lines) + end
     path = tmp_path / f"pairs{suffix}"

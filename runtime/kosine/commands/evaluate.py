@@ -99,7 +99,7 @@ def read_pairs(name: str, columns: str) -> tuple[list[str], list[str], NDArray[n
             remedy="write text, text, score, separated by commas",
         )
     try:
-        rows = _comma_separated(name) if Path(name).suffix == ".csv" else _tabbed(name)
+        rows = _comma_separated(name) if Path(name).suffix.lower() == ".csv" else _tabbed(name)
     except csv.Error as error:
         raise InputError(
             f"{name!r} is not readable as comma-separated text: {error}",
