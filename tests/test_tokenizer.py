@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from hostile import edit_manifest, rewrite, small_bundle, small_tokenizer
 from kosine.bundle import Bundle
-from kosine.errors import ManifestError, TextError, TextTooLong
+from kosine.errors import TextError, TextTooLong
 from kosine.tokenizer import MAX_TEXT_BYTES, Tokenizer
 
 CLS, SEP, UNK = 0, 2, 3
@@ -220,8 +220,8 @@ def test_ids_that_the_model_does_not_know(tmp_path):
     rewrite(path, "tokenizer.json", json.dumps(value).encode())
     tokenizer = Tokenizer(Bundle(path))
     assert len(tokenizer.prepare(["다"]).batch) == 1
-    with pytest.raises(ManifestError, match="gave id 7; the model knows ids below 7"):
-        tokenizer.prepare(["라"])
+    with pytest.raises(TextError, match="text 12 has the token id 7; the model knows ids below 7"):
+        tokenizer.prepare(["다", "", "라", "다"], first=10)
 
 
 # Hostile texts: pieces that are repeated to any length

@@ -15,7 +15,7 @@ import factories
 import kosine
 import kosine_export.export as export_module
 from kosine.bundle.canary import compare
-from kosine.errors import CorruptCheckpoint, ManifestError, ParityError, UnsupportedCheckpoint
+from kosine.errors import CorruptCheckpoint, ParityError, TextError, UnsupportedCheckpoint
 from kosine_export.export import Exported, export
 from kosine_export.parity import token_ids
 from kosine_export.parity.referee import TOKENIZER_TYPES, Referee
@@ -239,8 +239,8 @@ def test_ids_beyond_the_embeddings_are_exported_with_a_note(
     assert any(f"ids up to {size} and the model {size} word" in note for note in done.notes)
     encoder = kosine.load(done.path, backend="onnx")
     assert len(encoder.encode(["한국어"])) == 1
-    with pytest.raises(ManifestError, match=f"gave id {size}"):
-        encoder.encode(["한국어 <unused>"])
+    with pytest.raises(TextError, match=f"text 1 has the token id {size}"):
+        encoder.encode(["한국어", "한국어 <unused>"])
 
 
 def test_a_mask_without_an_embedding_is_no_hindrance(

@@ -110,7 +110,7 @@ class InputError(KosineError, ValueError):
 
 class TextError(InputError):
     """No text: bytes, a table, a missing value, a lone surrogate, a NUL; or one that is over the
-    byte limit and has no place to be cut at."""
+    byte limit and has no place to be cut at, or has a token that the model does not know."""
 
 
 class TextTooLong(InputError):

@@ -110,8 +110,8 @@ class Tokenizer:
             first: What errors call the first text: its place in the caller's whole input.
 
         Raises:
-            TextError: Not a str, a lone surrogate, a NUL, or over `max_text_bytes` with no
-                place within them to cut at.
+            TextError: Not a str, a lone surrogate, a NUL, over `max_text_bytes` with no place
+                within them to cut at, or with a token that the model has no embedding for.
             TextTooLong: Over `max_tokens` or `max_text_bytes` with truncate=False.
         """
         prompt = self._checked_prompt(prompt)
@@ -146,10 +146,12 @@ class Tokenizer:
                 sequences[i] = [*ids[: self.max_tokens - 1], ids[-1]]
         batch = Packed.of(sequences)
         if batch.num_tokens and int(batch.ids.max()) >= self._vocab_size:
-            raise ManifestError(
-                f"the tokenizer gave id {int(batch.ids.max())}",
+            row = int(np.searchsorted(batch.starts, int(batch.ids.argmax()), side="right")) - 1
+            raise TextError(
+                f"text {first + row} has the token id {int(batch.ids.max())}",
                 limit=f"the model knows ids below {self._vocab_size}",
-                remedy="export the bundle again with the tokenizer that belongs to the model",
+                remedy="leave the text out, or export the bundle again with the tokenizer that "
+                "belongs to the model",
             )
         if prompt and not self._include_prompt:
             skip = np.full(len(batch), self.prompt_length(prompt), np.int32)

@@ -6,12 +6,12 @@ import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
 from kosine.encoder import Encoder
-from kosine.errors import CorruptCheckpoint, ManifestError, ParityError
+from kosine.errors import CorruptCheckpoint, ParityError, TextError
 from kosine_export.checkpoint.checkpoint import Checkpoint
 from kosine_export.parity.referee import Referee
 from kosine_export.texts import parity_texts, tokenizer_texts
@@ -97,8 +97,12 @@ def usable(encoder: Encoder, texts: Iterable[str], referee: Referee | None = Non
     found = []
     with quiet():
         for text in texts:
-            with suppress(ManifestError):
+            try:
                 encoder.prepare([text], prompt="")
+            except TextError as error:
+                if error.__cause__ is not None:  # the tokenizer itself failed
+                    raise
+            else:
                 found.append(text)
     if referee is None:
         return found
