@@ -380,3 +380,10 @@ def test_the_real_engine_takes_bfloat16_for_the_sample(bundle, sample_bundle):
 def test_a_forced_level_without_bfloat16_means_float32(bundle, monkeypatch):
     monkeypatch.setenv(engine.ISA_VARIABLE, "avx2")
     assert chosen(bundle) == ("native", "float32")
+
+
+@pytest.mark.parametrize("backend", ["auto", "onnx", "native"])
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, 1_025, 10**6])
+def test_threads_that_make_no_sense(sample_bundle, backend, threads):
+    with pytest.raises(UnknownOption, match="1 to 1024"):
+        make_backend(Bundle(sample_bundle), backend=backend, threads=threads)

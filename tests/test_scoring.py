@@ -366,3 +366,9 @@ def test_precisions_that_do_not_fit(a, b, precision, message):
         kosine.cosine(a, b, precision=precision)
     with pytest.raises(InputError, match=message):
         top_k(a, b, 1, precision=precision)
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, "3", None])
+def test_k_is_a_whole_number(k):
+    with pytest.raises(InputError, match="k is"):
+        top_k(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), k)

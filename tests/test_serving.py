@@ -52,6 +52,21 @@ class TestThreadsThatCannotStart:
             assert batcher.stats().submitted == 1
             assert batcher.health().ok
 
+    def test_health_tells(self, monkeypatch):
+        def never(_):
+            raise RuntimeError("can't start new thread")
+
+        batcher = Batcher(FakeEncoder())
+        assert batcher.health().ok
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", never)
+            with pytest.raises(BatcherError):
+                batcher.submit("refused")
+            assert not batcher.health().ok
+        assert batcher.submit("served").result(30).shape == (8,)
+        assert batcher.health().ok
+        batcher.close()
+
 
 class TestCancelling:
     def test_a_request_that_has_partly_run_is_cancelled_and_the_rest_never_runs(self):
@@ -190,17 +205,25 @@ class TestOneBudget:
 
 class TestExit:
     @pytest.mark.parametrize("code", [0, 3])
-    def test_a_daemon_thread_that_holds_the_batcher_says_nothing(self, code):
+    @pytest.mark.parametrize(
+        "call",
+        [
+            "batcher.submit('a').result()",
+            "[f.result() for f in batcher.submit_many(['a'] * 50)]",
+            "asyncio.run(batcher.aencode('a'))",
+            "batcher.submit(['a'] * 500).result()",
+        ],
+    )
+    def test_daemon_threads_that_hold_the_batcher_say_nothing(self, code, call):
         program = (
-            "import sys, threading, time\n"
+            "import asyncio, sys, threading, time\n"
             "from kosine import Batcher; from kosine.testing import *\n"
-            "batcher = Batcher(FakeEncoder(FakeBackend(cost=lambda b: 0.01)))\n"
+            "encoder = FakeEncoder(FakeBackend(cost=lambda b: 0.01))\n"
+            "batcher = Batcher(encoder, max_batch_tokens=60)\n"
             "def work():\n"
-            "    while True:\n"
-            "        try: batcher.submit('a').result()\n"
-            "        except Exception: return\n"
-            "threading.Thread(target=work, daemon=True).start()\n"
-            f"time.sleep(0.2); sys.exit({code})\n"
+            f"    while True: {call}\n"
+            "for _ in range(3): threading.Thread(target=work, daemon=True).start()\n"
+            f"time.sleep(0.3); sys.exit({code})\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=60

@@ -148,8 +148,8 @@ def top_k(
     Raises:
         InputError, UnknownOption: See `cosine`.
     """
-    if k < 1:
-        raise InputError(f"k is {k}", limit="at least 1", remedy="ask for one row or more")
+    if not isinstance(k, (int, np.integer)) or k < 1:
+        raise InputError(f"k is {k!r}", limit="at least 1", remedy="ask for one row or more")
     sides = _sides(queries, corpus, precision, ranges, None)
     left, right = sides.left.floats(), sides.right
     # Bits are all of one length: their exact dot products leave equal distances equal.

@@ -9,6 +9,8 @@ from kosine.errors import BackendUnavailable, UnknownOption
 __all__ = ["check_cpu", "check_threads", "cuda_index", "explain", "first_line", "is_cuda"]
 
 
+# More than any machine's share of one call; ONNX Runtime would try to start any number.
+MAX_THREADS = 1_024
 # How C++, the C library and ONNX Runtime's allocator say it.
 NO_MEMORY = ("bad_alloc", "allocate memory", "failed to allocate", "bfc_arena", "out of memory")
 NO_THREADS = ("pthread_create", "start new thread", "resource temporarily unavailable")
@@ -25,12 +27,12 @@ def check_cpu(backend: str, device: str, threads: int | None, *, limit: str = "c
     Args:
         backend: Its name, for the message.
         device: Must be "auto" or "cpu".
-        threads: Must be None or at least 1.
+        threads: Must be None or from 1 to MAX_THREADS.
         limit: The devices that the backend of that name has.
 
     Raises:
         BackendUnavailable: Another device.
-        UnknownOption: `threads` below 1.
+        UnknownOption: `threads` out of range.
     """
     if device not in ("auto", "cpu"):
         raise BackendUnavailable(
@@ -42,9 +44,12 @@ def check_cpu(backend: str, device: str, threads: int | None, *, limit: str = "c
 
 
 def check_threads(threads: int | None) -> None:
-    """Raise UnknownOption unless `threads` is None or at least 1."""
-    if threads is not None and threads < 1:
-        raise UnknownOption(f"threads is {threads}", limit="at least 1", remedy="leave it out")
+    """Raise UnknownOption unless `threads` is None or a whole number from 1 to MAX_THREADS."""
+    if threads is None or (type(threads) is int and 1 <= threads <= MAX_THREADS):
+        return
+    raise UnknownOption(
+        f"threads is {threads!r}", limit=f"1 to {MAX_THREADS}", remedy="leave it out"
+    )
 
 
 def cuda_index(device: str, backend: str) -> int:

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from kosine.backend import Backend, Capabilities
-from kosine.backends.device import explain, is_cuda
+from kosine.backends.device import check_threads, explain, is_cuda
 from kosine.bundle import Bundle
 from kosine.bundle.canary import check_canary
 from kosine.errors import BackendError, InputError, KosineError, ParityError, UnknownOption
@@ -54,6 +54,7 @@ def make_backend(
     where it passes the whole canary.
     """
     tried = candidates(backend, dtype, device)
+    check_threads(threads)
     if backend != "auto" and len(tried) == 1:
         return _make(bundle, *tried[0], device, threads, spin)
     errors: list[KosineError] = []

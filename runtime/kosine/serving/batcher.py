@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import math
 import os
+import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -138,7 +139,7 @@ class Batcher:
         self._runner = self._make_runner(encoder, limits, self._clock)
         self._special_tokens: int | None = None
         _runners.add(self._runner)
-        # At exit `_close_all` does more.
+        # At exit `_end_all` does more.
         weakref.finalize(self, self._runner.abandon).atexit = False
 
     # Submitting
@@ -328,6 +329,8 @@ class Batcher:
         runner = self._runner
         if runner.forked:
             raise forked_error()
+        if runner.exiting and threading.current_thread() is not threading.main_thread():
+            raise SystemExit  # ends a thread quietly, as calls into an engine do from now on
         if runner.closed:
             raise BatcherClosed("the batcher is closed", remedy="make a new Batcher")
         refusal = runner.queue.refusal(
@@ -496,12 +499,12 @@ def _fork_all() -> None:
         runner.fork()
 
 
-def _close_all() -> None:
+def _end_all() -> None:
     for runner in list(_runners):
         with contextlib.suppress(Exception):
-            runner.close(drain=False, timeout=EXIT_TIMEOUT_S)
+            runner.end_with_process(EXIT_TIMEOUT_S)
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_fork_all)
-atexit.register(_close_all)
+atexit.register(_end_all)

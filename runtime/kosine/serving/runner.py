@@ -85,7 +85,8 @@ class Runner:
         queue, counters: What waits, and what has happened.
         batch: What the runner holds, from the moment that it takes it until all is settled.
         running_since: When that began to run; None while nothing runs.
-        closed, forked: Nothing more is accepted.
+        closed, forked, exiting: Nothing more is accepted: by `close`, in a forked child, or since
+            the process ends.
     """
 
     def __init__(self, encoder: RunsBatches, limits: Limits, clock: Clock) -> None:
@@ -96,8 +97,8 @@ class Runner:
         self.counters = Counters()
         self.batch: Batch | None = None
         self.running_since: float | None = None
-        self.closed = False
-        self.forked = False
+        self.closed = self.forked = self.exiting = False
+        self._cannot_start = False
         self._expiring: list[BatchFuture] = []
         self._last_crash: str | None = None
         self._threads: dict[str, threading.Thread] = {}
@@ -136,6 +137,7 @@ class Runner:
             thread = threading.Thread(
                 target=self._live, args=(name, *parts), name=name, daemon=True
             )
+            self._cannot_start = True
             try:
                 thread.start()
             except (RuntimeError, MemoryError) as error:
@@ -144,6 +146,7 @@ class Runner:
                     limit="two threads a batcher",
                     remedy="raise the limit on processes (ulimit -u, pids.max), or end threads",
                 ) from error
+            self._cannot_start = False
             self._threads[name] = thread
             self._living.add(name)
 
@@ -170,6 +173,8 @@ class Runner:
                     work()
                     return
                 except BaseException as error:  # noqa: BLE001 - told to whom the batch belongs
+                    if self.exiting:  # the encoder is not to be called any more
+                        return
                     crash = error
         finally:
             self._living.discard(name)
@@ -185,6 +190,8 @@ class Runner:
         """False once the batcher is closed and nothing waits any more."""
         with self.lock:
             while True:
+                if self.exiting:
+                    return False
                 now = self.clock.now()
                 at = self.queue.run_at(now)
                 if at <= now or (self.closed and at < math.inf):
@@ -470,6 +477,18 @@ class Runner:
                 return False
         return True
 
+    def end_with_process(self, timeout: float) -> None:
+        """Let the batch that runs end, and settle nothing else: only daemon threads can wait for it
+        now, and they are to end with the process without a word."""
+        self.closed = self.exiting = True
+        if self.forked:
+            return
+        with self.lock:
+            self._work.notify_all()
+            self._tick.notify_all()
+        for thread in list(self._threads.values()):
+            thread.join(timeout)
+
     def abandon(self) -> None:
         """The Batcher was collected: serve what is queued, then end. Never blocks."""
         self.closed = True
@@ -497,7 +516,7 @@ class Runner:
         if self.forked:
             return Health(False, "forked", False, 0, None, None, 0, 0)
         with self.lock:
-            alive = all(thread.is_alive() for thread in self._threads.values())
+            alive = not self._cannot_start and all(t.is_alive() for t in self._threads.values())
             if not self.closed:
                 state = "serving"
                 if not alive:
