@@ -28,9 +28,9 @@ from kosine_bench.measuring.arrivals import poisson_times
 
 __all__ = ["main"]
 
-ROUNDS, LOAD, SEED = 24, 0.7, 7
+ROUNDS, LOAD, SEED = 20, 0.7, 7
 # Seconds, texts.
-SATURATED_S, LOADED_S, ALONE, MANY = 3.0, 8.0, 20, 256
+SATURATED_S, LOADED_S, ALONE, MANY = 3.0, 6.0, 12, 128
 # Higher is better for these; for latencies, lower.
 RATES = ("capacity", "submit_many")
 RESAMPLED = 10_000
@@ -52,12 +52,12 @@ def capacity(seconds):
     waiting, done, at = [], 0, 0
     started = time.perf_counter()
     while time.perf_counter() - started < seconds:
-        while len(waiting) < 512:
+        while len(waiting) < 256:
             waiting.append(batcher.submit(texts[at % len(texts)]))
             at += 1
-        waiting[127].result()
-        del waiting[:128]
-        done += 128
+        waiting[31].result()
+        del waiting[:32]
+        done += 32
     took = time.perf_counter() - started
     [future.result() for future in waiting]
     return done / took
