@@ -26,7 +26,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # by other examples is found by `make fuzz`, and becomes a case.
 UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("fixed", derandomize=True, **UNTIMED)
-settings.register_profile("random", print_blob=True, **UNTIMED)
+settings.register_profile("random", derandomize=False, print_blob=True, **UNTIMED)
 settings.load_profile("fixed")
 
 

@@ -9,7 +9,6 @@ encoder.similarity(vectors, vectors)                 # (2, 2) cosine
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from kosine import errors
@@ -20,6 +19,8 @@ from kosine.scoring import TopK, cosine, top_k
 
 if TYPE_CHECKING:
     from kosine.serving.batcher import Batcher
+
+    __version__: str
 
 __all__ = [
     "Batcher",
@@ -34,14 +35,17 @@ __all__ = [
     "top_k",
 ]
 
-try:
-    __version__ = version("kosine")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0+unknown"
-
 
 def __getattr__(name: str) -> Any:
-    # The batcher brings asyncio along: only those who use it pay for its import.
+    # The batcher brings asyncio along, the version a parser of packages' metadata: only those who
+    # use them pay for the import.
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("kosine")
+        except PackageNotFoundError:  # run from a source tree that was never installed
+            return "0+unknown"
     if name == "Batcher":
         from kosine.serving.batcher import Batcher
 
