@@ -29,8 +29,10 @@ from kosine_bench.measuring.arrivals import poisson_times
 __all__ = ["main"]
 
 ROUNDS, LOAD, SEED = 20, 0.7, 7
-# Seconds, texts.
-SATURATED_S, LOADED_S, ALONE, MANY = 3.0, 6.0, 12, 128
+# Seconds; texts.
+SATURATED_S, LOADED_S, ALONE = 1.0, 2.0, 50
+# Requests that wait while capacity is measured, in seconds of work, and their bounds.
+WINDOW_S, LEAST, MOST = 1.0, 128, 2_048
 # Higher is better for these; for latencies, lower.
 RATES = ("capacity", "submit_many")
 RESAMPLED = 10_000
@@ -47,17 +49,19 @@ batcher = kosine.Batcher(encoder, max_batch_tokens=2048, max_queue_tokens=1 << 2
                          max_queue_requests=1 << 20, max_queue_bytes=1 << 28)
 batcher.submit(texts[0]).result()
 
-def capacity(seconds):
+def capacity(how):
     # A window of requests that never runs dry.
+    seconds, window = how
+    step = window // 8
     waiting, done, at = [], 0, 0
     started = time.perf_counter()
     while time.perf_counter() - started < seconds:
-        while len(waiting) < 256:
+        while len(waiting) < window:
             waiting.append(batcher.submit(texts[at % len(texts)]))
             at += 1
-        waiting[31].result()
-        del waiting[:32]
-        done += 32
+        waiting[step - 1].result()
+        del waiting[:step]
+        done += step
     took = time.perf_counter() - started
     [future.result() for future in waiting]
     return done / took
@@ -146,14 +150,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     new = Path(kosine.__file__).resolve().parent.parent.parent
     texts = mixed_texts(kosine.load(bundle, backend="onnx"), 2_048, SEED)
     trees = [Tree(options.old.resolve(), bundle, texts), Tree(new, bundle, texts)]
-    rate = trees[0].measure("capacity", SATURATED_S)
+    for tree in trees:  # the first round of each warms up
+        rate = tree.measure("capacity", (SATURATED_S, LEAST))
+    window = int(min(max(WINDOW_S * rate, LEAST), MOST))
+    rate = trees[0].measure("capacity", (SATURATED_S, window))
     rounds: list[list[dict[str, float]]] = []
     for number in range(options.rounds):
         times = poisson_times(LOAD * rate, int(LOAD * rate * LOADED_S), number).tolist()
         pair: list[dict[str, float]] = [{}, {}]
         for what, argument, name in (
-            ("capacity", SATURATED_S, "capacity"),
-            ("submit_many", MANY, "submit_many"),
+            ("capacity", (SATURATED_S, window), "capacity"),
+            ("submit_many", window, "submit_many"),
             ("alone", ALONE, "unloaded_p50"),
             ("loaded", times, "p99_at_70_percent"),
         ):
