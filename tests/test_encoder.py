@@ -762,7 +762,7 @@ def test_what_the_engine_raises_comes_through(small):
         ({"backend": "onnx", "dtype": "int8"}, UnknownOption, "no engine of this kosine runs"),
         ({"backend": "onnx", "device": "cuda:x"}, BackendUnavailable, "backend 'onnx' cannot run"),
         ({"backend": "onnx", "device": "tpu"}, BackendUnavailable, "backend 'onnx' cannot run"),
-        ({"backend": "onnx", "threads": 0}, UnknownOption, "threads is 0; at least 1"),
+        ({"backend": "onnx", "threads": 0}, UnknownOption, "threads is 0; 1 to 1024"),
         ({"backend": "onnx", "threads": -1}, UnknownOption, "threads is -1"),
     ],
 )
