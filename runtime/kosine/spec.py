@@ -1,0 +1,230 @@
+"""What an encoder computes, apart from its numbers: the one description of a model.
+
+The exporter makes it from a checkpoint, the manifest stores it whole, and every engine lowers it:
+the numpy reference, the ONNX graphs (TensorRT through them) and the native engine. An engine that
+cannot do what a field asks for says so by the field's name (`unsupported`), so that "auto" moves on.
+
+Tensors go by canonical names, float32, in the layout that all engines read: a linear layer is
+`x @ weight + bias` with `weight` of shape (in, out).
+
+    embeddings.word.weight               (vocab_size, embeddings.size)
+    embeddings.position.weight           (positions.rows, embeddings.size)
+    embeddings.token_type.weight         (token_types, embeddings.size), absent when that is 0
+    embeddings.norm.{weight,bias}        (embeddings.size,)
+    embeddings.project.{weight,bias}     (embeddings.size, hidden_size), only where the two differ
+    layers.N.attention.qkv.{weight,bias}     (hidden_size, 3 * num_heads * head_size): q | k | v
+    layers.N.attention.output.{weight,bias}  (num_heads * head_size, hidden_size)
+    layers.N.attention.norm.{weight,bias}    (hidden_size,)
+    layers.N.ffn.up.{weight,bias}            (hidden_size, intermediate_size)
+    layers.N.ffn.down.{weight,bias}          (intermediate_size, hidden_size)
+    layers.N.ffn.norm.{weight,bias}          (hidden_size,)
+    dense.N.weight, dense.N.bias             (in, out), (out,); bias absent where there is none
+
+Token types are always row 0: a single sentence has no second segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal
+
+__all__ = [
+    "Attention",
+    "Block",
+    "Dense",
+    "Embeddings",
+    "EncoderSpec",
+    "FeedForward",
+    "Norm",
+    "Pooling",
+    "PoolingMode",
+    "PositionRule",
+    "Positions",
+    "leaves",
+    "unsupported",
+]
+
+PositionRule = Literal["absolute", "roberta"]
+PoolingMode = Literal["mean", "cls", "max"]
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """`(x - mean) / sqrt(variance + eps) * weight + bias` over a row, with the biased variance."""
+
+    kind: Literal["layer_norm"]
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """A learned table of positions, and which of its `rows` a token takes.
+
+    "absolute" counts 0, 1, 2, ...; "roberta" is `cumsum(id != pad_id) * (id != pad_id) + pad_id`,
+    so the first token is at pad_id + 1, and a literal [PAD] in a text sits at row pad_id without
+    advancing the count.
+    """
+
+    rule: PositionRule
+    rows: int
+    pad_id: int
+
+    @property
+    def usable(self) -> int:
+        """The most tokens that rows exist for."""
+        return self.rows - self.pad_id - 1 if self.rule == "roberta" else self.rows
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Word, position and token type vectors of `size`, summed and normalised.
+
+    Where `size` is not the encoder's hidden_size, a linear layer follows.
+    """
+
+    vocab_size: int
+    size: int
+    positions: Positions
+    token_types: int
+    norm: Norm
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """`softmax(q kT / sqrt(head_size)) v` inside each sentence.
+
+    Attributes:
+        num_key_value_heads: Heads of k and v, each shared by num_heads / num_key_value_heads of q.
+        positions: What turns q and k by their place: "none".
+        window: The farthest tokens that are seen, to both sides; None sees all.
+        bias: Whether the linear layers add one.
+    """
+
+    num_heads: int
+    num_key_value_heads: int
+    head_size: int
+    positions: Literal["none"]
+    window: int | None
+    bias: bool
+
+    @property
+    def width(self) -> int:
+        """Columns of q: the heads' end to end."""
+        return self.num_heads * self.head_size
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForward:
+    """`activation(x @ up + bias) @ down + bias`; "gelu" is the exact erf form.
+
+    Attributes:
+        gated: Whether a second product of x scales what the activation gives.
+    """
+
+    intermediate_size: int
+    activation: Literal["gelu"]
+    gated: bool
+    bias: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One layer. With norms "post": `y = norm(x + attention(x))`, then `norm(y + ffn(y))`."""
+
+    norm_placement: Literal["post"]
+    norm: Norm
+    attention: Attention
+    feed_forward: FeedForward
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """How token vectors become one: over all tokens, or over those after the prompt."""
+
+    mode: PoolingMode
+    include_prompt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A sentence-transformers Dense module after pooling: `activation(x @ weight + bias)`."""
+
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: Literal["identity", "tanh", "relu", "gelu", "sigmoid"]
+    use_residual: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """Shape and semantics of a sentence encoder, from token ids to the vector before unit length.
+
+    Attributes:
+        family: How its checkpoints are spelled; engines do not look at it.
+        normalize: Whether the checkpoint itself ends in a Normalize module.
+    """
+
+    family: str
+    hidden_size: int
+    embeddings: Embeddings
+    layers: tuple[Block, ...]
+    pooling: Pooling
+    dense: tuple[Dense, ...]
+    normalize: bool
+
+    @property
+    def dim(self) -> int:
+        """Length of the sentence vectors."""
+        return self.dense[-1].out_features if self.dense else self.hidden_size
+
+
+def leaves(spec: Any, at: str = "") -> Iterator[tuple[str, str, Any, Any]]:
+    """Every value in a spec: its path with numbers (`layers[0].norm.eps`), the path without them,
+    the value, and the object that holds it.
+    """
+    for field in fields(spec):
+        value = getattr(spec, field.name)
+        path = f"{at}.{field.name}" if at else field.name
+        parts = [(path, value)]
+        if isinstance(value, tuple):
+            parts = [(f"{path}[{i}]", part) for i, part in enumerate(value)]
+        for where, part in parts:
+            if is_dataclass(part):
+                yield from leaves(part, where)
+            else:
+                yield where, _unnumbered(where), part, spec
+
+
+def _unnumbered(path: str) -> str:
+    return ".".join(name.partition("[")[0] for name in path.split("."))
+
+
+def unsupported(
+    spec: EncoderSpec, runs: Mapping[str, Container[Any] | str]
+) -> tuple[str, str] | None:
+    """What an engine cannot lower, or None where it can lower the whole spec.
+
+    Args:
+        runs: By path without numbers, such as "layers.attention.window": the values that the
+            engine computes, or the name of the neighbouring field that the value must equal. A
+            field that is not named may have any value.
+
+    Returns:
+        What the field is ("layers[3].attention.window is 128"), and what it may be.
+    """
+    for where, path, value, holder in leaves(spec):
+        known = runs.get(path)
+        if isinstance(known, str):
+            if value != getattr(holder, known):
+                return f"{where} is {value!r}", f"{known}, {getattr(holder, known)}, is needed"
+        elif known is not None and value not in known:
+            return f"{where} is {value!r}", f"it runs {_listed(known)}"
+    return None
+
+
+def _listed(known: Container[Any]) -> str:
+    if isinstance(known, range):
+        return f"multiples of {known.step} from {known.start} to {known[-1]}"
+    return ", ".join(map(str, known)) if isinstance(known, tuple) else str(known)
