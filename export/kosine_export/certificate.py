@@ -28,8 +28,8 @@ from kosine.bundle.tensorfile import TensorEntry
 from kosine.errors import ParityError
 from kosine.packed import Packed
 from kosine.positions import position_ids
+from kosine.spec import EncoderSpec
 from kosine_export.graph.packed import packed_graph
-from kosine_export.spec import EncoderSpec
 
 __all__ = ["FLOAT16_MAX", "RangeCertificate", "certify", "check_weights"]
 
@@ -133,7 +133,9 @@ def _largest(
     folder: Path, spec: EncoderSpec, entries: Mapping[str, TensorEntry], batch: Packed
 ) -> tuple[list[str], NDArray[np.float64]]:
     """max |x| of every float16 activation, over the whole batch."""
-    model, names = packed_graph(spec, entries, precision="float16", shadow=True)
+    model, names = packed_graph(
+        spec, entries, max_tokens=spec.embeddings.positions.usable, precision="float16", shadow=True
+    )
     graph = model.graph
     peaks = []
     for name in names:
@@ -179,5 +181,6 @@ def _in_real_float16(
 
 
 def _rows(spec: EncoderSpec, batch: Packed) -> Sequence[Rows]:
-    positions = position_ids(batch.ids, batch.starts, spec.position_rule, spec.pad_id)
-    return [fill_rows(batch, positions, plan, spec.pad_id) for plan in plan_rows(batch.lengths)]
+    positions = position_ids(batch.ids, batch.starts, spec.embeddings.positions)
+    filler = spec.embeddings.positions.pad_id
+    return [fill_rows(batch, positions, plan, filler) for plan in plan_rows(batch.lengths)]

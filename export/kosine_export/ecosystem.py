@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kosine.spec import EncoderSpec
 from kosine_export.checkpoint.checkpoint import Checkpoint
 from kosine_export.families.registry import FAMILIES
-from kosine_export.spec import EncoderSpec
 
 __all__ = ["write_ecosystem"]
 
@@ -49,7 +49,10 @@ def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
     yield "special_tokens_map.json", _special_tokens(checkpoint)
     yield (
         "sentence_bert_config.json",
-        {"max_seq_length": spec.max_tokens, "do_lower_case": False},  # in tokenizer.json already
+        {
+            "max_seq_length": checkpoint.max_tokens,
+            "do_lower_case": False,
+        },  # in tokenizer.json already
     )
     yield (
         "config_sentence_transformers.json",
@@ -77,11 +80,11 @@ def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
 
 
 def _pooling(spec: EncoderSpec) -> dict[str, Any]:
-    flags = {flag: mode == spec.pooling for mode, flag in POOLING_FLAGS.items()}
+    flags = {flag: mode == spec.pooling.mode for mode, flag in POOLING_FLAGS.items()}
     return {
         "word_embedding_dimension": spec.hidden_size,
         **flags,
-        "include_prompt": spec.include_prompt,
+        "include_prompt": spec.pooling.include_prompt,
     }
 
 
@@ -102,11 +105,11 @@ def _special_tokens(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     names = ["input_ids", "attention_mask"]
-    if checkpoint.spec.type_vocab_size > 1:
+    if checkpoint.spec.embeddings.token_types > 1:
         names.insert(1, "token_type_ids")
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": checkpoint.spec.max_tokens,
+        "model_max_length": checkpoint.max_tokens,
         "padding_side": "right",
         "truncation_side": "right",
         "clean_up_tokenization_spaces": False,

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kosine.backends.registry import make_backend
 from kosine.bundle import Bundle
 from kosine.bundle.canary import CANARY, check_canary
 from kosine.bundle.folder import MANIFEST, artifact_of, writing_bundle
-from kosine.bundle.manifest import Manifest
+from kosine.bundle.manifest import Manifest, UnicodeForm
 from kosine.bundle.plans import FLAVOURS, TensorRTPlan
-from kosine.bundle.tensorfile import write_tensors
+from kosine.bundle.tensorfile import TensorEntry, write_tensors
 from kosine.encoder import Encoder
 from kosine.errors import ParityError, UnknownOption
 from kosine.quantization import calibrated_ranges
@@ -154,7 +154,7 @@ def export(
                 allow_pickle=allow_pickle,
                 tokenizer=read.source["tokenizer"],
             )
-        work = _Export(folder, read, asked, unicode, texts, overrides)
+        work = _Export(folder, read, asked, cast(UnicodeForm, unicode), texts, overrides)
         work.run(referee)
         if library is not None:
             # Last: what costs most, and what nothing else waits for.
@@ -186,7 +186,7 @@ class _Export:
         folder: Path,
         checkpoint: Checkpoint,
         targets: tuple[str, ...],
-        unicode: str,
+        unicode: UnicodeForm,
         calibration: Sequence[str],
         overrides: dict[str, Any],
     ) -> None:
@@ -213,7 +213,7 @@ class _Export:
         (self.folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
         self.files["tokenizer"] = ("", ["tokenizer.json"])
         entries = write_tensors(self.folder / WEIGHTS, self.checkpoint.tensors)
-        write_graphs(self.folder, self.spec, entries, "float32")
+        self._write_graphs(self.folder, entries, "float32")
         self.files["onnx"] = ("float32", ["model.onnx", "packed.onnx", WEIGHTS])
         if "onnx-fp16" in self.targets:
             self._write_fp16()
@@ -245,8 +245,8 @@ class _Export:
         plan = build_plan(
             self.folder,
             library,
-            max_tokens=self.spec.max_tokens,
-            num_layers=self.spec.num_layers,
+            max_tokens=self.checkpoint.max_tokens,
+            num_layers=len(self.spec.layers),
             architectures=architectures,
             show_progress=show_progress,
         )
@@ -259,6 +259,12 @@ class _Export:
         notes = (*self.checkpoint.notes, *short)
         return Exported(final, manifest, self.parity, self.certificate, notes)
 
+    def _write_graphs(
+        self, folder: Path, entries: Mapping[str, TensorEntry], precision: str
+    ) -> None:
+        longest = self.checkpoint.max_tokens
+        write_graphs(folder, self.spec, entries, precision, max_tokens=longest)
+
     def _write_fp16(self) -> None:
         tensors = self.checkpoint.tensors
         check_weights(tensors)
@@ -266,7 +272,7 @@ class _Export:
         folder.mkdir()
         half = {name: to_half(name, tensor) for name, tensor in tensors.items()}
         entries = write_tensors(folder / WEIGHTS, half)
-        write_graphs(folder, self.spec, entries, "float16")
+        self._write_graphs(folder, entries, "float16")
         paths = [f"fp16/{name}" for name in ("model.onnx", "packed.onnx", WEIGHTS)]
         self.files["onnx-fp16"] = ("float16", paths)
 
@@ -276,7 +282,7 @@ class _Export:
         check_model_graph(encoder.bundle, dtype)
         if referee is None:
             return
-        longest = self.spec.max_tokens
+        longest = self.checkpoint.max_tokens
         if dtype == "float16":  # held whole here: no engine fuses its attention on a CPU
             longest = min(longest, QUERY_BLOCK)
         parity = measure(encoder, referee, usable(encoder, parity_texts(longest), referee))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import kosine
-from kosine.bundle.manifest import Architecture, Artifact, Dense, Manifest, Pooling
+from kosine.bundle.manifest import Artifact, Manifest, UnicodeForm
 from kosine.bundle.plans import TensorRTPlan
 from kosine_export.certificate import RangeCertificate
 from kosine_export.checkpoint.checkpoint import Checkpoint
@@ -20,7 +19,7 @@ def make_manifest(
     checkpoint: Checkpoint,
     *,
     source: dict[str, Any],
-    unicode: str,
+    unicode: UnicodeForm,
     ranges: dict[str, list[float]] | None,
     targets: tuple[str, ...],
     artifacts: tuple[Artifact, ...],
@@ -35,7 +34,6 @@ def make_manifest(
         artifacts: What has been written so far.
         measured: Parity by dtype.
     """
-    spec = checkpoint.spec
     parity: dict[str, Any] | None = None
     if "float32" in measured:
         parity = measured["float32"].to_json()
@@ -44,24 +42,8 @@ def make_manifest(
     return Manifest(
         kosine=kosine.__version__,
         source=source,
-        architecture=Architecture(
-            family=spec.family,
-            vocab_size=spec.vocab_size,
-            hidden_size=spec.hidden_size,
-            embedding_size=spec.embedding_size,
-            num_layers=spec.num_layers,
-            num_heads=spec.num_heads,
-            intermediate_size=spec.intermediate_size,
-            max_position_embeddings=spec.max_position_embeddings,
-            type_vocab_size=spec.type_vocab_size,
-            layer_norm_eps=spec.layer_norm_eps,
-            position_rule=spec.position_rule,
-        ),
-        dim=spec.dim,
-        max_tokens=spec.max_tokens,
-        pooling=Pooling(spec.pooling, spec.include_prompt),
-        dense=tuple(Dense(**asdict(dense)) for dense in spec.dense),
-        normalized=spec.normalize,
+        spec=checkpoint.spec,
+        max_tokens=checkpoint.max_tokens,
         prompts=checkpoint.prompts,
         default_prompt_name=checkpoint.default_prompt_name,
         similarity=checkpoint.similarity,

@@ -300,7 +300,7 @@ class Encoder:
             if normalize_embeddings:
                 lengths = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
                 return np.asarray(vectors / np.maximum(lengths, np.float32(1e-12)), np.float32)
-        if not normalize_embeddings and not self.manifest.normalized:
+        if not normalize_embeddings and not self.manifest.spec.normalize:
             vectors = vectors * pooled.norms[:, None]
         return np.ascontiguousarray(vectors)
 
@@ -475,7 +475,7 @@ class Encoder:
 
     def _ranges(self, dim: int, normalize: bool) -> Ranges | None:
         """Integer ranges from the bundle; they are those of unit vectors."""
-        if normalize or (self.manifest.normalized and dim == self.dim):
+        if normalize or (self.manifest.spec.normalize and dim == self.dim):
             return self.manifest.ranges
         return None  # lengths are not calibrated: `quantize` asks for ranges
 

@@ -1,8 +1,9 @@
 """What an encoder computes, apart from its numbers: the one description of a model.
 
-The exporter makes it from a checkpoint, the manifest stores it whole, and every engine lowers it:
-the numpy reference, the ONNX graphs (TensorRT through them) and the native engine. An engine that
-cannot do what a field asks for says so by the field's name (`unsupported`), so that "auto" moves on.
+The exporter makes it from a checkpoint, the manifest stores it whole, and every engine lowers
+it: the numpy reference, the ONNX graphs (TensorRT through them) and the native engine. An engine
+that cannot do what a field asks for says so by the field's name (`unsupported`), and "auto" moves
+on.
 
 Tensors go by canonical names, float32, in the layout that all engines read: a linear layer is
 `x @ weight + bias` with `weight` of shape (in, out).

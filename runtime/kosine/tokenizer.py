@@ -88,8 +88,8 @@ class Tokenizer:
         self._threads = threads
         self._unk = manifest.special_ids.get("unk", -1)  # byte-level tokenizers need none
         self._sep = manifest.special_ids["sep"]
-        self._include_prompt = manifest.pooling.include_prompt
-        self._vocab_size = manifest.architecture.vocab_size
+        self._include_prompt = manifest.spec.pooling.include_prompt
+        self._vocab_size = manifest.spec.embeddings.vocab_size
         if frame != [manifest.special_ids["cls"], self._sep]:
             raise ManifestError(
                 f"tokenizer.json frames an empty text as {frame[:8]}",

@@ -6,14 +6,16 @@ No PyTorch and no transformers are needed for safetensors weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kosine.bundle.manifest import Similarity
 from kosine.errors import CorruptCheckpoint, InputError
+from kosine.spec import EncoderSpec, Pooling
 from kosine_export.checkpoint.adapter import ADAPTER_CONFIG, Adapter, read_adapter
 from kosine_export.checkpoint.dense import dense_tensors
 from kosine_export.checkpoint.limits import Limits, read_limits, resolve_max_tokens
@@ -26,11 +28,10 @@ from kosine_export.checkpoint.settings import (
     read_similarity,
     require_sentence_transformer,
 )
-from kosine_export.families.config import Architecture, read_architecture
+from kosine_export.families.config import read_config
 from kosine_export.families.tensors import canonical_tensors, encoder_prefix, layers_held
 from kosine_export.files.folder import read_object
 from kosine_export.files.weights import Weights, open_weights
-from kosine_export.spec import EncoderSpec
 from kosine_export.tokenizer.reader import TokenizerFiles, has_tokenizer, read_tokenizer
 
 __all__ = ["Checkpoint", "read_checkpoint"]
@@ -42,7 +43,8 @@ class Checkpoint:
 
     Attributes:
         spec: Shape and semantics.
-        tensors: float32, C-contiguous, by the names and layouts of `spec.py`.
+        max_tokens: Most tokens of a text, special tokens included.
+        tensors: float32, C-contiguous, by the names and layouts of `kosine.spec`.
         tokenizer_json: A tokenizers JSON without truncation or padding, whose post-processor
             adds CLS and SEP.
         special_ids: cls, sep and pad, and unk and mask where they exist.
@@ -59,12 +61,13 @@ class Checkpoint:
     """
 
     spec: EncoderSpec
+    max_tokens: int
     tensors: dict[str, NDArray[np.float32]]
     tokenizer_json: str
     special_ids: dict[str, int]
     prompts: dict[str, str]
     default_prompt_name: str | None
-    similarity: str
+    similarity: Similarity
     do_lower_case: bool
     source: dict[str, Any]
     pooling_stated: bool
@@ -157,7 +160,7 @@ def assemble(
             limit="a transformers config is needed",
             remedy="check that the path is a checkpoint and its download is complete",
         )
-    architecture = read_architecture(config)
+    encoder = read_config(config)
     if modules.generation is None and pooling is None:
         for layer in layers:
             refuse_guessing(layer.transformer, config)
@@ -167,56 +170,43 @@ def assemble(
     weights = open_weights(transformer, allow_pickle=allow_pickle)
     shapes = weights.shapes()
     if adapter is not None:
-        prefix = encoder_prefix(shapes, architecture.family)
-        adapter.require_base(shapes, prefix, architecture.num_layers)
-    tensors = canonical_tensors(
-        architecture, weights, patch=None if adapter is None else adapter.merge
-    )
+        prefix = encoder_prefix(shapes, encoder.family)
+        adapter.require_base(shapes, prefix, len(encoder.layers))
+    tensors = canonical_tensors(encoder, weights, patch=None if adapter is None else adapter.merge)
     opened = {"": weights}
     for index, (dense, folder) in enumerate(modules.dense):
         opened[f"{folder.name}/"] = dense_weights = open_weights(folder, allow_pickle=allow_pickle)
         tensors.update(dense_tensors(index, dense, dense_weights, folder.name))
-    require_widths(architecture, modules)
+    require_widths(encoder, modules)
     limits, stated = Limits(None, False), dict[str, Any]()
     if modules.generation is not None:  # sentence-transformers reads them with modules.json alone
         limits = next(filter(None, map(read_limits, folders)), limits)
         stated = next(filter(None, map(read_root, roots)), stated)
     tokenizer = read_tokenizer(
         next(filter(has_tokenizer, folders), own.transformer),
-        family=architecture.family,
+        family=encoder.family,
         config=config,
         lower_text=limits.do_lower_case,
     )
-    unused = beyond_vocabulary(architecture, tokenizer)
-    rows = architecture.vocab_size
+    rows = encoder.embeddings.vocab_size
+    unused = beyond_vocabulary(rows, tokenizer)
     special_ids = {name: i for name, i in tokenizer.special_ids.items() if i < rows}
-    if architecture.position_rule == "roberta" or "pad" not in special_ids:
-        special_ids["pad"] = architecture.pad_id  # RoBERTa counts positions from the model's own
-    length, notes = resolve_max_tokens(architecture, limits, tokenizer, max_tokens)
+    positions = encoder.embeddings.positions
+    if positions.rule == "roberta" or "pad" not in special_ids:
+        special_ids["pad"] = positions.pad_id  # RoBERTa counts positions from the model's own
+    length, notes = resolve_max_tokens(positions, limits, tokenizer, max_tokens)
     named, default = read_prompts(stated, prompts)
     if adapter is not None:
         opened["adapter"] = adapter.weights
     pickled = any(one.pickled for one in opened.values())
     return Checkpoint(
-        spec=EncoderSpec(
-            family=architecture.family,
-            vocab_size=architecture.vocab_size,
-            hidden_size=architecture.hidden_size,
-            embedding_size=architecture.embedding_size,
-            num_layers=architecture.num_layers,
-            num_heads=architecture.num_heads,
-            intermediate_size=architecture.intermediate_size,
-            max_position_embeddings=architecture.max_position_embeddings,
-            type_vocab_size=architecture.type_vocab_size,
-            layer_norm_eps=architecture.layer_norm_eps,
-            position_rule=architecture.position_rule,
-            pad_id=architecture.pad_id,
-            max_tokens=length,
-            pooling=mode,
-            include_prompt=modules.pooling.include_prompt,
-            normalize=modules.normalize,
+        spec=replace(
+            encoder,
+            pooling=Pooling(mode, modules.pooling.include_prompt),
             dense=tuple(dense for dense, _ in modules.dense),
+            normalize=modules.normalize,
         ),
+        max_tokens=length,
         tensors=tensors,
         tokenizer_json=tokenizer.json,
         special_ids=special_ids,
@@ -232,7 +222,7 @@ def assemble(
         config=config,
         notes=(
             *pooling_notes,
-            *depth_notes(architecture, layers_held(shapes, architecture.family)),
+            *depth_notes(len(encoder.layers), layers_held(shapes, encoder.family)),
             *tokenizer.notes,
             *unused,
             *notes,
@@ -241,21 +231,17 @@ def assemble(
     )
 
 
-def depth_notes(architecture: Architecture, held: int) -> tuple[str, ...]:
-    if held <= architecture.num_layers:
+def depth_notes(asked: int, held: int) -> tuple[str, ...]:
+    if held <= asked:
         return ()
-    return (
-        f"the weights hold {held} layers: the first {architecture.num_layers} are taken, as "
-        "config.json states",
-    )
+    return (f"the weights hold {held} layers: the first {asked} are taken, as config.json states",)
 
 
-def beyond_vocabulary(architecture: Architecture, tokenizer: TokenizerFiles) -> tuple[str, ...]:
+def beyond_vocabulary(rows: int, tokenizer: TokenizerFiles) -> tuple[str, ...]:
     """A note where the tokenizer has ids that the model has no embedding for.
 
     Such ids are often left over and never used; a text that has one is refused at run time.
     """
-    rows = architecture.vocab_size
     if max(tokenizer.special_ids["cls"], tokenizer.special_ids["sep"]) >= rows:
         raise CorruptCheckpoint(
             f"cls and sep have ids {tokenizer.special_ids['cls']} and "

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
+from kosine.spec import Dense
 from kosine_export.files.folder import read_object, without_nulls
 from kosine_export.files.weights import Float32, Weights
-from kosine_export.spec import DenseSpec
 
 __all__ = ["dense_tensors", "read_dense", "require_sentence_embedding"]
 
@@ -26,7 +26,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
 TORCH_MODULES = ("torch.nn.", "torch.nn.modules.activation.", "torch.nn.modules.linear.")
 
 
-def read_dense(folder: Path) -> DenseSpec:
+def read_dense(folder: Path) -> Dense:
     """A Dense module's config; its weights are read elsewhere."""
     path = folder / "config.json"
     config = without_nulls(read_object(path))
@@ -56,7 +56,7 @@ def read_dense(folder: Path) -> DenseSpec:
             limit=f"torch's {', '.join(ACTIVATIONS)} are supported",
             remedy="use a checkpoint with one of those",
         )
-    return DenseSpec(
+    return Dense(
         in_features=sizes["in_features"],
         out_features=sizes["out_features"],
         bias=bias,
@@ -65,7 +65,7 @@ def read_dense(folder: Path) -> DenseSpec:
     )
 
 
-def dense_tensors(index: int, dense: DenseSpec, weights: Weights, name: str) -> dict[str, Float32]:
+def dense_tensors(index: int, dense: Dense, weights: Weights, name: str) -> dict[str, Float32]:
     """A Dense module's weights, (in, out) and (out,)."""
     expected: dict[str, tuple[int, ...]] = {
         "linear.weight": (dense.out_features, dense.in_features)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kosine.errors import CorruptCheckpoint, InputError, UnsupportedCheckpoint
-from kosine_export.families.config import Architecture
+from kosine.spec import Positions
 from kosine_export.files.folder import optional_object, without_nulls
 from kosine_export.tokenizer.reader import TokenizerFiles
 
@@ -109,10 +109,10 @@ def refuse_other_tasks(config: Mapping[str, Any], file: str) -> None:
 
 
 def resolve_max_tokens(
-    architecture: Architecture, limits: Limits, tokenizer: TokenizerFiles, override: int | None
+    positions: Positions, limits: Limits, tokenizer: TokenizerFiles, override: int | None
 ) -> tuple[int, tuple[str, ...]]:
     """The maximum length as sentence-transformers finds it, kept inside the position rows."""
-    usable = architecture.usable_positions
+    usable = positions.usable
     if override is not None:
         if isinstance(override, bool) or not MIN_TOKENS <= override <= usable:
             raise InputError(
@@ -123,7 +123,7 @@ def resolve_max_tokens(
         return override, (f"max_tokens {override} was asked for",)
     stated = limits.max_seq_length
     if stated is None:
-        stated = tokenizer.model_max_length or architecture.max_position_embeddings
+        stated = tokenizer.model_max_length or positions.rows
     if stated < MIN_TOKENS:
         raise CorruptCheckpoint(
             f"the maximum length is {stated}", limit=f"at least {MIN_TOKENS} is needed"

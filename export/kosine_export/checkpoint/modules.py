@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
+from kosine.spec import Dense, EncoderSpec
 from kosine_export.checkpoint.dense import read_dense, require_sentence_embedding
 from kosine_export.checkpoint.pooling import StatedPooling, read_pooling
-from kosine_export.families.config import Architecture
 from kosine_export.files.folder import optional_object, read_json, require_relative
-from kosine_export.spec import DenseSpec
 
 __all__ = ["Modules", "module_list", "read_modules", "require_widths"]
 
@@ -36,7 +35,7 @@ class Modules:
     transformer: Path
     pooling: StatedPooling
     normalize: bool
-    dense: tuple[tuple[DenseSpec, Path], ...]
+    dense: tuple[tuple[Dense, Path], ...]
     generation: str | None
 
 
@@ -120,9 +119,9 @@ def generation_of(entries: list[tuple[str, str, str]]) -> str:
     return "1.x" if entries[0][1] else "2.x-5.3"
 
 
-def require_widths(architecture: Architecture, modules: Modules) -> None:
+def require_widths(spec: EncoderSpec, modules: Modules) -> None:
     """Each module must take vectors of the width that the one before it gives."""
-    width = architecture.hidden_size
+    width = spec.hidden_size
     if modules.pooling.width not in (None, width):
         raise CorruptCheckpoint(
             f"the pooling config states width {modules.pooling.width}",

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kosine.errors import CorruptCheckpoint, InputError, UnknownOption, UnsupportedCheckpoint
+from kosine.spec import PoolingMode
 from kosine_export.families.registry import MODEL_TYPES
 from kosine_export.files.folder import read_json, read_object, without_nulls
-from kosine_export.spec import Pooling
 
 __all__ = [
     "POOLINGS",
@@ -25,7 +25,7 @@ __all__ = [
     "resolve_pooling",
 ]
 
-POOLINGS: Mapping[str, Pooling] = {"mean": "mean", "cls": "cls", "max": "max"}
+POOLINGS: Mapping[str, PoolingMode] = {"mean": "mean", "cls": "cls", "max": "max"}
 SUPPORTED_POOLING = "mean, cls and max are supported, one at a time"
 POOLING_FLAGS: Mapping[str, str] = {
     "pooling_mode_cls_token": "cls",
@@ -41,7 +41,7 @@ POOLING_FLAGS: Mapping[str, str] = {
 class StatedPooling:
     """What a Pooling module's config says; `mode` and `width` are None where it does not."""
 
-    mode: Pooling | None
+    mode: PoolingMode | None
     width: int | None
     include_prompt: bool
 
@@ -100,8 +100,8 @@ def require_known(asked: str | None) -> None:
 
 
 def resolve_pooling(
-    stated: Pooling | None, asked: str | None, *, has_modules: bool
-) -> tuple[Pooling, tuple[str, ...]]:
+    stated: PoolingMode | None, asked: str | None, *, has_modules: bool
+) -> tuple[PoolingMode, tuple[str, ...]]:
     """The mode to compute, and what a user should know about where it came from.
 
     Args:

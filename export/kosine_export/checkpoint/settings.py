@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
+from kosine.bundle.manifest import Similarity
 from kosine.errors import CorruptCheckpoint, InputError, UnsupportedCheckpoint
 from kosine_export.checkpoint.location import Located
 from kosine_export.files.folder import optional_object, without_nulls
 
 __all__ = ["read_prompts", "read_root", "read_similarity", "require_sentence_transformer"]
 
-SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+SIMILARITIES = get_args(Similarity)
 ROOT_CONFIG = "config_sentence_transformers.json"
 
 
@@ -59,7 +60,7 @@ def read_prompts(
     return named, default
 
 
-def read_similarity(stated: Mapping[str, Any]) -> str:
+def read_similarity(stated: Mapping[str, Any]) -> Similarity:
     if "truncate_dim" in stated:
         raise UnsupportedCheckpoint(
             f"{ROOT_CONFIG}: truncate_dim is {stated['truncate_dim']!r}",
@@ -73,4 +74,4 @@ def read_similarity(stated: Mapping[str, Any]) -> str:
             limit=f"{', '.join(SIMILARITIES)} are supported",
             remedy="state one of those",
         )
-    return str(similarity)
+    return cast(Similarity, similarity)

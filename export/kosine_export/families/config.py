@@ -1,4 +1,4 @@
-"""A transformers `config.json` as the sizes of one block, or a refusal by name.
+"""A transformers `config.json` as a spec of equal blocks, or a refusal by name.
 
 All families are the same block under other keys; what would change the block's arithmetic is
 refused here.
@@ -7,47 +7,28 @@ refused here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
+from kosine.spec import (
+    Attention,
+    Block,
+    Embeddings,
+    EncoderSpec,
+    FeedForward,
+    Norm,
+    Pooling,
+    Positions,
+)
 from kosine_export.families.family import Family
 from kosine_export.families.registry import FAMILIES, MODEL_TYPES
 from kosine_export.files.folder import without_nulls
-from kosine_export.spec import FamilyName, PositionRule
 
-__all__ = ["Architecture", "read_architecture"]
+__all__ = ["read_config"]
 
 *_MOST, _LAST = MODEL_TYPES
+MAX_LAYERS = 1024
 SUPPORTED = f"{', '.join(_MOST)} and {_LAST} are supported"
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """The transformer's sizes, as `config.json` states them."""
-
-    family: FamilyName
-    vocab_size: int
-    hidden_size: int
-    embedding_size: int
-    num_layers: int
-    num_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
-    type_vocab_size: int
-    layer_norm_eps: float
-    pad_id: int
-
-    @property
-    def position_rule(self) -> PositionRule:
-        return FAMILIES[self.family].position_rule
-
-    @property
-    def usable_positions(self) -> int:
-        """Tokens that position rows exist for: RoBERTa starts counting at pad + 1."""
-        if self.position_rule == "roberta":
-            return self.max_position_embeddings - self.pad_id - 1
-        return self.max_position_embeddings
 
 
 def model_type_of(config: Mapping[str, Any]) -> str:
@@ -72,8 +53,11 @@ def model_type_of(config: Mapping[str, Any]) -> str:
     )
 
 
-def read_architecture(config: Mapping[str, Any]) -> Architecture:
-    """Sizes from a transformers `config.json`.
+def read_config(config: Mapping[str, Any]) -> EncoderSpec:
+    """The encoder of a transformers `config.json`.
+
+    What follows it is what sentence-transformers assumes of a plain transformers checkpoint: the
+    mean of all tokens, and nothing else.
 
     Raises:
         UnsupportedCheckpoint: Another model, or a variant of the block that differs from it.
@@ -97,43 +81,70 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
         minimum = 0 if key == "pad_token_id" else 1
         return integer(config, key, family, family.defaults[model_type], minimum=minimum)
 
-    hidden_size = size("hidden_size")
-    num_heads = size("num_attention_heads")
+    hidden_size, num_heads = size("hidden_size"), size("num_attention_heads")
     if hidden_size % num_heads:
         raise CorruptCheckpoint(
             f"config.json: hidden_size {hidden_size} is not a multiple of {num_heads} heads"
         )
-    embedding_size = hidden_size
-    if family.embedding_size is not None:
-        stated = config.get("embedding_size")
-        embedding_size = (
-            family.embedding_size if stated is None else positive("embedding_size", stated)
+    num_layers = size("num_hidden_layers")
+    if num_layers > MAX_LAYERS:
+        raise CorruptCheckpoint(
+            f"config.json: num_hidden_layers is {num_layers}", limit=f"at most {MAX_LAYERS}"
         )
-    architecture = Architecture(
-        family=family.name,
-        vocab_size=size("vocab_size"),
-        hidden_size=hidden_size,
-        embedding_size=embedding_size,
-        num_layers=size("num_hidden_layers"),
-        num_heads=num_heads,
-        intermediate_size=size("intermediate_size"),
-        max_position_embeddings=size("max_position_embeddings"),
-        type_vocab_size=size("type_vocab_size") if family.has_token_types else 0,
-        layer_norm_eps=epsilon(config, family),
-        pad_id=size("pad_token_id"),
+    norm = Norm("layer_norm", epsilon(config, family))
+    block = Block(
+        norm_placement="post",
+        norm=norm,
+        attention=Attention(
+            num_heads=num_heads,
+            num_key_value_heads=num_heads,
+            head_size=hidden_size // num_heads,
+            positions="none",
+            window=None,
+            bias=True,
+        ),
+        feed_forward=FeedForward(size("intermediate_size"), "gelu", gated=False, bias=True),
     )
-    if architecture.pad_id >= architecture.vocab_size:
+    spec = EncoderSpec(
+        family=family.name,
+        hidden_size=hidden_size,
+        embeddings=Embeddings(
+            vocab_size=size("vocab_size"),
+            size=embedding_size(config, family, hidden_size),
+            positions=Positions(
+                family.position_rule, size("max_position_embeddings"), size("pad_token_id")
+            ),
+            token_types=size("type_vocab_size") if family.has_token_types else 0,
+            norm=norm,
+        ),
+        layers=(block,) * num_layers,
+        pooling=Pooling("mean", include_prompt=True),
+        dense=(),
+        normalize=False,
+    )
+    require_room(spec.embeddings)
+    return spec
+
+
+def embedding_size(config: Mapping[str, Any], family: Family, hidden_size: int) -> int:
+    if family.embedding_size is None:
+        return hidden_size
+    stated = config.get("embedding_size")
+    return family.embedding_size if stated is None else positive("embedding_size", stated)
+
+
+def require_room(embeddings: Embeddings) -> None:
+    positions = embeddings.positions
+    if positions.pad_id >= embeddings.vocab_size:
         raise CorruptCheckpoint(
-            f"config.json: pad_token_id {architecture.pad_id} is outside the vocabulary of "
-            f"{architecture.vocab_size}"
+            f"config.json: pad_token_id {positions.pad_id} is outside the vocabulary of "
+            f"{embeddings.vocab_size}"
         )
-    if architecture.usable_positions < 3:
+    if positions.usable < 3:
         raise CorruptCheckpoint(
-            f"config.json: {architecture.max_position_embeddings} position rows leave room for "
-            f"{architecture.usable_positions} tokens",
+            f"config.json: {positions.rows} position rows leave room for {positions.usable} tokens",
             limit="a sentence needs at least 3",
         )
-    return architecture
 
 
 def require_standard_block(config: Mapping[str, Any], family: Family) -> None:

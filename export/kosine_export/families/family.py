@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kosine_export.spec import FamilyName, PositionRule
+from kosine.spec import PositionRule
 
 __all__ = ["BlockNames", "Family"]
 
@@ -42,10 +42,10 @@ class Family:
         embedding_size: Default width of the embeddings; None where they are as wide as the block.
         layer_norm_eps: Where no config states it.
         has_token_types: Whether there is a table of token types.
-        position_rule: See `EncoderSpec`.
+        position_rule: See `Positions`.
     """
 
-    name: FamilyName
+    name: str
     model_class: str
     class_prefixes: Mapping[str, str]
     defaults: Mapping[str, Mapping[str, int]]

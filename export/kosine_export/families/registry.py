@@ -10,11 +10,10 @@ from kosine_export.families.distilbert import DISTILBERT
 from kosine_export.families.electra import ELECTRA
 from kosine_export.families.family import Family
 from kosine_export.families.roberta import ROBERTA
-from kosine_export.spec import FamilyName
 
 __all__ = ["FAMILIES", "MODEL_TYPES"]
 
-FAMILIES: Mapping[FamilyName, Family] = MappingProxyType(
+FAMILIES: Mapping[str, Family] = MappingProxyType(
     {family.name: family for family in (BERT, ROBERTA, DISTILBERT, ELECTRA)}
 )
 MODEL_TYPES: Mapping[str, Family] = MappingProxyType(

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors, spelled as its family does, turned into those of `spec.py`.
+"""A checkpoint's tensors, spelled as its family does, turned into those of `kosine.spec`.
 
 Query, key and value fused, linear layers turned to (in, out).
 """
@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
-from kosine_export.families.config import Architecture
+from kosine.spec import EncoderSpec
 from kosine_export.families.registry import FAMILIES
 from kosine_export.files.weights import Float32, Weights
-from kosine_export.spec import FamilyName
 
 __all__ = ["canonical_tensors", "encoder_prefix", "layer_of", "layers_held"]
 
@@ -25,7 +24,7 @@ LAYER = re.compile(r"\.layer\.([0-9]{1,5})\.")
 ENCODER_PARTS = ("embeddings.", "embeddings_project.", "encoder.", "transformer.")
 
 
-def encoder_prefix(names: Mapping[str, object], family: FamilyName) -> str:
+def encoder_prefix(names: Mapping[str, object], family: str) -> str:
     """What stands in front of the encoder's tensor names: "", "roberta.", "0.auto_model.", ...
 
     Raises:
@@ -55,7 +54,7 @@ def layer_of(name: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-def layers_held(names: Mapping[str, object], family: FamilyName) -> int:
+def layers_held(names: Mapping[str, object], family: str) -> int:
     """How many layers there are weights for: config.json may ask for fewer."""
     prefix = encoder_prefix(names, family)
     parts = tuple(prefix + part for part in ENCODER_PARTS)
@@ -107,7 +106,7 @@ class Reader:
     def norm(self, name: str, size: int) -> tuple[Float32, Float32]:
         return self.read(f"{name}.weight", (size,)), self.read(f"{name}.bias", (size,))
 
-    def refuse_leftovers(self, architecture: Architecture) -> None:
+    def refuse_leftovers(self, spec: EncoderSpec) -> None:
         """A tensor of the encoder that nothing used means a variant that is not understood.
 
         Whole layers after the last that config.json asks for are none: transformers, too, takes
@@ -119,7 +118,7 @@ class Reader:
                 continue
             if name in BUFFERS:
                 continue
-            if (layer_of(name) or 0) >= architecture.num_layers:
+            if (layer_of(name) or 0) >= len(spec.layers):
                 continue
             if "distance_embedding" in name:
                 raise UnsupportedCheckpoint(
@@ -134,12 +133,12 @@ class Reader:
 
 
 def canonical_tensors(
-    architecture: Architecture,
+    spec: EncoderSpec,
     weights: Weights,
     *,
     patch: Callable[[str, Float32], Float32] | None = None,
 ) -> dict[str, Float32]:
-    """The encoder's tensors under the names and in the layouts of `spec.py`.
+    """The encoder's tensors under the names and in the layouts of `kosine.spec`.
 
     Args:
         patch: Called with each tensor's name in its family's spelling (no prefix) and its
@@ -148,45 +147,40 @@ def canonical_tensors(
     Raises:
         CorruptCheckpoint: A tensor is missing, surplus, of the wrong shape, or not finite.
     """
-    reader = Reader(weights, encoder_prefix(weights.shapes(), architecture.family), patch)
-    tensors = dict(embeddings(architecture, reader))
-    for layer in range(architecture.num_layers):
-        tensors.update(block(architecture, reader, layer))
-    reader.refuse_leftovers(architecture)
+    reader = Reader(weights, encoder_prefix(weights.shapes(), spec.family), patch)
+    tensors = dict(embeddings(spec, reader))
+    for layer in range(len(spec.layers)):
+        tensors.update(block(spec, reader, layer))
+    reader.refuse_leftovers(spec)
     return tensors
 
 
-def embeddings(architecture: Architecture, reader: Reader) -> Iterator[tuple[str, Float32]]:
-    width = architecture.embedding_size
-    yield (
-        "embeddings.word.weight",
-        reader.read(WORD_EMBEDDINGS, (architecture.vocab_size, width)),
-    )
+def embeddings(spec: EncoderSpec, reader: Reader) -> Iterator[tuple[str, Float32]]:
+    sizes = spec.embeddings
+    width = sizes.size
+    yield "embeddings.word.weight", reader.read(WORD_EMBEDDINGS, (sizes.vocab_size, width))
     yield (
         "embeddings.position.weight",
-        reader.read(
-            "embeddings.position_embeddings.weight", (architecture.max_position_embeddings, width)
-        ),
+        reader.read("embeddings.position_embeddings.weight", (sizes.positions.rows, width)),
     )
-    if architecture.type_vocab_size:
+    if sizes.token_types:
         yield (
             "embeddings.token_type.weight",
-            reader.read(
-                "embeddings.token_type_embeddings.weight", (architecture.type_vocab_size, width)
-            ),
+            reader.read("embeddings.token_type_embeddings.weight", (sizes.token_types, width)),
         )
     yield from named("embeddings.norm", reader.norm("embeddings.LayerNorm", width))
-    if width != architecture.hidden_size:
-        projection = reader.linear("embeddings_project", width, architecture.hidden_size)
+    if width != spec.hidden_size:
+        projection = reader.linear("embeddings_project", width, spec.hidden_size)
         yield from named("embeddings.project", projection)
 
 
-def block(architecture: Architecture, reader: Reader, layer: int) -> Iterator[tuple[str, Float32]]:
-    names = FAMILIES[architecture.family].block
+def block(spec: EncoderSpec, reader: Reader, layer: int) -> Iterator[tuple[str, Float32]]:
+    names = FAMILIES[spec.family].block
     source, target = names.layer.format(layer), f"layers.{layer}"
-    hidden, intermediate = architecture.hidden_size, architecture.intermediate_size
+    hidden, sizes = spec.hidden_size, spec.layers[layer]
+    heads, intermediate = sizes.attention.width, sizes.feed_forward.intermediate_size
     query, key, value = (
-        reader.linear(source + name, hidden, hidden)
+        reader.linear(source + name, hidden, heads)
         for name in (names.query, names.key, names.value)
     )
     fused = (
@@ -194,7 +188,7 @@ def block(architecture: Architecture, reader: Reader, layer: int) -> Iterator[tu
         np.concatenate([query[1], key[1], value[1]]),
     )
     yield from named(f"{target}.attention.qkv", fused)
-    output = reader.linear(source + names.attention_output, hidden, hidden)
+    output = reader.linear(source + names.attention_output, heads, hidden)
     yield from named(f"{target}.attention.output", output)
     norm = reader.norm(source + names.attention_norm, hidden)
     yield from named(f"{target}.attention.norm", norm)

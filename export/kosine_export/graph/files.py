@@ -11,9 +11,9 @@ import onnx
 from numpy.typing import NDArray
 
 from kosine.bundle.tensorfile import TensorEntry
+from kosine.spec import EncoderSpec
 from kosine_export.graph.packed import packed_graph
 from kosine_export.graph.padded import model_graph
-from kosine_export.spec import EncoderSpec
 
 __all__ = ["WEIGHTS", "to_half", "write_graphs"]
 
@@ -21,10 +21,15 @@ WEIGHTS = "weights.safetensors"
 
 
 def write_graphs(
-    folder: Path, spec: EncoderSpec, entries: Mapping[str, TensorEntry], precision: str
+    folder: Path,
+    spec: EncoderSpec,
+    entries: Mapping[str, TensorEntry],
+    precision: str,
+    *,
+    max_tokens: int,
 ) -> None:
     """Write `packed.onnx` and `model.onnx` beside the weights, and have onnx check them."""
-    packed, _ = packed_graph(spec, entries, precision=precision)
+    packed, _ = packed_graph(spec, entries, max_tokens=max_tokens, precision=precision)
     model = model_graph(spec, entries, precision=precision)
     for name, graph in (("packed.onnx", packed), ("model.onnx", model)):
         path = folder / name

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from kosine.bundle.tensorfile import TensorEntry
-from kosine_export.graph.block import attention_bias, embed, layers
+from kosine.spec import EncoderSpec
+from kosine_export.graph.block import attention_bias, embed, layers, require_supported
 from kosine_export.graph.emit import Graph
 from kosine_export.graph.pooling import segment_maxima, segment_means, unit_vectors
-from kosine_export.spec import EncoderSpec
 
 __all__ = ["QUERY_BLOCK", "packed_graph"]
 
@@ -23,19 +23,22 @@ def packed_graph(
     spec: EncoderSpec,
     entries: Mapping[str, TensorEntry],
     *,
+    max_tokens: int,
     location: str = "weights.safetensors",
     precision: str = "float32",
     shadow: bool = False,
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """The packed-rows graph, and the names of its float16 activations.
+    """The packed-rows graph for texts of up to `max_tokens`, and the names of its float16
+    activations.
 
     Symbolic sizes: rows R, width S, slots K, sentences n.
     """
+    require_supported(spec)
     g = Graph(entries, location, precision, shadow=shadow)
     words = g.op("Gather", g.weight("embeddings.word.weight"), "input_ids", half=True)
     places = g.op("Gather", g.weight("embeddings.position.weight"), "position_ids", half=True)
     types = None
-    if spec.type_vocab_size:
+    if spec.embeddings.token_types:
         row = g.ints("zero", 0)
         types = g.op("Gather", g.weight("embeddings.token_type.weight"), row, half=True)
     x = embed(g, spec, words, places, types)
@@ -43,7 +46,7 @@ def packed_graph(
     # (R, 1, S, 1) against (R, 1, 1, S): attention stays inside equal segment ids.
     own = g.op("Unsqueeze", "segment_ids", g.ints("axes_1_3", [1, 3]))
     other = g.op("Unsqueeze", "segment_ids", g.ints("axes_1_2", [1, 2]))
-    edges = _query_edges(spec.max_tokens) if precision == "float32" else []
+    edges = _query_edges(max_tokens) if precision == "float32" else []
     biases = [attention_bias(g, g.op("Equal", block, other)) for block in g.cut(own, edges)]
     x = layers(g, spec, x, biases, edges)
 
@@ -51,13 +54,13 @@ def packed_graph(
         (name, ["rows", "width"]) for name in ("input_ids", "position_ids", "segment_ids")
     ]
     pool_ids = "segment_ids"
-    if not spec.include_prompt and spec.pooling != "cls":
+    if not spec.pooling.include_prompt and spec.pooling.mode != "cls":
         pool_ids = "pool_ids"
         inputs.append((pool_ids, ["rows", "width"]))
-    if spec.pooling == "mean":
+    if spec.pooling.mode == "mean":
         inputs += [("slots", ["slots"]), ("sentence_index", ["sentences"])]
         pooled = segment_means(g, spec, x, pool_ids)
-    elif spec.pooling == "cls":
+    elif spec.pooling.mode == "cls":
         inputs.append(("token_index", ["sentences"]))
         flat = g.op("Reshape", x, g.ints("flat", [-1, spec.hidden_size]))
         pooled = g.op("Gather", flat, "token_index")
@@ -69,7 +72,7 @@ def packed_graph(
         "kosine_packed",
         inputs,
         [("vectors", vectors, ["sentences", spec.dim]), ("norms", norms, ["sentences"])],
-        OPSET_MAX_POOL if spec.pooling == "max" else OPSET,
+        OPSET_MAX_POOL if spec.pooling.mode == "max" else OPSET,
     )
     return model, g.half_outputs
 

@@ -8,10 +8,10 @@ import onnx
 from onnx import TensorProto
 
 from kosine.bundle.tensorfile import TensorEntry
-from kosine_export.graph.block import attention_bias, embed, layers
+from kosine.spec import EncoderSpec
+from kosine_export.graph.block import attention_bias, embed, layers, require_supported
 from kosine_export.graph.emit import Graph
 from kosine_export.graph.pooling import pool_padded, unit_vectors
-from kosine_export.spec import EncoderSpec
 
 __all__ = ["model_graph"]
 
@@ -31,19 +31,20 @@ def model_graph(
     for the others. Mean and max pooling count the prompt in; a checkpoint that leaves it out
     needs `packed.onnx`, or a tool that pools `last_hidden_state` itself.
     """
+    require_supported(spec)
     g = Graph(entries, location, precision)
     names = ["input_ids", "attention_mask"]
     shape = g.op("Shape", "input_ids")
     types = None
-    if spec.type_vocab_size > 1:
+    if spec.embeddings.token_types > 1:
         names.append("token_type_ids")
         table = g.weight("embeddings.token_type.weight")
         types = g.op("Gather", table, "token_type_ids", half=True)
-    elif spec.type_vocab_size:
+    elif spec.embeddings.token_types:
         table = g.weight("embeddings.token_type.weight")
         types = g.op("Gather", table, g.ints("zero", 0), half=True)
-    if spec.position_rule == "roberta":
-        pad = g.ints("pad", spec.pad_id)
+    if spec.embeddings.positions.rule == "roberta":
+        pad = g.ints("pad", spec.embeddings.positions.pad_id)
         real = g.op("Not", g.op("Equal", "input_ids", pad))
         real = g.op("Cast", real, to=TensorProto.INT64)
         count = g.op("Mul", g.op("CumSum", real, g.ints("one", 1)), real)

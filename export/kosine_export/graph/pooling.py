@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
+from kosine.spec import EncoderSpec
 from kosine_export.graph.emit import Graph
-from kosine_export.spec import EncoderSpec
 
 __all__ = ["pool_padded", "segment_maxima", "segment_means", "unit_vectors"]
 
@@ -61,14 +61,14 @@ def segment_maxima(g: Graph, spec: EncoderSpec, x: str, pool_ids: str) -> str:
 def pool_padded(g: Graph, spec: EncoderSpec, x: str, keep: str) -> str:
     """(B, S, H) to (B, H), over the positions where `keep`, (B, S), is true."""
     column = g.op("Unsqueeze", keep, g.ints("axes_2", [2]))
-    if spec.pooling == "mean":
+    if spec.pooling.mode == "mean":
         weights = g.op("Cast", column, to=TensorProto.FLOAT)
         axis = g.ints("axes_1", [1])
         total = g.op("ReduceSum", g.op("Mul", x, weights), axis, keepdims=0)
         count = g.op("ReduceSum", weights, axis, keepdims=0)
         floor = g.number("count_floor", COUNT_FLOOR)
         pooled = g.op("Div", total, g.op("Max", count, floor))
-    elif spec.pooling == "cls":
+    elif spec.pooling.mode == "cls":
         pooled = g.op("Gather", x, g.ints("zero", 0), axis=1)
     else:
         lowest = g.number("lowest", float(np.finfo(np.float32).min))

@@ -35,11 +35,11 @@ def _reference_vectors(checkpoint: Checkpoint, batch: Packed) -> Float32:
         batch.ids,
         batch.starts,
         batch.skip,
-        position_ids(batch.ids, batch.starts, spec.position_rule, spec.pad_id),
-        num_layers=spec.num_layers,
-        num_heads=spec.num_heads,
-        layer_norm_eps=spec.layer_norm_eps,
-        pooling=spec.pooling,
+        position_ids(batch.ids, batch.starts, spec.embeddings.positions),
+        num_layers=len(spec.layers),
+        num_heads=spec.layers[0].attention.num_heads,
+        layer_norm_eps=spec.layers[0].norm.eps,
+        pooling=spec.pooling.mode,
         dense=[(dense.activation, dense.use_residual) for dense in spec.dense],
     )
     return vectors

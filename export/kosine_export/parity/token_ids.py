@@ -51,13 +51,13 @@ def check_token_ids(
         CorruptCheckpoint: Too many probe texts have ids beyond the word embeddings.
         ParityError: Ids that are not the referee's.
     """
-    spec, found = checkpoint.spec, dict(checkpoint.source["tokenizer"])
-    asked = [*parity_texts(spec.max_tokens), *tokenizer_texts()]
+    found = dict(checkpoint.source["tokenizer"])
+    asked = [*parity_texts(checkpoint.max_tokens), *tokenizer_texts()]
     texts = usable(encoder, asked, referee)
     if len(texts) < len(asked) * LEAST_USABLE:
         raise CorruptCheckpoint(
             f"{len(asked) - len(texts)} of {len(asked)} probe texts have token ids beyond the "
-            f"{spec.vocab_size} word embeddings",
+            f"{checkpoint.spec.embeddings.vocab_size} word embeddings",
             limit=f"at most {1 - LEAST_USABLE:.0%} may",
             remedy="check that the tokenizer and the weights belong together",
         )
@@ -93,7 +93,7 @@ def _ids_differ(
 
 def usable(encoder: Encoder, texts: Iterable[str], referee: Referee | None = None) -> list[str]:
     """The texts without those whose tokens the model has no embedding for, here or there."""
-    rows = encoder.manifest.architecture.vocab_size
+    rows = encoder.manifest.spec.embeddings.vocab_size
     found = []
     with quiet():
         for text in texts:

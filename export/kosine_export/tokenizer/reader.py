@@ -20,7 +20,6 @@ from kosine.bundle.tokenizerscan import MAX_TOKENIZER_BYTES, Kind, scan_tokenize
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
 from kosine_export.families.registry import FAMILIES
 from kosine_export.files.folder import optional_object, read_object, read_text
-from kosine_export.spec import FamilyName
 from kosine_export.texts import canary_texts, tokenizer_texts
 from kosine_export.tokenizer.classes import (
     CLASSES,
@@ -74,7 +73,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def read_tokenizer(
-    folder: Path, *, family: FamilyName, config: Mapping[str, Any], lower_text: bool = False
+    folder: Path, *, family: str, config: Mapping[str, Any], lower_text: bool = False
 ) -> TokenizerFiles:
     """Read a folder's tokenizer.
 
@@ -157,7 +156,7 @@ def refuse_other_rules(settings: Mapping[str, Any]) -> None:
 
 
 def class_of(
-    settings: Mapping[str, Any], config: Mapping[str, Any], family: FamilyName
+    settings: Mapping[str, Any], config: Mapping[str, Any], family: str
 ) -> tuple[str, bool]:
     """The tokenizer's class, and whether it is stated or what transformers assumes."""
     declared = settings.get("tokenizer_class") or config.get("tokenizer_class")

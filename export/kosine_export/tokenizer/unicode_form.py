@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Sequence
+from typing import get_args
+
+from kosine.bundle.manifest import UnicodeForm
 
 __all__ = ["UNICODE_FORMS", "in_unicode_form", "with_unicode_form"]
 
-UNICODE_FORMS = ("none", "NFC")
+UNICODE_FORMS = get_args(UnicodeForm)
 
 
 def with_unicode_form(tokenizer_json: str, form: str) -> str:

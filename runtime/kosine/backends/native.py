@@ -26,8 +26,7 @@ HEAD_SIZE_STEP, MAX_HEAD_SIZE = 16, 128
 def probe(bundle: Bundle, dtype: str) -> None:
     """Raise what keeps an engine from being made, as far as that shows without making one."""
     _isa_for(dtype)
-    architecture = bundle.manifest.architecture
-    head_size = architecture.hidden_size // architecture.num_heads
+    head_size = bundle.manifest.spec.layers[0].attention.head_size
     if head_size % HEAD_SIZE_STEP or head_size > MAX_HEAD_SIZE:
         raise BackendError(
             f"the native engine cannot run {bundle.path.name}: the head size is {head_size}",
@@ -76,7 +75,7 @@ class NativeBackend:
     ) -> None:
         check_cpu(self.name, device, threads)
         self.isa = _isa_for(dtype)
-        manifest = bundle.manifest
+        spec = bundle.manifest.spec
         weights = bundle.tensors()
         try:
             engine = awaited_at_exit(Engine)(
@@ -85,11 +84,11 @@ class NativeBackend:
                     for name, entry in weights.entries.items()
                     if entry.dtype == np.float32
                 },
-                num_layers=manifest.architecture.num_layers,
-                num_heads=manifest.architecture.num_heads,
-                layer_norm_eps=manifest.architecture.layer_norm_eps,
-                pooling=manifest.pooling.mode,
-                dense=[(layer.activation, layer.use_residual) for layer in manifest.dense],
+                num_layers=len(spec.layers),
+                num_heads=spec.layers[0].attention.num_heads,
+                layer_norm_eps=spec.layers[0].norm.eps,
+                pooling=spec.pooling.mode,
+                dense=[(layer.activation, layer.use_residual) for layer in spec.dense],
                 dtype=dtype,
                 threads=threads or usable_cpus(),
                 spin=spin,
@@ -104,8 +103,7 @@ class NativeBackend:
         self.dim = engine.dim
         self.dtype = dtype
         self.threads = engine.threads
-        self._pad_id = manifest.special_ids["pad"]
-        self._position_rule = manifest.architecture.position_rule
+        self._positions = spec.embeddings.positions
 
     @awaited_at_exit
     def run(self, batch: Packed) -> Pooled:
@@ -116,7 +114,7 @@ class NativeBackend:
         try:
             ids, starts = (np.ascontiguousarray(p, np.int32) for p in (batch.ids, batch.starts))
             skip = None if batch.skip is None else np.ascontiguousarray(batch.skip, np.int32)
-            positions = position_ids(ids, starts, self._position_rule, self._pad_id)
+            positions = position_ids(ids, starts, self._positions)
             return Pooled(*engine.run(ids, starts, positions, skip))
         except ValueError as error:
             raise BackendError(

@@ -180,7 +180,7 @@ class Canary:
                 and batch.starts[-1] == len(batch.ids)
                 and 1 <= lengths.min() <= lengths.max() <= bundle.manifest.max_tokens
                 and batch.ids.min() >= 0
-                and batch.ids.max() < bundle.manifest.architecture.vocab_size
+                and batch.ids.max() < bundle.manifest.spec.embeddings.vocab_size
             )
         except (ValueError, IndexError, TypeError):
             fits = False

@@ -16,6 +16,7 @@ from kosine.bundle import Bundle
 from kosine.bundle.manifest import Manifest
 from kosine.commands import options
 from kosine.errors import InputError, KosineError
+from kosine.spec import EncoderSpec
 
 __all__ = ["add_arguments", "run"]
 
@@ -30,8 +31,14 @@ def run(args: argparse.Namespace) -> int:
     engines = _engines(bundle)
     chosen = _chosen(bundle)
     if args.json:
-        value = dataclasses.asdict(bundle.manifest)
-        options.print_json({"path": str(bundle.path), "engines": engines, "auto": chosen, **value})
+        value = {
+            "path": str(bundle.path),
+            "engines": engines,
+            "auto": chosen,
+            **dataclasses.asdict(bundle.manifest),
+            **_summary(bundle.manifest.spec),
+        }
+        options.print_json(value)
     else:
         sys.stdout.write(_text(bundle, engines, chosen))
     return 0
@@ -66,19 +73,44 @@ def _chosen(bundle: Bundle) -> dict[str, str] | None:
     return None
 
 
+def _summary(spec: EncoderSpec) -> dict[str, Any]:
+    """The spec in a few flat values, for scripts that want no more."""
+    first = spec.layers[0]
+    return {
+        "dim": spec.dim,
+        "architecture": {
+            "family": spec.family,
+            "vocab_size": spec.embeddings.vocab_size,
+            "hidden_size": spec.hidden_size,
+            "embedding_size": spec.embeddings.size,
+            "num_layers": len(spec.layers),
+            "num_heads": first.attention.num_heads,
+            "intermediate_size": first.feed_forward.intermediate_size,
+            "max_position_embeddings": spec.embeddings.positions.rows,
+            "type_vocab_size": spec.embeddings.token_types,
+            "layer_norm_eps": first.norm.eps,
+            "position_rule": spec.embeddings.positions.rule,
+        },
+        "pooling": dataclasses.asdict(spec.pooling),
+        "dense": [dataclasses.asdict(layer) for layer in spec.dense],
+        "normalized": spec.normalize,
+    }
+
+
 def _text(bundle: Bundle, engines: list[dict[str, Any]], chosen: dict[str, str] | None) -> str:
     m = bundle.manifest
-    a = m.architecture
+    spec = m.spec
     size = sum(entry.bytes for entry in m.files().values())
     lines = [
-        f"{bundle.path.name}: {a.family}, {a.num_layers} layers, hidden {a.hidden_size}, "
-        f"{a.num_heads} heads, vocabulary {a.vocab_size}",
-        f"  vectors      {m.dim} dimensions, {m.pooling.mode} pooling, similarity {m.similarity}"
-        + (", normalised by the checkpoint" if m.normalized else ""),
+        f"{bundle.path.name}: {spec.family}, {len(spec.layers)} layers, "
+        f"hidden {spec.hidden_size}, {spec.layers[0].attention.num_heads} heads, "
+        f"vocabulary {spec.embeddings.vocab_size}",
+        f"  vectors      {m.dim} dimensions, {spec.pooling.mode} pooling, similarity {m.similarity}"
+        + (", normalised by the checkpoint" if spec.normalize else ""),
         f"  max tokens   {m.max_tokens} (longer texts are cut)",
         f"  prompts      {', '.join(f'{k}={v!r}' for k, v in m.prompts.items()) or 'none'}"
         f" (default: {m.default_prompt_name or 'none'}; "
-        f"{'in' if m.pooling.include_prompt else 'left out of'} the pooling)",
+        f"{'in' if spec.pooling.include_prompt else 'left out of'} the pooling)",
         f"  source       {m.source.get('name')} ({m.source.get('format', 'unknown format')}), "
         f"exported by kosine {m.kosine}",
         f"  targets      {', '.join(m.targets)}; {len(m.files())} files, {size / 1e6:.1f} MB",

@@ -34,7 +34,7 @@ class RowLoop:
 
     def __init__(self, manifest: Manifest) -> None:
         self.pad_id = manifest.special_ids["pad"]
-        self._position_rule = manifest.architecture.position_rule
+        self._positions = manifest.spec.embeddings.positions
         self._dim = manifest.dim
 
     def run(
@@ -51,7 +51,7 @@ class RowLoop:
             compute: Of (batch, (T,) positions, part) the (n, dim) vectors and (n,) norms, in the
                 order of `part.indices`.
         """
-        positions = position_ids(batch.ids, batch.starts, self._position_rule, self.pad_id)
+        positions = position_ids(batch.ids, batch.starts, self._positions)
         vectors: Float32 = np.empty((len(batch), self._dim), np.float32)
         norms: Float32 = np.empty(len(batch), np.float32)
         for part in parts:
