@@ -11,6 +11,16 @@ import pytest
 
 import kosine_kernels
 from kosine_kernels import engine, reference
+from kosine_kernels.steps import (
+    Attention,
+    Dense,
+    Embed,
+    FeedForward,
+    Linear,
+    Norm,
+    Pool,
+    Step,
+)
 
 AMX_TABLES = (("bfloat16", "amx_bf16"), ("bfloat16", "amx_bf16_emulated"))
 ALL_TABLES = (
@@ -89,6 +99,7 @@ class Encoder:
         *,
         hidden: int = 64,
         heads: int = 4,
+        head_size: int | None = None,
         inner: int = 96,
         layers: int = 2,
         vocab: int = 50,
@@ -99,10 +110,14 @@ class Encoder:
         dense: Sequence[tuple[int, str, bool, bool]] = (),
         seed: int = 0,
     ) -> None:
-        """`dense` is (columns, activation, use_residual, has a bias) of each Dense module."""
+        """`dense` is (columns, activation, use_residual, has a bias) of each Dense module.
+
+        The heads share `hidden` among them, unless `head_size` says otherwise.
+        """
         self.rng = rng = np.random.default_rng(seed)
         self.vocab, self.positions = vocab, positions
         width = embedding or hidden
+        head_size = head_size or hidden // heads
         tensors: dict[str, np.ndarray] = {}
 
         def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
@@ -125,8 +140,8 @@ class Encoder:
         if width != hidden:
             linear("embeddings.project", width, hidden)
         for i in range(layers):
-            linear(f"layers.{i}.attention.qkv", hidden, 3 * hidden)
-            linear(f"layers.{i}.attention.output", hidden, hidden)
+            linear(f"layers.{i}.attention.qkv", hidden, 3 * heads * head_size)
+            linear(f"layers.{i}.attention.output", heads * head_size, hidden)
             norm(f"layers.{i}.attention.norm", hidden)
             linear(f"layers.{i}.ffn.up", hidden, inner)
             linear(f"layers.{i}.ffn.down", inner, hidden)
@@ -143,6 +158,25 @@ class Encoder:
             "pooling": pooling,
             "dense": [(activation, residual) for _, activation, residual, _ in dense],
         }
+        token_type = "embeddings.token_type" if types else None
+        walk: list[Step] = [
+            Embed("embeddings.word", "embeddings.position", token_type),
+            Norm("embeddings.norm", 1e-5),
+        ]
+        if width != hidden:
+            walk.append(Linear("embeddings.project"))
+        for i in range(layers):
+            at = f"layers.{i}"
+            walk += [
+                Attention(f"{at}.attention.qkv", f"{at}.attention.output", heads, head_size),
+                Norm(f"{at}.attention.norm", 1e-5),
+                FeedForward(f"{at}.ffn.up", f"{at}.ffn.down"),
+                Norm(f"{at}.ffn.norm", 1e-5),
+            ]
+        walk.append(Pool(pooling))
+        for i, (_, activation, residual, bias) in enumerate(dense):
+            walk.append(Dense(f"dense.{i}", bias, activation, residual))
+        self.steps: Sequence[Step] = tuple(walk)
 
     def batch(self, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Random ids, starts, positions."""
@@ -152,7 +186,7 @@ class Encoder:
         return ids, starts, positions
 
     def engine(self, dtype: str = "float32", isa: str | None = None, **options: Any) -> Any:
-        return engine.Engine(self.tensors, dtype=dtype, isa=isa, **self.options, **options)
+        return engine.Engine(self.tensors, self.steps, dtype=dtype, isa=isa, **options)
 
     def reference(
         self,
@@ -162,9 +196,7 @@ class Encoder:
         skip: np.ndarray | None = None,
         dtype: Any = np.float64,
     ) -> tuple[np.ndarray, np.ndarray]:
-        return reference.encode(
-            self.tensors, ids, starts, skip, positions, **self.options, dtype=dtype
-        )
+        return reference.encode(self.steps, self.tensors, ids, starts, skip, positions, dtype=dtype)
 
 
 # Sentences of `overflowing`: the token that becomes NaN alone, first, last, between, and absent.

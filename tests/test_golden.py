@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kosine.backends.lowering import lower
 from kosine.backends.registry import make_backend
 from kosine.bundle import Bundle
 from kosine.encoder import Encoder
@@ -45,18 +46,13 @@ def native_vectors(bundle: Bundle, batch: Packed, dtype: str, isa: str) -> np.nd
     manifest, weights = bundle.manifest, bundle.tensors()
     engine = Engine(
         {name: weights[name] for name, e in weights.entries.items() if e.dtype == np.float32},
-        num_layers=manifest.architecture.num_layers,
-        num_heads=manifest.architecture.num_heads,
-        layer_norm_eps=manifest.architecture.layer_norm_eps,
-        pooling=manifest.pooling.mode,
-        dense=[(layer.activation, layer.use_residual) for layer in manifest.dense],
+        lower(manifest.spec),
         dtype=dtype,
         threads=2,
         isa=isa,
     )
-    rule, pad = manifest.architecture.position_rule, manifest.special_ids["pad"]
-    positions = position_ids(batch.ids, batch.starts, rule, pad)
-    return engine.run(batch.ids, batch.starts, positions)[0]
+    positions = position_ids(batch.ids, batch.starts, manifest.spec.embeddings.positions)
+    return engine.forward(batch.ids, batch.starts, positions)[0]
 
 
 def onnx_vectors(bundle: Bundle, batch: Packed, dtype: str) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from kosine_export.spec import DenseSpec, EncoderSpec
 
 from kosine.backends.rows.fill import fill_rows
 from kosine.backends.rows.plan import plan_rows
@@ -21,7 +22,6 @@ from kosine.bundle.tensorfile import TensorEntry, write_tensors
 from kosine.packed import Packed
 from kosine_export.graph.packed import QUERY_BLOCK, packed_graph
 from kosine_export.graph.padded import model_graph
-from kosine_export.spec import DenseSpec, EncoderSpec
 from native_machine import NAN_ORDERS, Encoder, overflowing, script
 
 

@@ -35,7 +35,7 @@ OUTSIDE = {
     "tokenizers": {"tokenizer"},
     "tqdm": {"progress"},
     "onnxruntime": {"backends.onnx.cpu", "backends.onnx.library"},
-    "kosine_kernels": {"backends.native"},
+    "kosine_kernels": {"backends.lowering", "backends.native"},
     "prometheus_client": {"serving.stats"},
 }
 

@@ -165,16 +165,16 @@ def test_bits_in_batches_of_several_chunks(dtype, isa):
     encoder = Encoder(hidden=80, heads=5, inner=1500, embedding=48, layers=2)
     lengths = [64, 3, 17] * 14
     batch = encoder.batch(lengths)
-    whole = encoder.engine(dtype, isa).run(*batch)[0]
+    whole = encoder.engine(dtype, isa).forward(*batch)[0]
     for threads in (2, 3):
-        assert encoder.engine(dtype, isa, threads=threads).run(*batch)[0].tobytes() == (
+        assert encoder.engine(dtype, isa, threads=threads).forward(*batch)[0].tobytes() == (
             whole.tobytes()
         )
     ids, starts, positions = batch
     alone = encoder.engine(dtype, isa)
     for i in range(0, len(lengths), 5):
         part = slice(starts[i], starts[i + 1])
-        found, _ = alone.run(ids[part], np.array([0, lengths[i]], np.int32), positions[part])
+        found, _ = alone.forward(ids[part], np.array([0, lengths[i]], np.int32), positions[part])
         assert found[0].tobytes() == whole[i].tobytes()
 
 
@@ -183,14 +183,14 @@ def test_padding_of_the_depth_holds_nothing_of_earlier_batches(dtype, isa):
     # A batch full of infinities, then another in the same workspace.
     clean = Encoder(hidden=48, heads=3, embedding=80)
     batch = clean.batch([30, 20])
-    expected = clean.engine(dtype, isa).run(*batch)[0]
+    expected = clean.engine(dtype, isa).forward(*batch)[0]
     dirty = Encoder(hidden=64, heads=4)
     dirty.tensors["embeddings.word.weight"][:] = np.inf
     bad = dirty.engine(dtype, isa)
     good = clean.engine(dtype, isa)
     for lengths in ([64] * 4, [50], [7, 7]):
-        assert np.isnan(bad.run(*dirty.batch(lengths))[0]).all()
-        assert good.run(*batch)[0].tobytes() == expected.tobytes()
+        assert np.isnan(bad.forward(*dirty.batch(lengths))[0]).all()
+        assert good.forward(*batch)[0].tobytes() == expected.tobytes()
 
 
 @amx
@@ -202,10 +202,10 @@ from native_machine import Encoder
 encoder = Encoder(hidden=64, heads=2)
 engine = encoder.engine({dtype!r}, {isa!r}, threads=2)
 batches = [encoder.batch(lengths) for lengths in ([9, 20], [40] * 12)]
-expected = [engine.run(*batch)[0].tobytes() for batch in batches]
+expected = [engine.forward(*batch)[0].tobytes() for batch in batches]
 pid = os.fork()
 if pid == 0:
-    found = [engine.run(*batch)[0].tobytes() for batch in batches]
+    found = [engine.forward(*batch)[0].tobytes() for batch in batches]
     os._exit(found != expected)
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 print("right")
@@ -263,7 +263,7 @@ class TestLevel:
         encoder = Encoder(hidden=96, heads=2)
         batch = encoder.batch([9, 30])
         found = {
-            encoder.engine(dtype, isa).run(*batch)[0].tobytes()
+            encoder.engine(dtype, isa).forward(*batch)[0].tobytes()
             for dtype, isa in (("bfloat16", "avx512_bf16"), ("bfloat16", EMULATED))
             if not why_not(dtype, isa)
         }

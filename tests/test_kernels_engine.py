@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kosine_kernels import engine
+from kosine_kernels.steps import Attention, Dense, Norm
 from native_machine import (
     AMX_TABLES,
     NAN_ORDERS,
@@ -29,7 +31,7 @@ LENGTHS = [5, 1, 17, 33, 64, 2, 16, 15, 48, 31]
 
 def check(encoder: Encoder, lengths, dtype: str, isa: str, skip=None, **options) -> None:
     batch = encoder.batch(lengths)
-    found, norms = encoder.engine(dtype, isa, **options).run(*batch, skip)
+    found, norms = encoder.engine(dtype, isa, **options).forward(*batch, skip)
     expected, expected_norms = encoder.reference(*batch, skip)
     assert found.shape == expected.shape
     empty = expected_norms == 0
@@ -71,6 +73,8 @@ def test_against_numpy(dtype, isa, threads, guard, pooling):
         {"hidden": 64, "heads": 4, "inner": 2050, "types": 0},
         {"hidden": 64, "embedding": 32, "types": 1},
         {"hidden": 48, "heads": 3, "embedding": 80},
+        {"hidden": 48, "heads": 5, "head_size": 32},  # heads wider than the rows, and narrower
+        {"hidden": 112, "heads": 1, "head_size": 16},
     ],
     ids=lambda shape: "-".join(f"{key}{value}" for key, value in shape.items()),
 )
@@ -109,9 +113,9 @@ def test_a_sentence_has_the_same_bits_in_any_company(dtype, isa, data):
     ids, starts, positions = encoder.batch(lengths)
     skip = np.asarray(data.draw(st.lists(st.integers(0, 5), min_size=24, max_size=24)), np.int32)
     skip = skip[: len(lengths)]
-    whole, norms = shared_engine(dtype, isa, threads).run(ids, starts, positions, skip)
+    whole, norms = shared_engine(dtype, isa, threads).forward(ids, starts, positions, skip)
     part = slice(starts[place], starts[place + 1])
-    alone, norm = shared_engine(dtype, isa, 1).run(
+    alone, norm = shared_engine(dtype, isa, 1).forward(
         ids[part],
         np.array([0, lengths[place]], np.int32),
         positions[part],
@@ -139,9 +143,9 @@ def test_a_thousand_needles(dtype, isa):
     rng = np.random.default_rng(5)
     lengths = rng.integers(1, 40, 1000)
     ids, starts, positions = COMPANY.batch(lengths)
-    whole, _ = shared_engine(dtype, isa, 1).run(ids, starts, positions)
+    whole, _ = shared_engine(dtype, isa, 1).forward(ids, starts, positions)
     for threads in (2, 3):
-        again, _ = shared_engine(dtype, isa, threads).run(ids, starts, positions)
+        again, _ = shared_engine(dtype, isa, threads).forward(ids, starts, positions)
         assert np.array_equal(again.view(np.int32), whole.view(np.int32))
     order = rng.permutation(1000)
     for indices in np.split(order, np.cumsum(rng.integers(1, 65, 40))):
@@ -149,7 +153,7 @@ def test_a_thousand_needles(dtype, isa):
             continue
         rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
         offsets = np.concatenate([[0], np.cumsum(lengths[indices])]).astype(np.int32)
-        found, _ = shared_engine(dtype, isa, 2).run(ids[rows], offsets, positions[rows])
+        found, _ = shared_engine(dtype, isa, 2).forward(ids[rows], offsets, positions[rows])
         assert np.array_equal(found.view(np.int32), whole[indices].view(np.int32))
 
 
@@ -157,13 +161,13 @@ def test_a_thousand_needles(dtype, isa):
 def test_other_arithmetic_has_other_bits():
     # The negative control of the two tests above: a comparison of bits does tell them apart.
     batch = COMPANY.batch([9, 30])
-    found = [shared_engine("float32", "avx2", 1).run(*batch)[0]]
+    found = [shared_engine("float32", "avx2", 1).forward(*batch)[0]]
     if "avx512" in engine.isa_levels():
-        found.append(shared_engine("float32", "avx512", 1).run(*batch)[0])
+        found.append(shared_engine("float32", "avx512", 1).forward(*batch)[0])
         assert found[0].tobytes() != found[1].tobytes()
     ids = batch[0].copy()
     ids[3] = (ids[3] + 1) % COMPANY.vocab
-    other, _ = shared_engine("float32", "avx2", 1).run(ids, *batch[1:])
+    other, _ = shared_engine("float32", "avx2", 1).forward(ids, *batch[1:])
     assert other[0].tobytes() != found[0][0].tobytes()
     assert other[1].tobytes() == found[0][1].tobytes()
 
@@ -175,7 +179,7 @@ def test_one_bad_row_stays_alone(dtype, isa):
     ids, starts, positions = encoder.batch(LENGTHS)
     ids[ids == 7] = 8
     ids[starts[3] + 4] = 7
-    vectors, norms = encoder.engine(dtype, isa, threads=2).run(ids, starts, positions)
+    vectors, norms = encoder.engine(dtype, isa, threads=2).forward(ids, starts, positions)
     assert np.isnan(vectors[3]).all()
     assert np.isnan(norms[3])
     assert np.isfinite(np.delete(vectors, 3, axis=0)).all()
@@ -191,7 +195,7 @@ def test_a_nan_of_any_token_shows(dtype, isa, pooling, activation):
     for sentence in NAN_ORDERS:
         ids = np.array(sentence, np.int32)
         batch = ids, np.array([0, len(ids)], np.int32), np.zeros(len(ids), np.int32)
-        vectors, norms = built.run(*batch)
+        vectors, norms = built.forward(*batch)
         with np.errstate(all="ignore"):
             expected, _ = encoder.reference(*batch, dtype=np.float32)
         shows = sentence[0] == 0 if pooling == "cls" else 0 in sentence
@@ -206,7 +210,7 @@ class TestRefusals:
 
     def run(self, ids=(1, 2, 3), starts=(0, 1, 3), positions=(0, 0, 1), skip=None):
         arrays = [np.array(part, np.int32) for part in (ids, starts, positions)]
-        return self.encoder.engine().run(
+        return self.encoder.engine().forward(
             *arrays, None if skip is None else np.array(skip, np.int32)
         )
 
@@ -255,7 +259,7 @@ class TestRefusals:
         good = [np.array(part, np.int32) for part in ((1, 2, 3), (0, 1, 3), (0, 0, 1))]
         for place in range(3):
             with pytest.raises(TypeError):
-                self.encoder.engine().run(*good[:place], bad, *good[place + 1 :])
+                self.encoder.engine().forward(*good[:place], bad, *good[place + 1 :])
 
     @pytest.mark.parametrize(
         ("name", "change", "error"),
@@ -289,16 +293,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("option", "value", "message"),
         [
-            ("num_heads", 0, "num_heads is 0"),
-            ("num_heads", 5, "num_heads is 5"),
-            ("num_heads", 8, "head size is 8"),
-            ("num_layers", 0, "num_layers is 0"),
-            ("num_layers", 3, r"layers\.2\.\S+ is missing"),
-            ("layer_norm_eps", 0.0, "layer_norm_eps is 0"),
-            ("layer_norm_eps", float("nan"), "layer_norm_eps is"),
-            ("pooling", "sum", "unknown pooling 'sum'"),
-            ("dense", [("tanh", False)], r"dense\.0\.weight is missing"),
-            ("dense", [("swish", False)], "unknown activation 'swish'"),
             ("dtype", "int4", "unknown dtype 'int4'"),
             ("isa", "sse2", "unknown ISA level 'sse2'; known: avx2"),
             ("threads", 0, "threads is 0"),
@@ -307,16 +301,83 @@ class TestRefusals:
         ],
     )
     def test_of_options(self, option, value, message):
-        options = {**self.encoder.options, option: value}
         with pytest.raises(ValueError, match=message):
-            engine.Engine(self.encoder.tensors, **options)
+            engine.Engine(self.encoder.tensors, self.encoder.steps, **{option: value})
+
+    @pytest.mark.parametrize(
+        ("place", "fields", "message"),
+        [
+            (0, {"word": "words"}, r"words\.weight is missing"),
+            (0, {"token_type": "types"}, r"types\.weight is missing"),
+            (1, {"eps": 0.0}, r"eps of embeddings\.norm is 0"),
+            (1, {"eps": float("nan")}, "eps of"),
+            (1, {"name": "norms"}, r"norms\.weight is missing"),
+            (2, {"num_heads": 0}, "num_heads is 0"),
+            (2, {"num_heads": 5}, r"\(64, 192\); \(64, 240\) is needed"),
+            (2, {"num_heads": 2**40}, "num_heads is"),
+            (2, {"head_size": 0}, "head size is 0"),
+            (2, {"head_size": 8}, "head size is 8"),
+            (2, {"head_size": 144}, "head size is 144"),
+            (4, {"up": "layers.0.attention.qkv"}, r"ffn\.down\.weight has shape \(96, 64\)"),
+            (-1, {"mode": "sum"}, "unknown pooling 'sum'"),
+        ],
+    )
+    def test_of_steps(self, place, fields, message):
+        steps = list(self.encoder.steps)
+        steps[place] = replace(steps[place], **fields)
+        with pytest.raises(ValueError, match=message):
+            engine.Engine(self.encoder.tensors, steps)
+
+    @pytest.mark.parametrize(
+        ("dense", "message"),
+        [
+            (Dense("dense.0", True, "tanh", False), r"dense\.0\.weight is missing"),
+            (Dense("dense.0", True, "swish", False), "unknown activation 'swish'"),
+        ],
+    )
+    def test_of_dense_steps(self, dense, message):
+        with pytest.raises(ValueError, match=message):
+            engine.Engine(self.encoder.tensors, [*self.encoder.steps, dense])
+
+    @pytest.mark.parametrize(
+        ("order", "message"),
+        [
+            ((), "steps end after 0; Pool must be among them"),
+            ((0, 1, 2, 3), "steps end after 4; Pool must be among them"),
+            ((1,), r"steps\[0\] is Norm; Embed must be first"),
+            ((-1,), r"steps\[0\] is Pool"),
+            ((0, 0), r"steps\[1\] is Embed"),
+            ((0, 2), r"steps\[1\] is Attention"),
+            ((0, 1, 2, 4), r"steps\[3\] is FeedForward"),
+            ((0, 1, -1, 1), r"steps\[3\] is Norm"),
+            ((0, 1, -1, -1), r"steps\[3\] is Pool"),
+        ],
+    )
+    def test_of_an_impossible_order(self, order, message):
+        with pytest.raises(ValueError, match=message):
+            engine.Engine(self.encoder.tensors, [self.encoder.steps[i] for i in order])
+
+    @pytest.mark.parametrize(
+        ("step", "message"),
+        [
+            ("Norm", "step str is unknown"),
+            (None, "step NoneType is unknown"),
+            (Norm("embeddings.norm", "small"), r"Norm\.eps is 'small'"),
+            (Norm(3, 1e-5), r"Norm\.name is 3"),
+            (Attention("a", "b", -1, 16), r"Attention\.num_heads is -1"),
+            (Attention("a", "b", 2.5, 16), r"Attention\.num_heads is 2\.5"),
+        ],
+    )
+    def test_of_what_is_no_step(self, step, message):
+        with pytest.raises(TypeError, match=message):
+            engine.Engine(self.encoder.tensors, [self.encoder.steps[0], step])
 
     def test_of_wide_heads_and_residuals_that_do_not_fit(self):
         with pytest.raises(ValueError, match="head size is 144"):
             Encoder(hidden=144, heads=1).engine()
         with pytest.raises(ValueError, match=r"residual around 64 -> 32"):
             Encoder(dense=((32, "tanh", True, True),)).engine()
-        with pytest.raises(ValueError, match="embedding_size is 24"):
+        with pytest.raises(ValueError, match=r"embeddings\.word\.weight has 24 columns"):
             Encoder(embedding=24).engine()
 
 
@@ -348,10 +409,10 @@ class TestLevels:
 
 
 @needs_native
-class TestPlan:
-    def plan(self, lengths, threads, dtype="float32", isa="avx2"):
+class TestSchedule:
+    def schedule(self, lengths, threads, dtype="float32", isa="avx2"):
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return kernels().plan(dtype, isa, starts, threads)
+        return kernels().schedule(dtype, isa, starts, threads)
 
     @pytest.mark.parametrize(
         ("lengths", "threads", "expected"),
@@ -366,7 +427,7 @@ class TestPlan:
         ],
     )
     def test_table(self, lengths, threads, expected):
-        together, chunks = self.plan(lengths, threads)
+        together, chunks = self.schedule(lengths, threads)
         assert (together, chunks) == (expected[0], [chunk for chunk in expected[1] if chunk])
 
     @tables(AMX_TABLES)
@@ -379,7 +440,7 @@ class TestPlan:
         ],
     )
     def test_table_with_tiles(self, lengths, threads, expected, dtype, isa):
-        assert self.plan(lengths, threads, dtype, isa) == expected
+        assert self.schedule(lengths, threads, dtype, isa) == expected
 
     @each_table()
     @settings(max_examples=100, deadline=None)
@@ -387,7 +448,7 @@ class TestPlan:
     def test_each_sentence_is_in_one_chunk_and_chunks_are_bounded(
         self, dtype, isa, lengths, threads
     ):
-        together, chunks = self.plan(lengths, threads, dtype, isa)
+        together, chunks = self.schedule(lengths, threads, dtype, isa)
         assert sorted(i for chunk in chunks for i in chunk) == list(range(len(lengths)))
         assert all(chunks)
         assert threads > 1 or not together

@@ -62,7 +62,7 @@ from native_machine import Encoder
 encoder = Encoder(hidden=512, heads=8, inner=2048, layers=4, vocab=2000)
 engine = encoder.engine(threads=2)
 small, large = encoder.batch([9, 20]), encoder.batch([40] * 12)
-expected = [engine.run(*batch)[0].tobytes() for batch in (small, large)]
+expected = [engine.forward(*batch)[0].tobytes() for batch in (small, large)]
 
 def private_bytes():
     with open("/proc/self/smaps_rollup") as file:
@@ -73,19 +73,19 @@ def child():
     before = private_bytes()
     for _ in range(3):
         for batch, bits in zip((small, large), expected):
-            if engine.run(*batch)[0].tobytes() != bits:
+            if engine.forward(*batch)[0].tobytes() != bits:
                 return 1
     grown = private_bytes() - before
     if grown > engine.packed_bytes // 2:
         return 2
     if os.fork() == 0:  # a child of the child
-        os._exit(engine.run(*large)[0].tobytes() != expected[1])
+        os._exit(engine.forward(*large)[0].tobytes() != expected[1])
     return os.wait()[1] and 3
 
 stop = threading.Event()
 def keep_running():
     while not stop.is_set():
-        engine.run(*large)
+        engine.forward(*large)
 # Children are made while the parent's pool is at work.
 busy = threading.Thread(target=keep_running)
 busy.start()
@@ -99,7 +99,7 @@ codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
 stop.set()
 busy.join()
 assert codes == [0] * 6, codes
-assert engine.run(*large)[0].tobytes() == expected[1]
+assert engine.forward(*large)[0].tobytes() == expected[1]
 print("right", engine.packed_bytes)
 """
 
@@ -115,13 +115,13 @@ def test_calls_from_many_threads_do_not_mix(dtype, isa):
     encoder = Encoder(hidden=64, heads=2)
     batches = [encoder.batch(lengths) for lengths in ([3, 9], [40] * 5, [12], [30] * 20)]
     engine = encoder.engine(dtype, isa, threads=2)
-    expected = [engine.run(*batch)[0] for batch in batches]
+    expected = [engine.forward(*batch)[0] for batch in batches]
     wrong: list[int] = []
 
     def caller(first: int) -> None:
         for i in range(60):
             at = (first + i) % len(batches)
-            if not np.array_equal(engine.run(*batches[at])[0], expected[at]):
+            if not np.array_equal(engine.forward(*batches[at])[0], expected[at]):
                 wrong.append(at)
 
     callers = [threading.Thread(target=caller, args=(i,)) for i in range(4)]
@@ -142,7 +142,7 @@ def test_engines_share_threads():
     engines = [encoder.engine(threads=3) for _ in range(4)]
     before = thread_count()
     for engine in engines:
-        engine.run(*encoder.batch([30] * 20))
+        engine.forward(*encoder.batch([30] * 20))
     assert thread_count() <= before + 2
 
 
@@ -156,10 +156,10 @@ def growth(leak):
     kept = []
     def run(calls):
         for i in range(calls):
-            vectors, norms = engine.run(*batches[i % 50])
+            vectors, norms = engine.forward(*batches[i % 50])
             if i % 100 == 0:
                 # An engine of its own now and then: packing and freeing count too.
-                encoder.engine(threads=2).run(*batches[0])
+                encoder.engine(threads=2).forward(*batches[0])
             if leak:
                 kept.append(bytes(3000 + i % 2))
     def resident():
@@ -190,13 +190,13 @@ def test_the_pool_under_thread_sanitizer(tmp_path):
         pytest.skip("there is no g++")
     if SANITIZED:
         pytest.skip("LD_PRELOAD holds another sanitizer")
-    program = tmp_path / "pool_race"
+    program = tmp_path / "thread_pool_race"
     command = [
         *(compiler, "-std=c++20", "-O1", "-g", "-fsanitize=thread", "-pthread", f"-I{SOURCES}"),
         *(
-            str(HERE / "pool_race.cpp"),
-            str(SOURCES / "pool.cpp"),
-            str(SOURCES / "seats.cpp"),
+            str(HERE / "thread_pool_race.cpp"),
+            str(SOURCES / "thread_pool.cpp"),
+            str(SOURCES / "affinity.cpp"),
             "-o",
             str(program),
         ),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kosine.backend import Backend
+from kosine.backends.lowering import RUNS, lower, require_supported
 from kosine.backends.native import NativeBackend
 from kosine.backends.onnx.cpu import OnnxBackend
+from kosine.backends.registry import make_backend
 from kosine.bundle import Bundle
 from kosine.bundle.canary import GATES, Canary, replay
 from kosine.errors import BackendError, BackendUnavailable, UnknownOption
 from kosine.packed import Packed
+from kosine.spec import Dense, leaves
 from kosine_kernels import engine
 from native_machine import each_table, needs_native
 
@@ -70,7 +74,7 @@ def test_a_text_has_the_same_bits_alone_and_anywhere(bundle, canary, dtype, isa,
 @needs_native
 def test_ids_that_the_encoder_should_have_refused_are_a_typed_error(bundle):
     backend = NativeBackend(bundle)
-    beyond = bundle.manifest.architecture.vocab_size
+    beyond = bundle.manifest.spec.embeddings.vocab_size
     with pytest.raises(BackendError, match=rf"ids\[1\] is {beyond}"):
         backend.run(Packed.of([[0, beyond, 2]]))
     with pytest.raises(BackendError, match="positions"):
@@ -106,9 +110,58 @@ class TestRefusals:
 
     @needs_native
     def test_a_model_whose_shape_the_engine_cannot_run(self, bundle, monkeypatch):
-        monkeypatch.setattr(
-            "kosine.backends.native.Engine",
-            lambda tensors, **options: engine.Engine(tensors, **{**options, "num_heads": 32}),
-        )
-        with pytest.raises(BackendError, match="head size is 8"):
+        monkeypatch.setattr("kosine.backends.native.lower", lambda spec: lower(spec) * 2)
+        with pytest.raises(BackendError, match=r"is Embed; Embed must be first"):
             NativeBackend(bundle)
+
+
+class TestFields:
+    """What a spec may ask for, and the answer to each value that the native engine lacks."""
+
+    @pytest.fixture
+    def spec(self, bundle):
+        dense = Dense(bundle.manifest.dim, 64, bias=True, activation="tanh", use_residual=False)
+        return replace(bundle.manifest.spec, dense=(dense,))
+
+    def test_every_field_with_alternatives_has_an_answer(self, spec):
+        named = {path for _, path, value, _ in leaves(spec) if isinstance(value, str)}
+        switches = {
+            path
+            for _, path, value, _ in leaves(spec.layers[0], "layers[0]")
+            if isinstance(value, bool) or value is None
+        }
+        assert len(named) >= 8
+        assert len(switches) >= 4
+        assert (named | switches) - set(RUNS) == {"family"}
+
+    @pytest.mark.parametrize("path", sorted(RUNS))
+    def test_an_unknown_value_is_refused_by_its_name(self, spec, path):
+        require_supported(spec, "b")
+        where = [place for place, name, _, _ in leaves(spec) if name == path][-1]
+        with pytest.raises(BackendError) as caught:
+            require_supported(changed(spec, where), "b")
+        assert f"b: {where} is" in str(caught.value)
+        assert caught.value.limit
+        assert "backend='onnx'" in caught.value.remedy
+
+    @needs_native
+    def test_auto_moves_on(self, bundle, monkeypatch):
+        wider = {**RUNS, "layers.attention.window": (128,)}
+        monkeypatch.setattr("kosine.backends.lowering.RUNS", wider)
+        assert make_backend(bundle, backend="auto").name == "onnx"
+        with pytest.raises(BackendError, match=r"attention\.window is None"):
+            make_backend(bundle, backend="native")
+
+
+def changed(spec, where: str):
+    """The spec with a value that no engine knows at `layers[1].attention.window`."""
+    name, _, rest = where.partition(".")
+    name, _, number = name.partition("[")
+    value = getattr(spec, name)
+    if number:
+        at = int(number[:-1])
+        return replace(spec, **{name: (*value[:at], changed(value[at], rest), *value[at + 1 :])})
+    if rest:
+        return replace(spec, **{name: changed(value, rest)})
+    unknown = 7 if value is None or isinstance(value, int) else "another"
+    return replace(spec, **{name: (not value) if isinstance(value, bool) else unknown})

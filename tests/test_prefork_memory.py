@@ -24,7 +24,7 @@ dtype, isa, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
 encoder = Encoder(hidden=768, heads=12, inner=3072, layers=4, vocab=8000)
 engine = encoder.engine(dtype=dtype, isa=isa, threads=2)
 batch = encoder.batch([9, 20, 40])
-expected = engine.run(*batch)[0].tobytes()
+expected = engine.forward(*batch)[0].tobytes()
 encoder.tensors.clear()
 gc.collect()
 gc.freeze()
@@ -40,7 +40,7 @@ for _ in range(workers):
     pid = os.fork()
     if pid == 0:
         signal.alarm(60)
-        same = all(engine.run(*batch)[0].tobytes() == expected for _ in range(3))
+        same = all(engine.forward(*batch)[0].tobytes() == expected for _ in range(3))
         os.write(say[1], b"r")
         os.read(measure[0], 1)  # until every worker has run
         sizes = rollup()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kosine_kernels import reference
+from kosine_kernels.steps import Attention, Dense, Embed, FeedForward, Linear, Norm, Pool
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -73,22 +74,32 @@ def hidden_states(model, sentence: list[int]) -> np.ndarray:
         return model(torch.tensor([sentence])).last_hidden_state[0].numpy()
 
 
-def run(model, family, sentences, **options):
+def run(
+    model, family, sentences, *, skip=None, pooling="mean", dense=(), more=None, dtype=np.float64
+):
     ids = np.concatenate([np.int32(s) for s in sentences])
     starts = np.cumsum([0, *map(len, sentences)]).astype(np.int32)
     offset = 2 if family == "roberta" else 0
     positions = np.concatenate([np.arange(len(s)) + offset for s in sentences]).astype(np.int32)
-    settings = {
-        "skip": None,
-        "num_layers": SIZES["num_hidden_layers"],
-        "num_heads": SIZES["num_attention_heads"],
-        "layer_norm_eps": model.config.layer_norm_eps,
-        "dtype": np.float64,
-    }
-    settings.update(options)
-    skip = settings.pop("skip")
-    tensors = {**tensors_of(model), **settings.pop("more", {})}
-    return reference.encode(tensors, ids, starts, skip, positions, **settings)
+    shape = SIZES["num_attention_heads"], SIZES["hidden_size"] // SIZES["num_attention_heads"]
+    eps = model.config.layer_norm_eps
+    steps = [
+        Embed("embeddings.word", "embeddings.position", "embeddings.token_type"),
+        Norm("embeddings.norm", eps),
+    ]
+    tensors = {**tensors_of(model), **(more or {})}
+    if "embeddings.project.weight" in tensors:
+        steps.append(Linear("embeddings.project"))
+    for n in range(SIZES["num_hidden_layers"]):
+        at = f"layers.{n}"
+        steps += [
+            Attention(f"{at}.attention.qkv", f"{at}.attention.output", *shape),
+            Norm(f"{at}.attention.norm", eps),
+            FeedForward(f"{at}.ffn.up", f"{at}.ffn.down"),
+            Norm(f"{at}.ffn.norm", eps),
+        ]
+    steps += [Pool(pooling), *dense]
+    return reference.encode(steps, tensors, ids, starts, skip, positions, dtype=dtype)
 
 
 @pytest.fixture(scope="module", params=["bert", "roberta", "electra"])
@@ -173,7 +184,8 @@ def test_dense_modules(name, activation, residual):
     more = {"dense.0.weight": layer.weight.detach().numpy().T}
     if not residual:
         more["dense.0.bias"] = layer.bias.detach().numpy()
-    vectors, norms = run(model, "bert", SENTENCES, dense=[(name, residual)], more=more)
+    step = Dense("dense.0", not residual, name, residual)
+    vectors, norms = run(model, "bert", SENTENCES, dense=[step], more=more)
     pooled = torch.tensor(np.stack([pool(hidden_states(model, s), "mean") for s in SENTENCES]))
     with torch.no_grad():
         out = activation(layer(pooled))

@@ -163,26 +163,28 @@ int check_products() {
 struct Encoder {
   std::vector<std::vector<float>> store;
   Tensors tensors;
-  Config config;
+  std::vector<Step> steps;
   std::vector<std::int32_t> ids, starts{0}, positions;
   std::mt19937 random{5};
 
   Encoder(std::size_t hidden, std::size_t heads, std::size_t inner, std::size_t layers) {
-    config.num_layers = layers;
-    config.num_heads = heads;
-    config.layer_norm_eps = 1e-12f;
     tensor("embeddings.word.weight", {50, hidden}, 1, 0);
     tensor("embeddings.position.weight", {64, hidden}, 1, 0);
+    steps.push_back(step::Embed{"embeddings.word", "embeddings.position", std::nullopt});
     norm("embeddings.norm", hidden);
     for (std::size_t i = 0; i < layers; ++i) {
       const std::string at = "layers." + std::to_string(i) + ".";
       linear(at + "attention.qkv", hidden, 3 * hidden);
       linear(at + "attention.output", hidden, hidden);
+      steps.push_back(step::Attention{at + "attention.qkv", at + "attention.output", heads,
+                                      hidden / heads});
       norm(at + "attention.norm", hidden);
       linear(at + "ffn.up", hidden, inner);
       linear(at + "ffn.down", inner, hidden);
+      steps.push_back(step::FeedForward{at + "ffn.up", at + "ffn.down"});
       norm(at + "ffn.norm", hidden);
     }
+    steps.push_back(step::Pool{Pooling::kMean});
   }
 
   void tensor(const std::string& name, std::vector<std::size_t> shape, float scale, float mean) {
@@ -200,6 +202,7 @@ struct Encoder {
   void norm(const std::string& name, std::size_t size) {
     tensor(name + ".weight", {size}, 0.1f, 1);
     tensor(name + ".bias", {size}, 0.1f, 0);
+    steps.push_back(step::Norm{name, 1e-12f});
   }
   void batch(const std::vector<std::int32_t>& lengths) {
     ids.clear(), positions.clear(), starts = {0};
@@ -214,7 +217,7 @@ struct Encoder {
   std::vector<float> run(const Engine& engine) const {
     const std::size_t count = starts.size() - 1;
     std::vector<float> vectors(count * engine.model().dim), norms(count);
-    engine.run(ids, starts, positions, std::nullopt, vectors, norms);
+    engine.forward(ids, starts, positions, std::nullopt, vectors, norms);
     return vectors;
   }
 };
@@ -233,7 +236,7 @@ int check_encoders() {
   for (Shape s : {Shape{64, 4, 96, 2}, Shape{80, 5, 1500, 1}, Shape{384, 12, 1536, 1}}) {
     Encoder encoder(s.hidden, s.heads, s.inner, s.layers);
     const auto engine = [&](const char* isa, int threads) {
-      return Engine(encoder.tensors, encoder.config, "bfloat16", isa, threads, false,
+      return Engine(encoder.tensors, encoder.steps, "bfloat16", isa, threads, false,
                     Guard::kNone);
     };
     const Engine emulated = engine("amx_bf16_emulated", 1), vectors = engine("avx512_bf16", 1);

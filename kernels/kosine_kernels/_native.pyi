@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from kosine_kernels.steps import Step
+
 class Unavailable(RuntimeError): ...
 
 def isa_levels() -> list[str]: ...
@@ -18,19 +20,15 @@ class Engine:
     def __init__(
         self,
         tensors: dict[str, NDArray[np.float32]],
+        steps: list[Step],
         *,
-        num_layers: int,
-        num_heads: int,
-        layer_norm_eps: float,
-        pooling: str,
-        dense: list[tuple[str, bool]],
         dtype: str,
         isa: str,
         threads: int,
         spin: bool,
         guard: str,
     ) -> None: ...
-    def run(
+    def forward(
         self,
         ids: NDArray[np.int32],
         starts: NDArray[np.int32],
@@ -80,6 +78,6 @@ class kernels:  # noqa: N801  (a submodule)
     @staticmethod
     def report_leaks() -> None: ...
     @staticmethod
-    def plan(
+    def schedule(
         dtype: str, isa: str, starts: NDArray[np.int32], threads: int
     ) -> tuple[bool, list[list[int]]]: ...

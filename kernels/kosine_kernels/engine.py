@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kosine_kernels.steps import Step
+
 try:
     from kosine_kernels import _native
 except ImportError as error:
@@ -40,14 +42,11 @@ class Engine:
     alone, anywhere in any batch, and with any number of threads.
 
     Args:
-        tensors: Canonical names to C-contiguous float32 arrays (memory-mapped ones too), linear
-            weights of shape (in, out), as `kosine_kernels.reference.encode` takes them. They are
-            copied: nothing holds on to them afterwards.
-        num_layers: How many `layers.N`.
-        num_heads: Attention heads; the head size must be a multiple of 16 and at most 128.
-        layer_norm_eps: Added to variances.
-        pooling: "mean", "cls" or "max".
-        dense: (activation, use_residual) of each Dense module after pooling.
+        tensors: Names to C-contiguous float32 arrays (memory-mapped ones too), as
+            `kosine_kernels.reference.encode` takes them. They are copied: nothing holds on to
+            them afterwards.
+        steps: What to compute, in order; see `kosine_kernels.steps`. Row widths and head sizes
+            are multiples of 16, head sizes at most 128.
         dtype: "float32", or "bfloat16": products of bfloat16 operands summed in float32, with
             everything between products in float32.
         threads: Most threads in one call.
@@ -62,19 +61,15 @@ class Engine:
 
     Raises:
         Unavailable: No native module, or no such ISA level or dtype on this machine.
-        ValueError: Shapes, names or numbers that do not fit.
-        TypeError: A tensor that is not C-contiguous float32.
+        ValueError: Shapes, names or numbers that do not fit, or steps in an impossible order.
+        TypeError: A tensor that is not C-contiguous float32, or a step of another type.
     """
 
     def __init__(
         self,
         tensors: Mapping[str, NDArray[Any]],
+        steps: Sequence[Step],
         *,
-        num_layers: int,
-        num_heads: int,
-        layer_norm_eps: float,
-        pooling: str = "mean",
-        dense: Sequence[tuple[str, bool]] = (),
         dtype: str = "float32",
         threads: int = 1,
         spin: bool = False,
@@ -92,11 +87,7 @@ class Engine:
         try:
             self._engine = native.Engine(
                 dict(tensors),
-                num_layers=num_layers,
-                num_heads=num_heads,
-                layer_norm_eps=layer_norm_eps,
-                pooling=pooling,
-                dense=list(dense),
+                list(steps),
                 dtype=dtype,
                 isa=_level(isa),
                 threads=threads,
@@ -111,7 +102,7 @@ class Engine:
         self.threads: int = self._engine.threads
         self.packed_bytes: int = self._engine.packed_bytes
 
-    def run(
+    def forward(
         self, ids: Int32, starts: Int32, positions: Int32, skip: Int32 | None = None
     ) -> tuple[Float32, Float32]:
         """Encode packed sentences; the GIL is released meanwhile.
@@ -133,7 +124,7 @@ class Engine:
         count = max(len(starts) - 1, 0)
         vectors = np.empty((count, self.dim), np.float32)
         norms = np.empty(count, np.float32)
-        self._engine.run(ids, starts, positions, skip, vectors, norms)
+        self._engine.forward(ids, starts, positions, skip, vectors, norms)
         return vectors, norms
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
 """The encoder in plain numpy: slow, short, and what every faster path is held against.
 
-It follows the definition of the model. Attention and pooling go sentence by sentence; all else
-is row by row, so nothing in it can mix neighbours. `dtype` sets the arithmetic: float64 gives a
+It walks the steps of `kosine_kernels.steps`. Attention and pooling go sentence by sentence; all
+else is row by row, so nothing in it can mix neighbours. `dtype` sets the arithmetic: float64 gives a
 yardstick well below float32's noise.
 
 Source of the semantics: transformers' `modeling_bert.py` / `modeling_roberta.py` (post-LayerNorm
@@ -18,10 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kosine_kernels.steps import (
+    Attention,
+    Dense,
+    Embed,
+    FeedForward,
+    Linear,
+    Norm,
+    Pool,
+    Step,
+)
+
 __all__ = ["activate", "encode", "erf", "gelu", "layer_norm"]
 
 Array = NDArray[Any]
-POOLINGS = ("mean", "cls", "max")
 COUNT_FLOOR = 1e-9  # sentence-transformers' floor under the token count of a mean
 NORM_FLOOR = 1e-12  # torch.nn.functional.normalize's eps
 
@@ -73,7 +83,7 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
 
 
 def activate(x: Array, name: str) -> Array:
-    """Activation of a Dense module, by its name in `DenseSpec`."""
+    """Activation of a Dense module, by its name in `steps.Dense`."""
     if name == "identity":
         return x
     if name == "tanh":
@@ -88,89 +98,69 @@ def activate(x: Array, name: str) -> Array:
 
 
 def encode(
+    steps: Sequence[Step],
     tensors: Mapping[str, Array],
     ids: NDArray[np.int32],
     starts: NDArray[np.int32],
     skip: NDArray[np.int32] | None,
     positions: NDArray[np.int32],
     *,
-    num_layers: int,
-    num_heads: int,
-    layer_norm_eps: float,
-    pooling: str = "mean",
-    dense: Sequence[tuple[str, bool]] = (),
     dtype: type[np.floating[Any]] = np.float32,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Encode packed sentences.
 
     Args:
-        tensors: Canonical names to arrays, linear weights of shape (in, out); token types are
-            row 0 of `embeddings.token_type.weight` where that is present.
+        steps: What to compute, in order; see `kosine_kernels.steps`.
+        tensors: Names to arrays, linear weights of shape (in, out).
         ids: (T,) int32.
         starts: (B + 1,) int32 offsets into `ids`.
         skip: (B,) int32 leading tokens that pooling leaves out, or None. Where nothing is left,
             mean and max give zeros and cls falls back to the first token.
         positions: (T,) int32 rows of the position table.
-        dense: (activation, use_residual) of each Dense module after pooling.
         dtype: Arithmetic, float32 or float64.
 
     Returns:
         vectors (B, dim) float32 of unit length and norms (B,) float32 before normalising.
     """
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling {pooling!r}; known: {', '.join(POOLINGS)}")
     t = {name: np.asarray(value, dtype) for name, value in tensors.items()}
     bounds = list(pairwise(starts.tolist()))
-    x = _embed(t, ids, positions, layer_norm_eps)
-    for layer in range(num_layers):
-        x = _block(t, f"layers.{layer}", x, bounds, num_heads, layer_norm_eps)
     skips = [0] * len(bounds) if skip is None else skip.tolist()
-    pooled = np.stack(
-        [_pool(x[a:b], pooling, left) for (a, b), left in zip(bounds, skips, strict=True)]
-    )
-    for n, (activation, use_residual) in enumerate(dense):
-        out = pooled @ t[f"dense.{n}.weight"]
-        if f"dense.{n}.bias" in t:
-            out = out + t[f"dense.{n}.bias"]
-        out = activate(out, activation)
-        pooled = out + pooled if use_residual else out
-    norms = np.sqrt(np.square(pooled).sum(axis=1))
-    vectors = pooled / np.maximum(norms, dtype(NORM_FLOOR))[:, None]
+    x = np.empty((0, 0), dtype)
+    for step in steps:
+        match step:
+            case Embed():
+                x = t[f"{step.word}.weight"][ids] + t[f"{step.position}.weight"][positions]
+                if step.token_type is not None:
+                    x = x + t[f"{step.token_type}.weight"][0]
+            case Norm():
+                weight, bias = t[f"{step.name}.weight"], t[f"{step.name}.bias"]
+                x = layer_norm(x, weight, bias, step.eps)
+            case Linear():
+                x = _linear(t, step.name, x)
+            case Attention():
+                qkv = _linear(t, step.qkv, x).reshape(len(x), 3, step.num_heads, step.head_size)
+                context = np.concatenate([_attention(qkv[a:b]) for a, b in bounds])
+                x = x + _linear(t, step.output, context)
+            case FeedForward():
+                x = x + _linear(t, step.down, gelu(_linear(t, step.up, x)))
+            case Pool():
+                sentences = zip(bounds, skips, strict=True)
+                x = np.stack([_pool(x[a:b], step.mode, left) for (a, b), left in sentences])
+            case Dense():
+                out = activate(_linear(t, step.name, x, bias=step.bias), step.activation)
+                x = out + x if step.use_residual else out
+    norms = np.sqrt(np.square(x).sum(axis=1))
+    vectors = x / np.maximum(norms, dtype(NORM_FLOOR))[:, None]
     return vectors.astype(np.float32), norms.astype(np.float32)
 
 
-def _embed(t: Mapping[str, Array], ids: Array, positions: Array, eps: float) -> Array:
-    x = t["embeddings.word.weight"][ids] + t["embeddings.position.weight"][positions]
-    if "embeddings.token_type.weight" in t:
-        x = x + t["embeddings.token_type.weight"][0]
-    x = layer_norm(x, t["embeddings.norm.weight"], t["embeddings.norm.bias"], eps)
-    if "embeddings.project.weight" in t:
-        x = x @ t["embeddings.project.weight"] + t["embeddings.project.bias"]
-    return x
-
-
-def _block(
-    t: Mapping[str, Array],
-    at: str,
-    x: Array,
-    bounds: Sequence[tuple[int, int]],
-    num_heads: int,
-    eps: float,
-) -> Array:
-    def linear(name: str, value: Array) -> Array:
-        return value @ t[f"{at}.{name}.weight"] + t[f"{at}.{name}.bias"]
-
-    def norm(name: str, value: Array) -> Array:
-        return layer_norm(value, t[f"{at}.{name}.weight"], t[f"{at}.{name}.bias"], eps)
-
-    qkv = linear("attention.qkv", x).reshape(len(x), 3, num_heads, -1)
-    context = np.concatenate([_attention(qkv[a:b]) for a, b in bounds])
-    x = norm("attention.norm", x + linear("attention.output", context))
-    return norm("ffn.norm", x + linear("ffn.down", gelu(linear("ffn.up", x))))
+def _linear(t: Mapping[str, Array], name: str, x: Array, *, bias: bool = True) -> Array:
+    out = x @ t[f"{name}.weight"]
+    return np.asarray(out + t[f"{name}.bias"] if bias else out)
 
 
 def _attention(qkv: Array) -> Array:
-    """(L, 3, heads, head_size) of one sentence to (L, hidden)."""
+    """(L, 3, heads, head_size) of one sentence to (L, heads * head_size)."""
     q, k, v = (qkv[:, j].transpose(1, 0, 2) for j in range(3))
     scores = q @ k.transpose(0, 2, 1) / qkv.dtype.type(math.sqrt(qkv.shape[-1]))
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -178,10 +168,12 @@ def _attention(qkv: Array) -> Array:
     return np.asarray(context.transpose(1, 0, 2).reshape(len(qkv), -1))
 
 
-def _pool(x: Array, pooling: str, skip: int) -> Array:
-    if pooling == "cls":
-        return np.asarray(x[skip if skip < len(x) else 0])  # the first token that is not prompt
+def _pool(x: Array, mode: str, skip: int) -> Array:
     kept = x[skip:]
-    if pooling == "max":
+    if mode == "cls":
+        return np.asarray(x[skip if skip < len(x) else 0])  # the first token that is not prompt
+    if mode == "max":
         return np.asarray(kept.max(axis=0)) if len(kept) else np.zeros_like(x[0])
-    return np.asarray(kept.sum(axis=0) / max(len(kept), COUNT_FLOOR), x.dtype)
+    if mode == "mean":
+        return np.asarray(kept.sum(axis=0) / max(len(kept), COUNT_FLOOR), x.dtype)
+    raise ValueError(f"pooling {mode!r}; known: mean, cls, max")

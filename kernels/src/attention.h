@@ -10,7 +10,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "rows.h"
+#include "rowwise.h"
 #include "tile.h"
 
 namespace {

@@ -10,8 +10,8 @@
 
 #include "cpu.h"
 #include "forward.h"
-#include "plan.h"
 #include "process.h"
+#include "schedule.h"
 
 namespace kosine {
 namespace {
@@ -58,27 +58,27 @@ void check_size(const char* what, std::size_t size, std::size_t needed) {
 
 class Lease {
  public:
-  Lease(WorkspaceShelf& shelf, std::size_t count) : shelf_(shelf) {
-    for (std::size_t i = 0; i < count; ++i) workspaces_.push_back(shelf.take());
+  Lease(WorkspacePool& workspaces, std::size_t count) : pool_(workspaces) {
+    for (std::size_t i = 0; i < count; ++i) workspaces_.push_back(workspaces.take());
   }
   ~Lease() {
-    for (auto& workspace : workspaces_) shelf_.put(std::move(workspace));
+    for (auto& workspace : workspaces_) pool_.put(std::move(workspace));
   }
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
   Workspace& operator[](std::size_t i) { return *workspaces_[i]; }
 
  private:
-  WorkspaceShelf& shelf_;
+  WorkspacePool& pool_;
   std::vector<std::unique_ptr<Workspace>> workspaces_;
 };
 
 // Each chunk by one thread, which takes the next when it is done.
-void run_apart(const Model& model, const Batch& batch, const Plan& plan, int max_threads,
-               Patience idle) {
+void run_chunks_apart(const Model& model, const Batch& batch, const Schedule& schedule,
+                      int max_threads, SpinTime idle) {
   Process& process = Process::current();
-  const int threads = std::min(max_threads, static_cast<int>(plan.chunks.size()));
-  Lease workspaces(process.shelf, static_cast<std::size_t>(threads));
+  const int threads = std::min(max_threads, static_cast<int>(schedule.chunks.size()));
+  Lease workspaces(process.workspaces, static_cast<std::size_t>(threads));
   std::vector<std::exception_ptr> errors(static_cast<std::size_t>(threads));
   std::atomic<std::size_t> next{0};
   const auto work = [&](int thread) {
@@ -86,58 +86,58 @@ void run_apart(const Model& model, const Batch& batch, const Plan& plan, int max
     try {
       for (;;) {
         const std::size_t i = next.fetch_add(1, std::memory_order_relaxed);
-        if (i >= plan.chunks.size()) return;
-        workspaces[rank].prepare(model, plan.chunks[i], 1);
-        forward(model, batch, plan.chunks[i], workspaces[rank], {0, 1, nullptr});
+        if (i >= schedule.chunks.size()) return;
+        workspaces[rank].prepare(model, schedule.chunks[i], 1);
+        walk_steps(model, batch, schedule.chunks[i], workspaces[rank], {0, 1, nullptr});
       }
     } catch (...) {  // no memory
       errors[rank] = std::current_exception();
     }
   };
-  process.pool.run(threads, work, idle);
+  process.threads.execute(threads, work, idle);
   for (const std::exception_ptr& error : errors) {
     if (error) std::rethrow_exception(error);
   }
 }
 
 // All threads on one chunk after another.
-void run_together(const Model& model, const Batch& batch, const Plan& plan, int threads,
-                  Patience idle) {
+void run_chunks_together(const Model& model, const Batch& batch, const Schedule& schedule,
+                         int threads, SpinTime idle) {
   Process& process = Process::current();
   const auto size = static_cast<std::size_t>(threads);
-  Lease workspace(process.shelf, 1);
+  Lease workspace(process.workspaces, 1);
   Barrier barrier(threads);
-  for (const Chunk& chunk : plan.chunks) {
+  for (const Chunk& chunk : schedule.chunks) {
     workspace[0].prepare(model, chunk, size);
     const auto work = [&](int thread) {
       const Member member{static_cast<std::size_t>(thread), size, &barrier};
-      forward(model, batch, chunk, workspace[0], member);
+      walk_steps(model, batch, chunk, workspace[0], member);
     };
-    process.pool.run(threads, work, idle);
+    process.threads.execute(threads, work, idle);
   }
 }
 
 int checked_threads(int threads) {
-  if (threads < 1 || threads > Pool::kMaxThreads) {
+  if (threads < 1 || threads > ThreadPool::kMaxThreads) {
     refuse("threads is " + std::to_string(threads),
-           "1 to " + std::to_string(Pool::kMaxThreads) + " are possible");
+           "1 to " + std::to_string(ThreadPool::kMaxThreads) + " are possible");
   }
   return threads;
 }
 
 }  // namespace
 
-Engine::Engine(const Tensors& tensors, const Config& config, const std::string& dtype,
+Engine::Engine(const Tensors& tensors, const std::vector<Step>& steps, const std::string& dtype,
                const std::string& isa, int threads, bool spin, Guard guard)
-    : model_(tensors, config, select_kernels(dtype_named(dtype), isa),
+    : model_(tensors, steps, select_kernels(dtype_named(dtype), isa),
              select_kernels(Dtype::kFloat32, isa), guard),
       threads_(checked_threads(threads)),
-      idle_(spin ? kIdle : kRest) {}
+      idle_(spin ? kSpinLong : kSpinAfterCall) {}
 
-void Engine::run(std::span<const std::int32_t> ids, std::span<const std::int32_t> starts,
-                 std::span<const std::int32_t> positions,
-                 std::optional<std::span<const std::int32_t>> skip, std::span<float> vectors,
-                 std::span<float> norms) const {
+void Engine::forward(std::span<const std::int32_t> ids, std::span<const std::int32_t> starts,
+                     std::span<const std::int32_t> positions,
+                     std::optional<std::span<const std::int32_t>> skip, std::span<float> vectors,
+                     std::span<float> norms) const {
   // Copies: the caller's arrays may be written by another thread once they have been checked.
   const std::vector<std::int32_t> own_ids(ids.begin(), ids.end());
   const std::vector<std::int32_t> own_starts(starts.begin(), starts.end());
@@ -160,12 +160,12 @@ void Engine::run(std::span<const std::int32_t> ids, std::span<const std::int32_t
   }
   const Batch batch{own_ids.data(), own_positions.data(),
                     skip.has_value() ? own_skip.data() : nullptr, vectors.data(), norms.data()};
-  const Plan plan =
-      plan_batch(own_starts.data(), sentences, static_cast<std::size_t>(threads_), model_.kernels);
-  if (plan.together) {
-    run_together(model_, batch, plan, threads_, idle_);
+  const Schedule schedule = schedule_batch(own_starts.data(), sentences,
+                                           static_cast<std::size_t>(threads_), model_.kernels);
+  if (schedule.together) {
+    run_chunks_together(model_, batch, schedule, threads_, idle_);
   } else {
-    run_apart(model_, batch, plan, threads_, idle_);
+    run_chunks_apart(model_, batch, schedule, threads_, idle_);
   }
 }
 

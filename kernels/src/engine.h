@@ -6,9 +6,10 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "model.h"
-#include "pool.h"
+#include "thread_pool.h"
 
 namespace kosine {
 
@@ -16,7 +17,7 @@ class Engine {
  public:
   // Throws std::invalid_argument for what cannot be run, Unavailable for what this machine
   // lacks, std::bad_alloc.
-  Engine(const Tensors& tensors, const Config& config, const std::string& dtype,
+  Engine(const Tensors& tensors, const std::vector<Step>& steps, const std::string& dtype,
          const std::string& isa, int threads, bool spin, Guard guard);
 
   // Encodes packed sentences. Any number of threads may call it together.
@@ -24,10 +25,10 @@ class Engine {
   // ids, positions (tokens,), starts (sentences + 1,), skip (sentences,) where there is any;
   // vectors (sentences, dim) and norms (sentences,) are written. Throws std::invalid_argument
   // before anything is computed where a number is out of range.
-  void run(std::span<const std::int32_t> ids, std::span<const std::int32_t> starts,
-           std::span<const std::int32_t> positions,
-           std::optional<std::span<const std::int32_t>> skip, std::span<float> vectors,
-           std::span<float> norms) const;
+  void forward(std::span<const std::int32_t> ids, std::span<const std::int32_t> starts,
+               std::span<const std::int32_t> positions,
+               std::optional<std::span<const std::int32_t>> skip, std::span<float> vectors,
+               std::span<float> norms) const;
 
   const Model& model() const { return model_; }
   int threads() const { return threads_; }
@@ -35,7 +36,7 @@ class Engine {
  private:
   Model model_;
   int threads_;
-  Patience idle_;
+  SpinTime idle_;
 };
 
 }  // namespace kosine

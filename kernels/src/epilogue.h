@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "rows.h"
+#include "rowwise.h"
 
 namespace {
 

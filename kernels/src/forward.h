@@ -5,8 +5,8 @@
 #include <cstdint>
 
 #include "model.h"
-#include "plan.h"
-#include "pool.h"
+#include "schedule.h"
+#include "thread_pool.h"
 #include "workspace.h"
 
 namespace kosine {
@@ -39,7 +39,7 @@ struct Member {
 };
 
 // Every member of a team calls this with the same chunk and the same prepared workspace.
-void forward(const Model& model, const Batch& batch, const Chunk& chunk, Workspace& work,
-             const Member& member);
+void walk_steps(const Model& model, const Batch& batch, const Chunk& chunk, Workspace& work,
+                const Member& member);
 
 }  // namespace kosine

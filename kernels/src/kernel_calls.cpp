@@ -12,7 +12,7 @@
 
 #include "arena.h"
 #include "cpu.h"
-#include "plan.h"
+#include "schedule.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -28,9 +28,9 @@ using Result = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 constexpr std::size_t kArenaBytes = std::size_t{1} << 30;  // a limit: guarded buffers map alone
 
 // One table and the guarded buffers of one call.
-class Bench {
+class Call {
  public:
-  Bench(const std::string& dtype, const std::string& isa, const std::string& guard)
+  Call(const std::string& dtype, const std::string& isa, const std::string& guard)
       : kernels(select_kernels(dtype_named(dtype), isa)), arena_(kArenaBytes, guard_named(guard)) {
     if (guard_named(guard) == Guard::kNone) throw std::invalid_argument("guard is 'none'");
   }
@@ -112,8 +112,8 @@ Epilogue epilogue_named(const std::string& name) {
 Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a,
                  const Rows& weight, const Row& bias, const Rows& out, const std::string& epilogue,
                  const std::string& guard) {
-  Bench bench(dtype, isa, guard);
-  const Kernels& kernels = bench.kernels;
+  Call call(dtype, isa, guard);
+  const Kernels& kernels = call.kernels;
   const std::size_t rows = a.shape(0), depth = a.shape(1), columns = weight.shape(1);
   need(weight.shape(0) == depth && bias.shape(0) == columns, "a, weight and bias do not fit");
   need(out.shape(0) == rows && out.shape(1) == columns, "out does not fit");
@@ -123,17 +123,17 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
   const Epilogue chosen = epilogue_named(epilogue);
   const bool gelu = chosen == Epilogue::kGelu;
 
-  char* packed = bench.room(width * padded * kernels.activation);
-  kernels.pack(bench.floats(weight.data(), depth, columns, columns), columns, depth, padded,
+  char* packed = call.room(width * padded * kernels.activation);
+  kernels.pack(call.floats(weight.data(), depth, columns, columns), columns, depth, padded,
                columns, packed);
-  char* to = gelu ? bench.room(rows * width * kernels.activation)
-                  : reinterpret_cast<char*>(bench.floats(out.data(), rows, columns, width));
+  char* to = gelu ? call.room(rows * width * kernels.activation)
+                  : reinterpret_cast<char*>(call.floats(out.data(), rows, columns, width));
   kernels.gemm({
-      .a = bench.activations(a.data(), rows, depth, padded),
+      .a = call.activations(a.data(), rows, depth, padded),
       .lda = padded,
       .rows = rows,
       .weight = packed,
-      .bias = bench.floats(bias.data(), 1, columns, width),
+      .bias = call.floats(bias.data(), 1, columns, width),
       .depth = padded,
       .panels = panels,
       .out = to,
@@ -141,7 +141,7 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
       .epilogue = chosen,
   });
   return result(rows, columns, [&](std::size_t i, std::size_t j) {
-    if (gelu) return bench.get(to + (i * width + j) * kernels.activation);
+    if (gelu) return call.get(to + (i * width + j) * kernels.activation);
     return reinterpret_cast<const float*>(to)[i * width + j];
   });
 }
@@ -149,65 +149,65 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
 std::pair<Result, Result> call_layer_norm(const std::string& dtype, const std::string& isa,
                                           const Rows& x, const Row& gain, const Row& bias,
                                           float eps, const std::string& guard) {
-  Bench bench(dtype, isa, guard);
+  Call call(dtype, isa, guard);
   const std::size_t rows = x.shape(0), width = x.shape(1);
   need(width % 16 == 0 && gain.shape(0) == width && bias.shape(0) == width,
        "x, gain and bias do not fit, or their width is not a multiple of 16");
-  float* to = bench.floats(x.data(), rows, width, width);
-  char* rounded = bench.room(rows * width * bench.kernels.activation);
-  bench.kernels.layer_norm({
+  float* to = call.floats(x.data(), rows, width, width);
+  char* rounded = call.room(rows * width * call.kernels.activation);
+  call.kernels.layer_norm({
       .x = to,
       .ldx = width,
       .rows = rows,
       .width = width,
-      .gain = bench.floats(gain.data(), 1, width, width),
-      .bias = bench.floats(bias.data(), 1, width, width),
+      .gain = call.floats(gain.data(), 1, width, width),
+      .bias = call.floats(bias.data(), 1, width, width),
       .eps = eps,
       .rounded = rounded,
       .ldr = width,
   });
   return {result(rows, width, [&](std::size_t i, std::size_t j) { return to[i * width + j]; }),
           result(rows, width, [&](std::size_t i, std::size_t j) {
-            return bench.get(rounded + (i * width + j) * bench.kernels.activation);
+            return call.get(rounded + (i * width + j) * call.kernels.activation);
           })};
 }
 
 Result call_round(const std::string& dtype, const std::string& isa, const Rows& x,
                   const std::string& guard) {
-  Bench bench(dtype, isa, guard);
+  Call call(dtype, isa, guard);
   const std::size_t rows = x.shape(0), width = x.shape(1);
   need(width % 16 == 0, "the width of x is not a multiple of 16");
-  char* to = bench.room(rows * width * bench.kernels.activation);
-  bench.kernels.round(bench.floats(x.data(), rows, width, width), width, rows, width, to, width);
+  char* to = call.room(rows * width * call.kernels.activation);
+  call.kernels.round(call.floats(x.data(), rows, width, width), width, rows, width, to, width);
   return result(rows, width, [&](std::size_t i, std::size_t j) {
-    return bench.get(to + (i * width + j) * bench.kernels.activation);
+    return call.get(to + (i * width + j) * call.kernels.activation);
   });
 }
 
 // q, k and v each in a buffer of their own, so that a read past any one of them is caught.
 Result call_attention(const std::string& dtype, const std::string& isa, const Rows& q,
                       const Rows& k, const Rows& v, const std::string& guard) {
-  Bench bench(dtype, isa, guard);
+  Call call(dtype, isa, guard);
   const std::size_t length = q.shape(0), head_size = q.shape(1);
   need(head_size % 16 == 0 && head_size <= 128, "the head size is not a multiple of 16 to 128");
   need(length != 0, "there are no rows");
   for (const Rows* rows : {&k, &v}) {
     need(rows->shape(0) == length && rows->shape(1) == head_size, "q, k and v do not fit");
   }
-  char* to = bench.room(length * head_size * bench.kernels.activation);
-  bench.kernels.attention({
-      .q = bench.floats(q.data(), length, head_size, head_size),
-      .k = bench.floats(k.data(), length, head_size, head_size),
-      .v = bench.floats(v.data(), length, head_size, head_size),
+  char* to = call.room(length * head_size * call.kernels.activation);
+  call.kernels.attention({
+      .q = call.floats(q.data(), length, head_size, head_size),
+      .k = call.floats(k.data(), length, head_size, head_size),
+      .v = call.floats(v.data(), length, head_size, head_size),
       .ld = head_size,
       .length = length,
       .head_size = head_size,
       .out = to,
       .ldo = head_size,
-      .scratch = bench.floats(nullptr, 1, 0, bench.kernels.attention_scratch(length, head_size)),
+      .scratch = call.floats(nullptr, 1, 0, call.kernels.attention_scratch(length, head_size)),
   });
   return result(length, head_size, [&](std::size_t i, std::size_t j) {
-    return bench.get(to + (i * head_size + j) * bench.kernels.activation);
+    return call.get(to + (i * head_size + j) * call.kernels.activation);
   });
 }
 
@@ -218,19 +218,19 @@ int call_stray_read(const std::string& guard) {
   return guard_named(guard) == Guard::kBefore ? *(buffer - 1) : buffer[kAlignment];
 }
 
-std::pair<bool, std::vector<std::vector<std::size_t>>> call_plan(const std::string& dtype,
+std::pair<bool, std::vector<std::vector<std::size_t>>> call_schedule(const std::string& dtype,
                                                                  const std::string& isa,
                                                                  const Ints& starts,
                                                                  std::size_t threads) {
   need(starts.size() >= 2 && threads >= 1, "starts or threads out of range");
-  const Plan plan = plan_batch(starts.data(), starts.size() - 1, threads,
+  const Schedule schedule = schedule_batch(starts.data(), starts.size() - 1, threads,
                                select_kernels(dtype_named(dtype), isa));
   std::vector<std::vector<std::size_t>> chunks;
-  for (const Chunk& chunk : plan.chunks) {
+  for (const Chunk& chunk : schedule.chunks) {
     auto& indices = chunks.emplace_back();
     for (const Sentence& sentence : chunk.sentences) indices.push_back(sentence.index);
   }
-  return {plan.together, chunks};
+  return {schedule.together, chunks};
 }
 
 }  // namespace
@@ -245,7 +245,7 @@ void bind_kernel_calls(nb::module_& module) {
   m.def("attention", call_attention, "dtype"_a, "isa"_a, "q"_a, "k"_a, "v"_a, "guard"_a);
   m.def("stray_read", call_stray_read, "guard"_a);
   m.def("report_leaks", [] { nb::set_leak_warnings(true); });
-  m.def("plan", call_plan, "dtype"_a, "isa"_a, "starts"_a, "threads"_a);
+  m.def("schedule", call_schedule, "dtype"_a, "isa"_a, "starts"_a, "threads"_a);
 }
 
 }  // namespace kosine

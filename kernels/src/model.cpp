@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 #include <stdexcept>
 
 namespace kosine {
@@ -49,8 +50,6 @@ const Tensor& of_shape(const Tensors& tensors, const std::string& name,
   return tensor;
 }
 
-bool has(const Tensors& tensors, const std::string& name) { return tensors.count(name) != 0; }
-
 }  // namespace
 
 Pooling pooling_named(const std::string& name) {
@@ -70,21 +69,24 @@ Activation activation_named(const std::string& name) {
                               "'; known: identity, tanh, relu, gelu, sigmoid");
 }
 
-// Goes over the tensors twice: first it adds up what packing them will take, then, with an arena
+// Goes over the steps twice: first it adds up what packing them will take, then, with an arena
 // of that size, it packs them. Both rounds run the same code, so they cannot disagree.
 class Model::Packer {
  public:
   Packer(Model& model, const Tensors& tensors) : model_(model), tensors_(tensors) {}
 
-  void pack(const Config& config) {
-    all(config);
+  void pack(const std::vector<Step>& steps) {
+    all(steps);
     model_.arena_ = Arena(bytes_, model_.guard);
     packing_ = true;
-    all(config);
+    all(steps);
     model_.arena_.seal();
   }
 
  private:
+  // Where a step may stand: what the steps before it have left behind.
+  enum class State { kNothing, kRows, kRowsAndInput, kSentences };
+
   template <class T>
   T* take(std::size_t count) {
     if (packing_) return model_.arena_.take<T>(count);
@@ -92,92 +94,165 @@ class Model::Packer {
     return nullptr;
   }
 
-  void all(const Config& config) {
-    const std::size_t hidden = model_.hidden_size;
-    const std::size_t width = model_.embedding_size;
-    const std::size_t inner = model_.intermediate_size;
-    embeddings();
-    model_.embedding_norm = norm("embeddings.norm", width);
-    if (has(tensors_, "embeddings.project.weight")) {
-      model_.project = linear(model_.kernels, "embeddings.project", width, hidden);
-    } else if (width != hidden) {
-      refuse("embedding_size is " + std::to_string(width) + " and hidden_size " +
-                 std::to_string(hidden),
-             "without embeddings.project.weight they must be equal");
+  void all(const std::vector<Step>& steps) {
+    model_.steps.clear();
+    state_ = State::kNothing;
+    for (const Step& step : steps) {
+      std::visit([this](const auto& one) { model_.steps.emplace_back(packed_step(one)); }, step);
     }
-    model_.layers.clear();
-    for (std::size_t i = 0; i < config.num_layers; ++i) {
-      const std::string at = "layers." + std::to_string(i) + ".";
-      Layer& layer = model_.layers.emplace_back();
-      layer.qkv = linear(model_.kernels, at + "attention.qkv", hidden, 3 * hidden);
-      layer.output = linear(model_.kernels, at + "attention.output", hidden, hidden);
-      layer.attention_norm = norm(at + "attention.norm", hidden);
-      layer.up = linear(model_.kernels, at + "ffn.up", hidden, inner);
-      layer.down = slices(at + "ffn.down", inner, hidden);
-      layer.ffn_norm = norm(at + "ffn.norm", hidden);
+    if (state_ != State::kSentences) {
+      refuse("steps end after " + std::to_string(steps.size()), "Pool must be among them");
     }
-    dense(config);
+    model_.dim = width_;
   }
 
-  void embeddings() {
-    const std::size_t width = model_.embedding_size;
-    const Tensor& words = of_shape(tensors_, "embeddings.word.weight", {model_.vocab_size, width});
-    const Tensor& places =
-        of_shape(tensors_, "embeddings.position.weight", {model_.num_positions, width});
-    const std::string types = "embeddings.token_type.weight";
-    const float* type = nullptr;
-    if (has(tensors_, types)) {
-      const Tensor& tensor = of_rank(tensors_, types, 2);
-      if (tensor.shape[1] != width) {
-        refuse("tensor " + types + " has shape " + text_of(tensor.shape),
-               std::to_string(width) + " columns are needed");
-      }
-      type = tensor.data;
+  void expect(const char* step, std::initializer_list<State> allowed) {
+    for (State state : allowed) {
+      if (state == state_) return;
     }
+    refuse("steps[" + std::to_string(model_.steps.size()) + "] is " + step,
+           "Embed must be first, Pool once behind it, and Dense behind Pool; Attention and "
+           "FeedForward follow a Norm or a Linear");
+  }
+
+  // The width of x from here on.
+  void set_row_width(std::size_t columns, const std::string& name) {
+    if (columns % kLaneMultiple != 0) {
+      refuse("tensor " + name + ".weight has " + std::to_string(columns) + " columns",
+             "a multiple of 16 is needed");
+    }
+    width_ = columns;
+    keep_most(model_.widths.rows, round_up(columns, model_.kernels.panel));
+  }
+
+  static void keep_most(std::size_t& most, std::size_t value) { most = std::max(most, value); }
+
+  packed::Embed packed_step(const step::Embed& step) {
+    expect("Embed", {State::kNothing});
+    const Tensor& words = of_rank(tensors_, step.word + ".weight", 2);
+    const std::size_t width = words.shape[1];
+    const std::size_t rows = of_rank(tensors_, step.position + ".weight", 2).shape[0];
+    const Tensor& places = of_shape(tensors_, step.position + ".weight", {rows, width});
+    const float* type = nullptr;
+    if (step.token_type.has_value()) {
+      const std::string name = *step.token_type + ".weight";
+      const Tensor& types = of_rank(tensors_, name, 2);
+      type = of_shape(tensors_, name, {types.shape[0], width}).data;
+    }
+    set_row_width(width, step.word);
+    state_ = State::kRows;
+    model_.vocab_size = words.shape[0];
+    model_.num_positions = rows;
     auto* word = take<float>(model_.vocab_size * width);
-    auto* position = take<float>(model_.num_positions * width);
+    auto* position = take<float>(rows * width);
     if (packing_) {
       std::memcpy(word, words.data, model_.vocab_size * width * sizeof(float));
-      for (std::size_t i = 0; i < model_.num_positions * width; ++i) {
+      for (std::size_t i = 0; i < rows * width; ++i) {
         position[i] = places.data[i] + (type == nullptr ? 0.0f : type[i % width]);
       }
     }
-    model_.word = word;
-    model_.position = position;
+    return {word, position, width};
   }
 
-  Norm norm(const std::string& name, std::size_t width) {
-    const Tensor& gain = of_shape(tensors_, name + ".weight", {width});
-    const Tensor& bias = of_shape(tensors_, name + ".bias", {width});
-    return {padded(gain.data, width, width), padded(bias.data, width, width)};
-  }
-
-  Linear linear(const Kernels& kernels, const std::string& name, std::size_t depth,
-                std::size_t columns, bool bias_optional = false) {
-    const Tensor& weight = of_shape(tensors_, name + ".weight", {depth, columns});
-    const float* bias = nullptr;
-    if (!bias_optional || has(tensors_, name + ".bias")) {
-      bias = of_shape(tensors_, name + ".bias", {columns}).data;
+  packed::Norm packed_step(const step::Norm& step) {
+    expect("Norm", {State::kRows, State::kRowsAndInput});
+    if (!(step.eps > 0) || !std::isfinite(step.eps)) {
+      refuse("eps of " + step.name + " is " + std::to_string(step.eps),
+             "a positive number is needed");
     }
-    return part(kernels, weight.data, depth, columns, bias, 0);
+    const Tensor& gain = of_shape(tensors_, step.name + ".weight", {width_});
+    const Tensor& bias = of_shape(tensors_, step.name + ".bias", {width_});
+    state_ = State::kRowsAndInput;
+    return {padded(gain.data, width_, width_), padded(bias.data, width_, width_), step.eps,
+            width_};
+  }
+
+  packed::Project packed_step(const step::Linear& step) {
+    expect("Linear", {State::kRowsAndInput});
+    const std::size_t columns = of_rank(tensors_, step.name + ".weight", 2).shape[1];
+    const Linear linear = packed_linear(model_.kernels, step.name, width_, columns);
+    set_row_width(columns, step.name);
+    return {linear};
+  }
+
+  packed::Attention packed_step(const step::Attention& step) {
+    expect("Attention", {State::kRowsAndInput});
+    if (step.num_heads == 0 || step.num_heads > kMaxSize) {
+      refuse("num_heads is " + std::to_string(step.num_heads), "at least 1 is needed");
+    }
+    if (step.head_size == 0 || step.head_size % kLaneMultiple != 0 ||
+        step.head_size > kMaxHeadSize) {
+      refuse("the head size is " + std::to_string(step.head_size),
+             "a multiple of 16 up to 128 is needed");
+    }
+    const std::size_t context = step.num_heads * step.head_size;
+    const Linear qkv = packed_linear(model_.kernels, step.qkv, width_, 3 * context);
+    const Linear output = packed_linear(model_.kernels, step.output, context, width_);
+    keep_most(model_.widths.qkv, qkv.panels * model_.kernels.panel);
+    keep_most(model_.widths.context, context);
+    keep_most(model_.widths.head, step.head_size);
+    state_ = State::kRows;
+    return {qkv, output, step.num_heads, step.head_size};
+  }
+
+  packed::FeedForward packed_step(const step::FeedForward& step) {
+    expect("FeedForward", {State::kRowsAndInput});
+    const std::size_t inner = of_rank(tensors_, step.up + ".weight", 2).shape[1];
+    const std::size_t panel = model_.kernels.panel;
+    const Linear up = packed_linear(model_.kernels, step.up, width_, inner);
+    const std::size_t slices = round_up(inner, kSliceColumns) / kSliceColumns;
+    const std::size_t slice_panels = round_up(up.panels, slices) / slices;
+    keep_most(model_.widths.slice, std::min(slice_panels, up.panels) * panel);
+    keep_most(model_.widths.inner, up.panels * panel);
+    state_ = State::kRows;
+    return {up, packed_slices(step.down, inner, width_, slice_panels * panel), slice_panels};
+  }
+
+  packed::Pool packed_step(const step::Pool& step) {
+    expect("Pool", {State::kRows, State::kRowsAndInput});
+    state_ = State::kSentences;
+    keep_most(model_.widths.pooled, width_);
+    return {step.mode, width_};
+  }
+
+  packed::Dense packed_step(const step::Dense& step) {
+    expect("Dense", {State::kSentences});
+    const std::size_t columns = of_rank(tensors_, step.name + ".weight", 2).shape[1];
+    if (step.use_residual && columns != width_) {
+      refuse(step.name + " has a residual around " + std::to_string(width_) + " -> " +
+                 std::to_string(columns) + " columns",
+             "equal sizes are needed");
+    }
+    const Linear linear = packed_linear(model_.floats, step.name, width_, columns, step.bias);
+    keep_most(model_.widths.pooled, linear.panels * model_.floats.panel);
+    width_ = columns;
+    return {linear, step.activation, step.use_residual};
+  }
+
+  Linear packed_linear(const Kernels& kernels, const std::string& name, std::size_t depth,
+                       std::size_t columns, bool has_bias = true) {
+    const Tensor& weight = of_shape(tensors_, name + ".weight", {depth, columns});
+    const float* bias = has_bias ? of_shape(tensors_, name + ".bias", {columns}).data : nullptr;
+    return packed_part(kernels, weight.data, depth, columns, bias, 0);
   }
 
   // Cut along the depth; the first slice brings the bias. The last one's depth is padded to
   // whole panels of what feeds it: there `up` writes gelu(0) = 0.
-  std::vector<Linear> slices(const std::string& name, std::size_t depth, std::size_t columns) {
+  std::vector<Linear> packed_slices(const std::string& name, std::size_t depth,
+                                    std::size_t columns, std::size_t step) {
     const Tensor& weight = of_shape(tensors_, name + ".weight", {depth, columns});
     const float* bias = of_shape(tensors_, name + ".bias", {columns}).data;
-    const std::size_t step = model_.slice_panels * model_.kernels.panel;
     std::vector<Linear> parts;
     for (std::size_t k = 0; k < depth; k += step) {
-      parts.push_back(part(model_.kernels, weight.data + k * columns, std::min(step, depth - k),
-                           columns, k == 0 ? bias : nullptr, model_.kernels.panel));
+      parts.push_back(packed_part(model_.kernels, weight.data + k * columns,
+                                  std::min(step, depth - k), columns, k == 0 ? bias : nullptr,
+                                  model_.kernels.panel));
     }
     return parts;
   }
 
-  Linear part(const Kernels& kernels, const float* weight, std::size_t depth, std::size_t columns,
-              const float* bias, std::size_t depth_multiple) {
+  Linear packed_part(const Kernels& kernels, const float* weight, std::size_t depth,
+                     std::size_t columns, const float* bias, std::size_t depth_multiple) {
     Linear linear;
     linear.depth = round_up(depth, std::max(depth_multiple, kernels.k_step));
     linear.columns = columns;
@@ -197,65 +272,18 @@ class Model::Packer {
     return to;
   }
 
-  void dense(const Config& config) {
-    model_.dense.clear();
-    model_.dim = model_.hidden_size;
-    for (std::size_t i = 0; i < config.dense.size(); ++i) {
-      const std::string name = "dense." + std::to_string(i);
-      const std::size_t columns = of_rank(tensors_, name + ".weight", 2).shape[1];
-      if (config.dense[i].use_residual && columns != model_.dim) {
-        refuse(name + " has a residual around " + std::to_string(model_.dim) + " -> " +
-                   std::to_string(columns) + " columns",
-               "equal sizes are needed");
-      }
-      model_.dense.push_back({linear(model_.floats, name, model_.dim, columns, true),
-                              config.dense[i].activation, config.dense[i].use_residual});
-      model_.dim = columns;
-    }
-  }
-
   Model& model_;
   const Tensors& tensors_;
+  State state_ = State::kNothing;
+  std::size_t width_ = 0;  // of x, or of the sentences' rows
   std::size_t bytes_ = 0;
   bool packing_ = false;
 };
 
-Model::Model(const Tensors& tensors, const Config& config, const Kernels& table,
+Model::Model(const Tensors& tensors, const std::vector<Step>& unpacked, const Kernels& table,
              const Kernels& float_table, Guard guarded)
-    : kernels(table),
-      floats(float_table),
-      guard(guarded),
-      num_heads(config.num_heads),
-      layer_norm_eps(config.layer_norm_eps),
-      pooling(config.pooling) {
-  const auto& words = of_rank(tensors, "embeddings.word.weight", 2).shape;
-  vocab_size = words[0];
-  embedding_size = words[1];
-  num_positions = of_rank(tensors, "embeddings.position.weight", 2).shape[0];
-  if (config.num_layers == 0 || config.num_layers > kMaxSize) {
-    refuse("num_layers is " + std::to_string(config.num_layers), "at least 1 is needed");
-  }
-  hidden_size = of_rank(tensors, "layers.0.attention.output.weight", 2).shape[0];
-  intermediate_size = of_rank(tensors, "layers.0.ffn.up.weight", 2).shape[1];
-  if (num_heads == 0 || hidden_size % num_heads != 0) {
-    refuse("num_heads is " + std::to_string(num_heads),
-           "a divisor of hidden_size " + std::to_string(hidden_size) + " is needed");
-  }
-  head_size = hidden_size / num_heads;
-  if (head_size % kLaneMultiple != 0 || head_size > kMaxHeadSize) {
-    refuse("the head size is " + std::to_string(head_size),
-           "a multiple of 16 up to 128 is needed");
-  }
-  if (embedding_size % kLaneMultiple != 0) {
-    refuse("embedding_size is " + std::to_string(embedding_size), "a multiple of 16 is needed");
-  }
-  if (!(layer_norm_eps > 0) || !std::isfinite(layer_norm_eps)) {
-    refuse("layer_norm_eps is " + std::to_string(layer_norm_eps), "a positive number is needed");
-  }
-  const std::size_t slice_count = round_up(intermediate_size, kSliceColumns) / kSliceColumns;
-  const std::size_t panels = round_up(intermediate_size, kernels.panel) / kernels.panel;
-  slice_panels = round_up(panels, slice_count) / slice_count;
-  Packer(*this, tensors).pack(config);
+    : kernels(table), floats(float_table), guard(guarded) {
+  Packer(*this, tensors).pack(unpacked);
 }
 
 }  // namespace kosine

@@ -3,12 +3,13 @@
 
 #include <cstddef>
 #include <map>
-#include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "arena.h"
 #include "kernels.h"
+#include "steps.h"
 
 namespace kosine {
 
@@ -18,25 +19,6 @@ struct Tensor {
   std::vector<std::size_t> shape;
 };
 using Tensors = std::map<std::string, Tensor>;
-
-enum class Pooling { kMean, kCls, kMax };
-enum class Activation { kIdentity, kTanh, kRelu, kGelu, kSigmoid };
-
-Pooling pooling_named(const std::string& name);        // these throw std::invalid_argument
-Activation activation_named(const std::string& name);
-
-struct Config {
-  std::size_t num_layers = 0;
-  std::size_t num_heads = 0;
-  float layer_norm_eps = 0;
-  Pooling pooling = Pooling::kMean;
-  // Dense modules after pooling: what is not in the tensors' shapes.
-  struct Dense {
-    Activation activation;
-    bool use_residual;
-  };
-  std::vector<Dense> dense;
-};
 
 // activations (., depth) x weight (depth, columns) + bias, in packed panels.
 struct Linear {
@@ -48,49 +30,83 @@ struct Linear {
   std::size_t panel_bytes = 0;
 };
 
-struct Norm {
-  const float* gain = nullptr;
-  const float* bias = nullptr;
-};
+// The steps of steps.h with their weights packed. `x` are the rows of the residual stream, and
+// `input` the same as activations, which is what the next product reads.
+namespace packed {
 
-struct Layer {
+// x = word[ids] + position[positions]; a Norm must follow, which makes `input`.
+struct Embed {
+  const float* word;      // (vocab_size, width)
+  const float* position;  // (num_positions, width), token type 0 added
+  std::size_t width;
+};
+// x = layer_norm(x), and `input`.
+struct Norm {
+  const float* gain;
+  const float* bias;
+  float eps;
+  std::size_t width;
+};
+// x = input weight + bias, and `input`.
+struct Project {
+  Linear linear;
+};
+// x += attention(input qkv) output
+struct Attention {
   Linear qkv;
   Linear output;
-  Norm attention_norm;
+  std::size_t num_heads;
+  std::size_t head_size;
+};
+// x += gelu(input up) down
+struct FeedForward {
   Linear up;
   // The way down is cut along its depth, so that a thread can run the feed-forward slice by
   // slice with the inner activations in its cache. Slice i reads the columns that panels
   // [i * slice_panels, ...) of `up` write. The cut is part of the arithmetic: it never changes.
   std::vector<Linear> down;
-  Norm ffn_norm;
+  std::size_t slice_panels;
 };
-
-struct DenseLayer {
+// Rows of x become one for each sentence.
+struct Pool {
+  Pooling mode;
+  std::size_t width;
+};
+struct Dense {
   Linear linear;
   Activation activation;
   bool use_residual;
 };
 
+}  // namespace packed
+
+using PackedStep = std::variant<packed::Embed, packed::Norm, packed::Project, packed::Attention,
+                                packed::FeedForward, packed::Pool, packed::Dense>;
+
 struct Model {
-  Model(const Tensors& tensors, const Config& config, const Kernels& table,
+  // Throws std::invalid_argument for steps in an impossible order, and for tensors that are
+  // missing or do not fit; std::bad_alloc.
+  Model(const Tensors& tensors, const std::vector<Step>& unpacked, const Kernels& table,
         const Kernels& float_table, Guard guarded);
 
   const Kernels& kernels;
   const Kernels& floats;  // the float32 table for what follows pooling
   Guard guard;
-  std::size_t vocab_size, num_positions, embedding_size, hidden_size, intermediate_size;
-  std::size_t num_heads, head_size;
-  std::size_t slice_panels;
+  std::vector<PackedStep> steps;
+  std::size_t vocab_size, num_positions;
   std::size_t dim;
-  float layer_norm_eps;
-  Pooling pooling;
 
-  const float* word;      // (vocab_size, embedding_size)
-  const float* position;  // (num_positions, embedding_size), token type 0 added
-  Norm embedding_norm;
-  std::optional<Linear> project;
-  std::vector<Layer> layers;
-  std::vector<DenseLayer> dense;
+  // The most columns that any step needs.
+  struct Widths {
+    std::size_t rows = 0;     // of x
+    std::size_t qkv = 0;
+    std::size_t context = 0;
+    std::size_t slice = 0;    // of a feed-forward's inner activations: one slice, and all of them
+    std::size_t inner = 0;
+    std::size_t pooled = 0;
+    std::size_t head = 0;
+  };
+  Widths widths;
 
   std::size_t bytes() const { return arena_.capacity(); }
 

@@ -2,9 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <span>
@@ -26,10 +24,54 @@ using OutNorms = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 std::span<const std::int32_t> span_of(const Ints& array) { return {array.data(), array.size()}; }
 
-void make_engine(Engine* self, const nb::dict& arrays, std::size_t num_layers,
-                 std::size_t num_heads, float layer_norm_eps, const std::string& pooling,
-                 const std::vector<std::pair<std::string, bool>>& dense, const std::string& dtype,
-                 const std::string& isa, int threads, bool spin, const std::string& guard) {
+// Reads the fields of a step of kosine_kernels/steps.py.
+class StepReader {
+ public:
+  explicit StepReader(nb::handle step)
+      : step_(step), kind_(nb::cast<std::string>(step.type().attr("__name__"))) {}
+
+  Step read() const {
+    if (kind_ == "Embed") {
+      return step::Embed{text("word"), text("position"),
+                         field<std::optional<std::string>>("token_type")};
+    }
+    if (kind_ == "Norm") return step::Norm{text("name"), field<float>("eps")};
+    if (kind_ == "Linear") return step::Linear{text("name")};
+    if (kind_ == "Attention") {
+      return step::Attention{text("qkv"), text("output"), field<std::size_t>("num_heads"),
+                             field<std::size_t>("head_size")};
+    }
+    if (kind_ == "FeedForward") return step::FeedForward{text("up"), text("down")};
+    if (kind_ == "Pool") return step::Pool{pooling_named(text("mode"))};
+    if (kind_ == "Dense") {
+      return step::Dense{text("name"), field<bool>("bias"), activation_named(text("activation")),
+                         field<bool>("use_residual")};
+    }
+    throw nb::type_error(("step " + kind_ + " is unknown; those of kosine_kernels.steps are known")
+                             .c_str());
+  }
+
+ private:
+  std::string text(const char* name) const { return field<std::string>(name); }
+
+  template <class T>
+  T field(const char* name) const {
+    T value{};
+    if (!nb::try_cast(step_.attr(name), value)) {
+      throw nb::type_error(
+          (kind_ + "." + name + " is " + nb::cast<std::string>(nb::repr(step_.attr(name))) +
+           "; a value of its type, and in range, is needed").c_str());
+    }
+    return value;
+  }
+
+  nb::handle step_;
+  std::string kind_;
+};
+
+void make_engine(Engine* self, const nb::dict& arrays, const nb::sequence& steps,
+                 const std::string& dtype, const std::string& isa, int threads, bool spin,
+                 const std::string& guard) {
   Tensors tensors;
   std::vector<Floats> alive;  // the arrays' memory, until all is packed
   for (auto [key, value] : arrays) {
@@ -44,20 +86,14 @@ void make_engine(Engine* self, const nb::dict& arrays, std::size_t num_layers,
     tensors.emplace(name, std::move(tensor));
     alive.push_back(std::move(array));
   }
-  Config config;
-  config.num_layers = num_layers;
-  config.num_heads = num_heads;
-  config.layer_norm_eps = layer_norm_eps;
-  config.pooling = pooling_named(pooling);
-  for (const auto& [activation, use_residual] : dense) {
-    config.dense.push_back({activation_named(activation), use_residual});
-  }
+  std::vector<Step> unpacked;
+  for (nb::handle step : steps) unpacked.push_back(StepReader(step).read());
   const Guard chosen = guard_named(guard);
   const nb::gil_scoped_release released;
-  new (self) Engine(tensors, config, dtype, isa, threads, spin, chosen);
+  new (self) Engine(tensors, unpacked, dtype, isa, threads, spin, chosen);
 }
 
-void run_engine(const Engine& self, const Ints& ids, const Ints& starts, const Ints& positions,
+void forward_engine(const Engine& self, const Ints& ids, const Ints& starts, const Ints& positions,
                 const std::optional<Ints>& skip, const OutVectors& vectors,
                 const OutNorms& norms) {
   if (vectors.shape(0) != norms.shape(0)) {
@@ -68,8 +104,8 @@ void run_engine(const Engine& self, const Ints& ids, const Ints& starts, const I
   std::optional<std::span<const std::int32_t>> left_out;
   if (skip.has_value()) left_out = span_of(*skip);
   const nb::gil_scoped_release released;
-  self.run(span_of(ids), span_of(starts), span_of(positions), left_out,
-           {vectors.data(), vectors.size()}, {norms.data(), norms.size()});
+  self.forward(span_of(ids), span_of(starts), span_of(positions), left_out,
+               {vectors.data(), vectors.size()}, {norms.data(), norms.size()});
 }
 
 }  // namespace
@@ -106,10 +142,9 @@ NB_MODULE(_native, m) {
       "dtype"_a, "isa"_a);
 
   nb::class_<Engine>(m, "Engine")
-      .def("__init__", make_engine, "tensors"_a, nb::kw_only(), "num_layers"_a, "num_heads"_a,
-           "layer_norm_eps"_a, "pooling"_a, "dense"_a, "dtype"_a, "isa"_a, "threads"_a, "spin"_a,
-           "guard"_a)
-      .def("run", run_engine, "ids"_a.noconvert(), "starts"_a.noconvert(),
+      .def("__init__", make_engine, "tensors"_a, "steps"_a, nb::kw_only(), "dtype"_a, "isa"_a,
+           "threads"_a, "spin"_a, "guard"_a)
+      .def("forward", forward_engine, "ids"_a.noconvert(), "starts"_a.noconvert(),
            "positions"_a.noconvert(), "skip"_a.noconvert().none(), "vectors"_a.noconvert(),
            "norms"_a.noconvert())
       .def_prop_ro("dim", [](const Engine& self) { return self.model().dim; })

@@ -50,7 +50,7 @@ void pool_rows(const float* x, std::size_t ldx, std::size_t length, std::size_t 
   }
 }
 
-void apply_dense(const DenseLayer& dense, const Kernels& floats, const Matrix<float>& from,
+void apply_dense(const packed::Dense& dense, const Kernels& floats, const Matrix<float>& from,
                  const Matrix<float>& to, std::size_t begin, std::size_t end) {
   const Linear& linear = dense.linear;
   floats.gemm({

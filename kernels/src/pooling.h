@@ -14,7 +14,7 @@ void pool_rows(const float* x, std::size_t ldx, std::size_t length, std::size_t 
                std::size_t width, Pooling pooling, float* out);
 
 // Rows begin .. end of `to` = activation(from x weight + bias), plus `from` with a residual.
-void apply_dense(const DenseLayer& dense, const Kernels& floats, const Matrix<float>& from,
+void apply_dense(const packed::Dense& dense, const Kernels& floats, const Matrix<float>& from,
                  const Matrix<float>& to, std::size_t begin, std::size_t end);
 
 // out = x / max(|x|, 1e-12); gives |x|.

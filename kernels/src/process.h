@@ -1,14 +1,14 @@
 // What the engines of one process share.
 #pragma once
 
-#include "pool.h"
+#include "thread_pool.h"
 #include "workspace.h"
 
 namespace kosine {
 
 struct Process {
-  Pool pool;
-  WorkspaceShelf shelf;
+  ThreadPool threads;
+  WorkspacePool workspaces;
 
   // Made when first asked for. A child of fork() gets one of its own when it first asks: threads
   // do not survive a fork, and the parent's locks may be held for ever. Packed weights belong to

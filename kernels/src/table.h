@@ -7,7 +7,7 @@
 
 #include "attention.h"
 #include "kernels.h"
-#include "rows.h"
+#include "rowwise.h"
 
 namespace {
 

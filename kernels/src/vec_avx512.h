@@ -1,6 +1,6 @@
 // Sixteen floats at a time. Included by the AVX512 translation units only.
 //
-// The names are those of vec_avx2.h: tile.h, rows.h and attention.h are written against them.
+// The names are those of vec_avx2.h: tile.h, rowwise.h and attention.h are written against them.
 #pragma once
 
 #include <immintrin.h>

@@ -8,7 +8,7 @@
 
 #include "arena.h"
 #include "model.h"
-#include "plan.h"
+#include "schedule.h"
 
 namespace kosine {
 
@@ -37,12 +37,11 @@ class Workspace {
   // Makes room for a chunk that `threads` threads work on. Throws std::bad_alloc.
   void prepare(const Model& model, const Chunk& chunk, std::size_t threads);
 
-  Matrix<float> embedded;     // (rows, embedding_size), only before a projection
   Matrix<float> x;            // (rows, hidden): the residual stream
-  ActivationMatrix input;     // x, or `embedded`, as the next product reads it: while the
-                              // feed-forward adds to x, slice by slice, this stays what it was
-  Matrix<float> qkv;          // (rows, 3 * hidden)
-  ActivationMatrix context;   // (rows, hidden)
+  ActivationMatrix input;     // x as the next product reads it: while the feed-forward adds to x,
+                              // slice by slice, this stays what it was
+  Matrix<float> qkv;          // (rows, 3 * heads * head size)
+  ActivationMatrix context;   // (rows, heads * head size)
   ActivationMatrix inner;     // (rows, a slice or all of the feed-forward)
   Matrix<float> pooled;       // (sentences, the widest of hidden and dense layers)
   Matrix<float> pooled_next;
@@ -54,9 +53,9 @@ class Workspace {
   Arena arena_;
 };
 
-// Workspaces at rest. Kept for the next call, so that their memory is mapped once; there are
-// never more than were in use at one time.
-class WorkspaceShelf {
+// Workspaces that no call uses. Kept for the next one, so that their memory is mapped once; there
+// are never more than were in use at one time.
+class WorkspacePool {
  public:
   std::unique_ptr<Workspace> take();
   void put(std::unique_ptr<Workspace> workspace) noexcept;
@@ -64,7 +63,7 @@ class WorkspaceShelf {
  private:
   std::mutex mutex_;
   std::size_t lent_ = 0;
-  std::vector<std::unique_ptr<Workspace>> at_rest_;
+  std::vector<std::unique_ptr<Workspace>> free_;
 };
 
 }  // namespace kosine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kosine.backends.lowering import lower
 from kosine.bundle.canary import Canary, mean_vector
 from kosine.encoder import Encoder
 from kosine.packed import Float32, Packed
@@ -29,17 +30,12 @@ def make_canary(encoder: Encoder, referee: Referee | None, checkpoint: Checkpoin
 
 def _reference_vectors(checkpoint: Checkpoint, batch: Packed) -> Float32:
     """The numpy reference's unit vectors."""
-    spec = checkpoint.spec
     vectors, _ = reference.encode(
+        lower(checkpoint.spec),
         checkpoint.tensors,
         batch.ids,
         batch.starts,
         batch.skip,
-        position_ids(batch.ids, batch.starts, spec.embeddings.positions),
-        num_layers=len(spec.layers),
-        num_heads=spec.layers[0].attention.num_heads,
-        layer_norm_eps=spec.layers[0].norm.eps,
-        pooling=spec.pooling.mode,
-        dense=[(dense.activation, dense.use_residual) for dense in spec.dense],
+        position_ids(batch.ids, batch.starts, checkpoint.spec.embeddings.positions),
     )
     return vectors

@@ -8,6 +8,7 @@ import numpy as np
 
 from kosine.backend import CPU_BATCH_TOKENS, Capabilities, closed_error
 from kosine.backends.device import check_cpu, explain
+from kosine.backends.lowering import lower, require_supported
 from kosine.bundle import Bundle
 from kosine.errors import BackendError, BackendUnavailable, UnknownOption
 from kosine.exit_gate import awaited_at_exit
@@ -19,20 +20,12 @@ from kosine_kernels.engine import ISA_VARIABLE, Engine, Unavailable, isa_levels,
 __all__ = ["CAPABILITIES", "NativeBackend", "probe"]
 
 CAPABILITIES = Capabilities(("float32", "bfloat16"), {"cpu": ("bfloat16", "float32")})
-# The head sizes that the engine runs.
-HEAD_SIZE_STEP, MAX_HEAD_SIZE = 16, 128
 
 
 def probe(bundle: Bundle, dtype: str) -> None:
     """Raise what keeps an engine from being made, as far as that shows without making one."""
     _isa_for(dtype)
-    head_size = bundle.manifest.spec.layers[0].attention.head_size
-    if head_size % HEAD_SIZE_STEP or head_size > MAX_HEAD_SIZE:
-        raise BackendError(
-            f"the native engine cannot run {bundle.path.name}: the head size is {head_size}",
-            limit=f"a multiple of {HEAD_SIZE_STEP}, at most {MAX_HEAD_SIZE}",
-            remedy="use backend='onnx'",
-        )
+    require_supported(bundle.manifest.spec, bundle.path.name)
 
 
 class NativeBackend:
@@ -76,6 +69,7 @@ class NativeBackend:
         check_cpu(self.name, device, threads)
         self.isa = _isa_for(dtype)
         spec = bundle.manifest.spec
+        require_supported(spec, bundle.path.name)
         weights = bundle.tensors()
         try:
             engine = awaited_at_exit(Engine)(
@@ -84,11 +78,7 @@ class NativeBackend:
                     for name, entry in weights.entries.items()
                     if entry.dtype == np.float32
                 },
-                num_layers=len(spec.layers),
-                num_heads=spec.layers[0].attention.num_heads,
-                layer_norm_eps=spec.layers[0].norm.eps,
-                pooling=spec.pooling.mode,
-                dense=[(layer.activation, layer.use_residual) for layer in spec.dense],
+                lower(spec),
                 dtype=dtype,
                 threads=threads or usable_cpus(),
                 spin=spin,
@@ -115,7 +105,7 @@ class NativeBackend:
             ids, starts = (np.ascontiguousarray(p, np.int32) for p in (batch.ids, batch.starts))
             skip = None if batch.skip is None else np.ascontiguousarray(batch.skip, np.int32)
             positions = position_ids(ids, starts, self._positions)
-            return Pooled(*engine.run(ids, starts, positions, skip))
+            return Pooled(*engine.forward(ids, starts, positions, skip))
         except ValueError as error:
             raise BackendError(
                 f"the native engine refused a batch of {len(batch)} texts: {error}",

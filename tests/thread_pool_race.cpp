@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "pool.h"
+#include "thread_pool.h"
 
 namespace {
 
@@ -17,11 +17,11 @@ constexpr int kRounds = 3;
 
 // Every rank writes its own cell, all meet, every rank reads all cells: a barrier that lets one
 // through early is a race on plain ints.
-bool call(kosine::Pool& pool, int threads) {
+bool call(kosine::ThreadPool& pool, int threads) {
   std::vector<int> cells(static_cast<std::size_t>(threads), 0);
   std::atomic<int> wrong{0};
   kosine::Barrier barrier(threads);
-  pool.run(threads, [&](int rank) {
+  pool.execute(threads, [&](int rank) {
     for (int round = 1; round <= kRounds; ++round) {
       cells[static_cast<std::size_t>(rank)] = round;
       barrier.wait();
@@ -36,7 +36,7 @@ bool call(kosine::Pool& pool, int threads) {
 // A wake-up that is lost costs time, and hangs nobody.
 bool survives_a_lost_wake_up() {
   kosine::Word word;
-  std::thread sleeper([&] { kosine::wait_while(word, 0, kosine::kNever); });
+  std::thread sleeper([&] { kosine::wait_while(word, 0, kosine::kNoSpin); });
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   word.reset(1);
   sleeper.join();
@@ -48,7 +48,7 @@ bool survives_a_lost_wake_up() {
 int main() {
   std::atomic<bool> right{survives_a_lost_wake_up()};
   {
-    kosine::Pool pool;
+    kosine::ThreadPool pool;
     std::vector<std::thread> callers;
     for (int c = 0; c < kCallers; ++c) {
       callers.emplace_back([&, c] {

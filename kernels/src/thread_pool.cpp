@@ -1,4 +1,4 @@
-#include "pool.h"
+#include "thread_pool.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -14,13 +14,13 @@ constexpr int kYields = 4;         // before a thread sleeps
 constexpr int kRankBits = 11;      // kMaxThreads fits
 constexpr std::uint32_t kRankMask = (1u << kRankBits) - 1;
 constexpr std::uint32_t kStop = kRankMask;  // more ranks than there can be
-static_assert(Pool::kMaxThreads < static_cast<int>(kStop));
+static_assert(ThreadPool::kMaxThreads < static_cast<int>(kStop));
 
-constexpr int kMostMoves = 4;      // in a call: a kernel that insists has its reasons
+constexpr int kMaxMoves = 4;      // in a call: a kernel that insists has its reasons
 
 // What this thread has to do with the call that it takes part in.
 struct Part {
-  Seats* seats = nullptr;  // null where there are more threads than processors
+  Affinity* affinity = nullptr;  // null where there are more threads than processors
   int rank = 0;
   int ranks = 0;
   int moves = 0;
@@ -28,8 +28,8 @@ struct Part {
 thread_local Part part;
 
 void keep_apart() {
-  if (part.seats == nullptr || part.moves == kMostMoves) return;
-  part.moves += part.seats->sit(part.rank, part.ranks);
+  if (part.affinity == nullptr || part.moves == kMaxMoves) return;
+  part.moves += part.affinity->separate(part.rank, part.ranks);
 }
 
 // Signals belong to the threads of the program, not to ours.
@@ -48,16 +48,16 @@ class SignalsBlocked {
 
 }  // namespace
 
-Patience patience_for(int threads, Patience patience) {
+SpinTime spin_time_for(int threads, SpinTime spin_time) {
   cpu_set_t usable;
-  if (sched_getaffinity(0, sizeof usable, &usable) != 0) return patience;
-  return threads <= CPU_COUNT(&usable) ? patience : kNever;
+  if (sched_getaffinity(0, sizeof usable, &usable) != 0) return spin_time;
+  return threads <= CPU_COUNT(&usable) ? spin_time : kNoSpin;
 }
 
-std::uint32_t wait_while(const Word& word, std::uint32_t old, Patience patience) {
+std::uint32_t wait_while(const Word& word, std::uint32_t old, SpinTime spin_time) {
   std::uint32_t seen = word.get();
-  if (seen == old && patience != kNever) {
-    const auto end = std::chrono::steady_clock::now() + patience;
+  if (seen == old && spin_time != kNoSpin) {
+    const auto end = std::chrono::steady_clock::now() + spin_time;
     do {
       for (int i = 0; i < kSpinsPerLook && seen == old; ++i) {
         __builtin_ia32_pause();
@@ -84,39 +84,39 @@ void Barrier::wait() {
     arrived_.store(0, std::memory_order_relaxed);
     round_.set(round + 1);
   } else {
-    wait_while(round_, round, patience_);
+    wait_while(round_, round, spin_time_);
   }
   // Who slept may have been woken on the processor of another.
   keep_apart();
 }
 
-Pool::~Pool() {
+ThreadPool::~ThreadPool() {
   call_.set(call_.get() | kStop);
   for (std::thread& thread : threads_) thread.join();
 }
 
-void Pool::run(int threads, const std::function<void(int)>& task, Patience idle) {
+void ThreadPool::execute(int threads, const std::function<void(int)>& task, SpinTime idle) {
   if (threads <= 1) return task(0);
   const std::lock_guard lock(running_);
   grow(threads);
   task_ = &task;
-  idle_ = patience_for(threads, idle);
+  idle_ = spin_time_for(threads, idle);
   unfinished_.reset(static_cast<std::uint32_t>(threads - 1));
   cpu_set_t allowed;
   apart_ = sched_getaffinity(0, sizeof allowed, &allowed) == 0 && threads <= CPU_COUNT(&allowed);
-  if (apart_) seats_.call(threads, allowed);
-  part = {apart_ ? &seats_ : nullptr, 0, threads, 0};
+  if (apart_) affinity_.begin_call(threads, allowed);
+  part = {apart_ ? &affinity_ : nullptr, 0, threads, 0};
   const std::uint32_t count = (call_.get() >> kRankBits) + 1;
   call_.set(count << kRankBits | static_cast<std::uint32_t>(threads));
   task(0);
   part = {};
-  const Patience patience = patience_for(threads, kGap);
+  const SpinTime spin_time = spin_time_for(threads, kSpinInCall);
   for (std::uint32_t left; (left = unfinished_.get()) != 0;) {
-    wait_while(unfinished_, left, patience);
+    wait_while(unfinished_, left, spin_time);
   }
 }
 
-void Pool::grow(int threads) {
+void ThreadPool::grow(int threads) {
   const SignalsBlocked blocked;
   while (static_cast<int>(threads_.size()) < threads - 1) {
     const int rank = static_cast<int>(threads_.size()) + 1;
@@ -125,20 +125,20 @@ void Pool::grow(int threads) {
   }
 }
 
-void Pool::serve(int rank) {
-  seats_.enter(rank);
+void ThreadPool::serve(int rank) {
+  affinity_.enlist(rank);
   std::uint32_t seen = 0;
-  Patience idle = kNever;
+  SpinTime idle = kNoSpin;
   for (;;) {
     seen = wait_while(call_, seen, idle);
     const std::uint32_t ranks = seen & kRankMask;
     if (ranks == kStop) return;
     if (rank >= static_cast<int>(ranks)) {
-      idle = kNever;  // not wanted by calls of this size: no reason to watch for the next
+      idle = kNoSpin;  // not wanted by calls of this size: no reason to watch for the next
       continue;
     }
     idle = idle_;
-    part = {apart_ ? &seats_ : nullptr, rank, static_cast<int>(ranks), 0};
+    part = {apart_ ? &affinity_ : nullptr, rank, static_cast<int>(ranks), 0};
     keep_apart();
     (*task_)(rank);
     part = {};

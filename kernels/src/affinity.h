@@ -18,34 +18,34 @@
 
 namespace kosine {
 
-class Seats {
+class Affinity {
  public:
-  static constexpr int kMost = 1024;
+  static constexpr int kMaxThreads = 1024;
 
   // The pool's thread `rank` says that it is there; before it takes part in anything.
-  void enter(int rank);
+  void enlist(int rank);
 
   // The program's thread, before it wakes the others: keeps the `ranks` - 1 of the pool off the
   // processor that it is on. `allowed` are those that all may use.
-  void call(int ranks, const cpu_set_t& allowed);
+  void begin_call(int ranks, const cpu_set_t& allowed);
 
   // Within a call, now and then: says where `rank` is, and moves it if another is there too. With
   // rank 0 it only says so. Returns whether the thread has moved.
-  bool sit(int rank, int ranks);
+  bool separate(int rank, int ranks);
 
  private:
   static constexpr int kNowhere = -1;
 
-  struct Seat {
+  struct State {
     std::atomic<pid_t> thread{0};
     std::atomic<int> processor{kNowhere};
     std::atomic<int> avoids{kNowhere};
   };
 
-  bool keep_off(Seat& seat, int processor);
+  bool avoid(State& state, int processor);
   bool move(int rank, int ranks);
 
-  std::array<Seat, kMost> seats_;
+  std::array<State, kMaxThreads> threads_;
   cpu_set_t allowed_{};
 };
 

@@ -66,7 +66,7 @@ def test_a_thread_is_kept_off_the_callers_processor():
 engine = encoder.engine(threads=2)
 for _ in range(20):
     time.sleep(0.02)
-    engine.run(*batch)
+    engine.forward(*batch)
 (open_to_it,) = pool().values()
 assert len(usable - open_to_it) == 1, (usable, open_to_it)
 assert os.sched_getaffinity(0) == usable
@@ -81,7 +81,7 @@ def test_a_thread_moves_away_from_another():
     """
     printed = run("""
 engine = encoder.engine(threads=2)
-engine.run(*batch)
+engine.forward(*batch)
 (worker,) = pool()
 moved = 0
 for _ in range(50):
@@ -90,7 +90,7 @@ for _ in range(50):
     os.sched_setaffinity(worker, {here})
     time.sleep(0.001)
     together = processor(me) == here
-    engine.run(*batch)
+    engine.forward(*batch)
     if together and processor(me) == here:
         moved += processor(worker) != here and os.sched_getaffinity(worker) != {here}
 print(moved)
@@ -105,7 +105,7 @@ def test_as_many_threads_as_processors_all_have_one():
 engine = encoder.engine(threads=len(usable))
 for _ in range(20):
     time.sleep(0.02)
-    engine.run(*batch)
+    engine.forward(*batch)
 workers = pool()
 assert len(workers) == len(usable) - 1
 assert all(open_to_it and open_to_it < usable for open_to_it in workers.values())
@@ -116,7 +116,7 @@ def test_more_threads_than_processors_are_left_to_the_kernel():
     run("""
 engine = encoder.engine(threads=len(usable) + 1)
 for _ in range(5):
-    engine.run(*batch)
+    engine.forward(*batch)
 assert set(map(frozenset, pool().values())) == {frozenset(usable)}
 """)
 
@@ -126,17 +126,17 @@ def test_the_callers_affinity_is_the_limit():
     """A caller that is held to some processors afterwards takes its threads with it."""
     run("""
 engine = encoder.engine(threads=2)
-engine.run(*batch)
+engine.forward(*batch)
 two = set(sorted(usable)[:2])
 os.sched_setaffinity(0, two)
-engine.run(*batch)
+engine.forward(*batch)
 (open_to_it,) = pool().values()
 assert open_to_it < two
 one = {min(two)}
 os.sched_setaffinity(0, one)
 before = pool()
 for _ in range(5):
-    engine.run(*batch)
+    engine.forward(*batch)
 assert pool() == before
 assert os.sched_getaffinity(0) == one
 """)

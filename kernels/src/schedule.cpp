@@ -1,4 +1,4 @@
-#include "plan.h"
+#include "schedule.h"
 
 #include <algorithm>
 
@@ -23,7 +23,7 @@ std::vector<Chunk> spread(const std::vector<Sentence>& longest_first, std::size_
 
 }  // namespace
 
-Plan plan_batch(const std::int32_t* starts, std::size_t count, std::size_t threads,
+Schedule schedule_batch(const std::int32_t* starts, std::size_t count, std::size_t threads,
                 const Kernels& kernels) {
   std::vector<Sentence> sentences(count);
   for (std::size_t i = 0; i < count; ++i) {
@@ -35,20 +35,20 @@ Plan plan_batch(const std::int32_t* starts, std::size_t count, std::size_t threa
   });
   const auto rows = static_cast<std::size_t>(starts[count]);
 
-  Plan plan;
+  Schedule schedule;
   const std::size_t rounds = std::max<std::size_t>(1, ceil_div(rows, threads * kernels.chunk_rows));
-  plan.chunks = spread(sentences, threads * rounds);
-  if (threads == 1) return plan;
+  schedule.chunks = spread(sentences, threads * rounds);
+  if (threads == 1) return schedule;
 
   std::size_t most = 0;
-  for (const Chunk& chunk : plan.chunks) most = std::max(most, chunk.rows);
+  for (const Chunk& chunk : schedule.chunks) most = std::max(most, chunk.rows);
   const bool uneven = 8 * most * threads * rounds > 9 * rows;
   // Threads that each read all of the weights for a few rows only get in one another's way.
   if (rows < threads * kernels.alone_rows || uneven) {
-    plan.together = true;
-    plan.chunks = spread(sentences, ceil_div(rows, kernels.chunk_rows * 2));
+    schedule.together = true;
+    schedule.chunks = spread(sentences, ceil_div(rows, kernels.chunk_rows * 2));
   }
-  return plan;
+  return schedule;
 }
 
 }  // namespace kosine

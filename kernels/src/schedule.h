@@ -22,7 +22,7 @@ struct Chunk {
   std::size_t longest = 0;
 };
 
-struct Plan {
+struct Schedule {
   std::vector<Chunk> chunks;
   // False: each chunk belongs to one thread, which takes it through all layers and meets no
   // other. True: all threads work on one chunk at a time, each on its share of the columns.
@@ -30,7 +30,7 @@ struct Plan {
 };
 
 // starts: (count + 1,) offsets, ascending.
-Plan plan_batch(const std::int32_t* starts, std::size_t count, std::size_t threads,
+Schedule schedule_batch(const std::int32_t* starts, std::size_t count, std::size_t threads,
                 const Kernels& kernels);
 
 }  // namespace kosine

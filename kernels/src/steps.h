@@ -1,0 +1,57 @@
+// What an encoder computes, step by step: arrays by name, and numbers. The steps are those of
+// kosine_kernels/steps.py, field by field.
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <string>
+#include <variant>
+
+namespace kosine {
+
+enum class Pooling { kMean, kCls, kMax };
+enum class Activation { kIdentity, kTanh, kRelu, kGelu, kSigmoid };
+
+Pooling pooling_named(const std::string& name);        // these throw std::invalid_argument
+Activation activation_named(const std::string& name);
+
+namespace step {
+
+struct Embed {
+  std::string word;
+  std::string position;
+  std::optional<std::string> token_type;
+};
+struct Norm {
+  std::string name;
+  float eps;
+};
+struct Linear {
+  std::string name;
+};
+struct Attention {
+  std::string qkv;
+  std::string output;
+  std::size_t num_heads;
+  std::size_t head_size;
+};
+struct FeedForward {
+  std::string up;
+  std::string down;
+};
+struct Pool {
+  Pooling mode;
+};
+struct Dense {
+  std::string name;
+  bool bias;
+  Activation activation;
+  bool use_residual;
+};
+
+}  // namespace step
+
+using Step = std::variant<step::Embed, step::Norm, step::Linear, step::Attention,
+                          step::FeedForward, step::Pool, step::Dense>;
+
+}  // namespace kosine
