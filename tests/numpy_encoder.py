@@ -12,15 +12,15 @@ from kosine_kernels import reference
 def token_ids(checkpoint: Checkpoint, texts: list[str]) -> list[list[int]]:
     """Token ids as the runtime must make them: the first tokens, then SEP."""
     tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json)
-    limit = checkpoint.spec.max_tokens
+    limit = checkpoint.max_tokens
     whole = [tokenizer.encode(text).ids for text in texts]
     return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in whole]
 
 
 def positions(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
-    if checkpoint.spec.position_rule == "absolute":
+    if checkpoint.spec.embeddings.positions.rule == "absolute":
         return np.arange(len(ids), dtype=np.int32)
-    pad = checkpoint.spec.pad_id
+    pad = checkpoint.spec.embeddings.positions.pad_id
     real = ids != pad
     return (np.cumsum(real) * real + pad).astype(np.int32)
 
@@ -36,10 +36,10 @@ def vectors(checkpoint: Checkpoint, texts: list[str], skip: int = 0) -> np.ndarr
             np.array([0, len(ids)], np.int32),
             np.array([skip], np.int32) if skip else None,
             positions(checkpoint, ids),
-            num_layers=spec.num_layers,
-            num_heads=spec.num_heads,
-            layer_norm_eps=spec.layer_norm_eps,
-            pooling=spec.pooling,
+            num_layers=len(spec.layers),
+            num_heads=spec.layers[0].attention.num_heads,
+            layer_norm_eps=spec.layers[0].norm.eps,
+            pooling=spec.pooling.mode,
             dense=[(dense.activation, dense.use_residual) for dense in spec.dense],
         )
         rows.append(unit[0] if spec.normalize else unit[0] * norms[0])

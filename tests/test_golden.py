@@ -45,17 +45,16 @@ def native_vectors(bundle: Bundle, batch: Packed, dtype: str, isa: str) -> np.nd
     manifest, weights = bundle.manifest, bundle.tensors()
     engine = Engine(
         {name: weights[name] for name, e in weights.entries.items() if e.dtype == np.float32},
-        num_layers=manifest.architecture.num_layers,
-        num_heads=manifest.architecture.num_heads,
-        layer_norm_eps=manifest.architecture.layer_norm_eps,
-        pooling=manifest.pooling.mode,
-        dense=[(layer.activation, layer.use_residual) for layer in manifest.dense],
+        num_layers=len(manifest.spec.layers),
+        num_heads=manifest.spec.layers[0].attention.num_heads,
+        layer_norm_eps=manifest.spec.layers[0].norm.eps,
+        pooling=manifest.spec.pooling.mode,
+        dense=[(layer.activation, layer.use_residual) for layer in manifest.spec.dense],
         dtype=dtype,
         threads=2,
         isa=isa,
     )
-    rule, pad = manifest.architecture.position_rule, manifest.special_ids["pad"]
-    positions = position_ids(batch.ids, batch.starts, rule, pad)
+    positions = position_ids(batch.ids, batch.starts, manifest.spec.embeddings.positions)
     return engine.run(batch.ids, batch.starts, positions)[0]
 
 

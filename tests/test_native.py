@@ -70,7 +70,7 @@ def test_a_text_has_the_same_bits_alone_and_anywhere(bundle, canary, dtype, isa,
 @needs_native
 def test_ids_that_the_encoder_should_have_refused_are_a_typed_error(bundle):
     backend = NativeBackend(bundle)
-    beyond = bundle.manifest.architecture.vocab_size
+    beyond = bundle.manifest.spec.embeddings.vocab_size
     with pytest.raises(BackendError, match=rf"ids\[1\] is {beyond}"):
         backend.run(Packed.of([[0, beyond, 2]]))
     with pytest.raises(BackendError, match="positions"):
