@@ -20,11 +20,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from kosine.bundle import Bundle
 from kosine.bundle.canary import Canary
-from kosine.bundle.manifest import Architecture, Artifact, FileEntry, Manifest, Pooling
+from kosine.bundle.manifest import Artifact, FileEntry, Manifest
 from kosine.bundle.tensorfile import write_tensors
 from kosine.packed import Packed
 from kosine.quantization import calibrated_ranges
 from kosine.tokenizer import Tokenizer as RuntimeTokenizer
+from specs import spec_of_sizes
 
 DIM = 4
 VOCAB = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "가", "나", "다")
@@ -62,14 +63,10 @@ def small_manifest(**changes: Any) -> Manifest:
     values: dict[str, Any] = {
         "kosine": "0.1.0",
         "source": {"name": "small", "revision": None, "sha256": {}},
-        "architecture": Architecture(
-            "bert", len(VOCAB), DIM, DIM, 1, 2, 8, 32, 2, 1e-12, "absolute"
+        "spec": spec_of_sizes(
+            hidden=DIM, heads=2, inner=8, vocab=len(VOCAB), positions=32, pad_id=1
         ),
-        "dim": DIM,
         "max_tokens": 16,
-        "pooling": Pooling("mean", True),
-        "dense": (),
-        "normalized": False,
         "prompts": {"query": "가 "},
         "default_prompt_name": None,
         "similarity": "cosine",

@@ -109,9 +109,9 @@ def test_the_adapter_s_own_files_win_over_the_base_s(legal):
     factories.write_pooling(adapter / "1_Pooling", "cls", 64, "2.x", False)
     checkpoint = read_checkpoint(adapter, base=base)
     assert checkpoint.prompts == {"query": "질문: "}
-    assert checkpoint.spec.max_tokens == 64
-    assert checkpoint.spec.pooling == "cls"
-    assert checkpoint.spec.include_prompt is False
+    assert checkpoint.max_tokens == 64
+    assert checkpoint.spec.pooling.mode == "cls"
+    assert checkpoint.spec.pooling.include_prompt is False
 
 
 def test_what_the_adapter_leaves_out_is_the_base_s(tmp_path):
@@ -124,8 +124,8 @@ def test_what_the_adapter_leaves_out_is_the_base_s(tmp_path):
     )
     factories.write_adapter(tmp_path / "adapter", base)
     checkpoint = read_checkpoint(tmp_path / "adapter", base=base)
-    assert checkpoint.spec.pooling == "max"
-    assert checkpoint.spec.max_tokens == 40
+    assert checkpoint.spec.pooling.mode == "max"
+    assert checkpoint.max_tokens == 40
     assert checkpoint.prompts == {"query": "q: "}
     assert checkpoint.similarity == "dot"
 

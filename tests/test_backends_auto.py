@@ -29,6 +29,7 @@ from kosine.errors import (
 from kosine_kernels import engine
 from native_machine import Encoder as Model
 from native_machine import needs_native
+from specs import spec_of_sizes
 
 HAS_BFLOAT16 = "avx512_bf16" in engine.isa_levels()
 needs_bfloat16 = pytest.mark.skipif(not HAS_BFLOAT16, reason="this CPU has no bfloat16 products")
@@ -357,8 +358,8 @@ def test_the_probe_knows_the_head_sizes_of_the_engine(head_size):
         runs = True
     except ValueError:
         runs = False
-    shape = SimpleNamespace(hidden_size=2 * head_size, num_heads=2)
-    described = SimpleNamespace(manifest=SimpleNamespace(architecture=shape), path=Path("b"))
+    spec = spec_of_sizes(hidden=2 * head_size, heads=2)
+    described = SimpleNamespace(manifest=SimpleNamespace(spec=spec), path=Path("b"))
     assert (error_of(probe, described, "native", "float32") is None) == runs
 
 

@@ -240,8 +240,9 @@ def test_random_checkpoints_are_the_same_everywhere_and_readable(tmp_path: Path)
     again = models.build(size, tmp_path / "b")
     assert (first / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     assert models.build(size, tmp_path / "a") == first
-    spec = read_checkpoint(first).spec
-    assert (spec.hidden_size, spec.num_layers, spec.num_heads) == (32, 2, 2)
-    assert (spec.family, spec.pooling, spec.max_tokens) == ("roberta", "mean", 64)
+    read = read_checkpoint(first)
+    spec = read.spec
+    assert (spec.hidden_size, len(spec.layers), spec.layers[0].attention.num_heads) == (32, 2, 2)
+    assert (spec.family, spec.pooling.mode, read.max_tokens) == ("roberta", "mean", 64)
     checkpoint = Checkpoint(first, tmp_path)
     assert (checkpoint.dim, checkpoint.pad_id, checkpoint.max_tokens) == (32, 1, 64)

@@ -17,6 +17,7 @@ from kosine.bundle.plans import PlanProfile
 from kosine.errors import BackendError
 from kosine.packed import Packed
 from kosine.positions import position_ids
+from kosine.spec import Positions
 
 PAD = 1
 PROFILES = (
@@ -83,7 +84,7 @@ def test_a_filled_piece_has_its_shape_and_its_sentences_first(lengths, tight, pr
     sentences = [np.arange(100 * i + 2, 100 * i + 2 + n) for i, n in enumerate(lengths)]
     skip = np.ones(len(lengths), np.int32) if prompts else None
     batch = Packed.of(sentences, skip)
-    positions = position_ids(batch.ids, batch.starts, "absolute", PAD)
+    positions = position_ids(batch.ids, batch.starts, Positions("absolute", 64, PAD))
     for piece in pieces(batch.lengths, PROFILES, tight=tight):
         rows, shape = fill_piece(batch, positions, piece, PAD), piece.shape
         for name in Rows.__slots__:

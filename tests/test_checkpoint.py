@@ -63,7 +63,7 @@ def test_the_sample_is_read_without_torch_or_transformers():
         "import sys\n"
         "from kosine_export.checkpoint.checkpoint import read_checkpoint\n"
         f"checkpoint = read_checkpoint({str(SAMPLE)!r})\n"
-        "print(checkpoint.spec.hidden_size, checkpoint.spec.max_tokens, checkpoint.similarity)\n"
+        "print(checkpoint.spec.hidden_size, checkpoint.max_tokens, checkpoint.similarity)\n"
         "loaded = {'torch', 'transformers', 'sentence_transformers', 'onnx'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )
@@ -88,14 +88,14 @@ def test_the_source_says_which_format_was_read(generation, tmp_path):
     path = factories.build(tmp_path / "m", generation=generation)
     checkpoint = read_checkpoint(path)
     assert checkpoint.source["format"] == GENERATIONS[generation]
-    assert checkpoint.spec.pooling == "mean"
-    assert checkpoint.spec.max_tokens == 128
+    assert checkpoint.spec.pooling.mode == "mean"
+    assert checkpoint.max_tokens == 128
 
 
 def test_a_bare_folder_means_mean_pooling_and_says_so(tmp_path):
     path = factories.build(tmp_path / "m", generation="bare")
     checkpoint = read_checkpoint(path)
-    assert (checkpoint.spec.pooling, checkpoint.spec.normalize) == ("mean", False)
+    assert (checkpoint.spec.pooling.mode, checkpoint.spec.normalize) == ("mean", False)
     assert any("mean pooling" in note for note in checkpoint.notes)
 
 
@@ -133,7 +133,7 @@ def test_a_bare_decoder_is_refused(tmp_path):
 def test_the_maximum_length_is_the_referee_s(options, expected, tmp_path):
     pytest.importorskip("sentence_transformers", reason="the referee, kosine[torch], is absent")
     path = factories.build(tmp_path / "m", **options)
-    assert read_checkpoint(path).spec.max_tokens == expected
+    assert read_checkpoint(path).max_tokens == expected
     assert factories.referee(path).max_seq_length == expected
 
 
@@ -141,13 +141,13 @@ def test_the_maximum_length_is_the_referee_s(options, expected, tmp_path):
 def test_roberta_s_position_rows_limit_the_length(max_length, tmp_path):
     path = factories.build(tmp_path / "m", family="roberta", max_length=max_length)
     checkpoint = read_checkpoint(path)
-    assert checkpoint.spec.max_tokens == 514 - 1 - 1
+    assert checkpoint.max_tokens == 514 - 1 - 1
     assert any("position rows limit max_tokens to 512" in note for note in checkpoint.notes)
 
 
 def test_an_asked_for_length_wins_within_the_position_rows(plain):
-    assert read_checkpoint(plain, max_tokens=512).spec.max_tokens == 512
-    assert read_checkpoint(plain, max_tokens=3).spec.max_tokens == 3
+    assert read_checkpoint(plain, max_tokens=512).max_tokens == 512
+    assert read_checkpoint(plain, max_tokens=3).max_tokens == 3
     for wrong in (2, 0, -1, 513, True):
         with pytest.raises(InputError, match="from 3 to 512"):
             read_checkpoint(plain, max_tokens=wrong)
@@ -166,7 +166,7 @@ def test_older_names_of_the_limits_file_are_read(name, damaged):
     (path / "sentence_bert_config.json").rename(path / name)
     factories.write_json(path / name, {"max_seq_length": 44, "do_lower_case": True})
     checkpoint = read_checkpoint(path)
-    assert checkpoint.spec.max_tokens == 44
+    assert checkpoint.max_tokens == 44
     assert checkpoint.do_lower_case
 
 
@@ -174,7 +174,7 @@ def test_lengths_in_tokenizer_arguments_win(damaged):
     path = damaged(
         "sentence_bert_config.json", lambda c: c.update(tokenizer_args={"model_max_length": 21})
     )
-    assert read_checkpoint(path).spec.max_tokens == 21
+    assert read_checkpoint(path).max_tokens == 21
 
 
 @pytest.mark.parametrize("generation", ["1.x", "2.x", "5.4"])
@@ -227,7 +227,7 @@ def test_without_modules_json_the_other_files_of_sentence_transformers_are_not_r
     )
     (path / "modules.json").unlink()
     checkpoint, model = read_checkpoint(path), factories.referee(path)
-    assert checkpoint.spec.max_tokens == model.max_seq_length == 512
+    assert checkpoint.max_tokens == model.max_seq_length == 512
     assert checkpoint.default_prompt_name is model.default_prompt_name is None
     assert "q: " not in (*checkpoint.prompts.values(), *model.prompts.values())
 
@@ -299,14 +299,14 @@ def test_other_poolings_are_refused_by_name(entries, named, damaged):
 
 def test_one_pooling_in_a_list_is_that_pooling(damaged):
     path = damaged("1_Pooling/config.json", lambda c: c.update(pooling_mode=["max"]))
-    assert read_checkpoint(path).spec.pooling == "max"
+    assert read_checkpoint(path).spec.pooling.mode == "max"
 
 
 def test_a_pooling_config_without_a_mode_is_mean_as_in_the_referee(damaged):
     pytest.importorskip("sentence_transformers", reason="the referee, kosine[torch], is absent")
     path = damaged("1_Pooling/config.json", lambda _: {"word_embedding_dimension": 64})
     checkpoint = read_checkpoint(path)
-    assert checkpoint.spec.pooling == "mean"
+    assert checkpoint.spec.pooling.mode == "mean"
     assert any("no mode" in note for note in checkpoint.notes)
     assert factories.referee(path)[1].pooling_mode == "mean"
 

@@ -11,7 +11,7 @@ import factories
 import numpy_encoder
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
 from kosine_export.checkpoint.checkpoint import read_checkpoint
-from kosine_export.families.config import read_architecture
+from kosine_export.families.config import read_config
 from kosine_export.families.registry import MODEL_TYPES
 
 pytest.importorskip("sentence_transformers", reason="the referee, kosine[torch], is absent")
@@ -97,7 +97,7 @@ def test_fewer_layers_than_the_file_holds_are_the_first_ones(family, tmp_path):
     whole = numpy_encoder.vectors(read_checkpoint(path), TEXTS)
     edit_config(path, **{key: 2})
     checkpoint = read_checkpoint(path)
-    assert checkpoint.spec.num_layers == 2
+    assert len(checkpoint.spec.layers) == 2
     assert any("hold 4 layers: the first 2 are taken" in note for note in checkpoint.notes)
     expected = factories.referee_vectors(factories.referee(path), TEXTS)
     found = numpy_encoder.vectors(checkpoint, TEXTS)
@@ -114,7 +114,7 @@ def test_a_left_out_prompt_is_left_out_as_the_referee_does(pooling, tmp_path):
         tmp_path / "m", include_prompt=False, pooling=pooling, prompts={"query": "검색 질문: "}
     )
     checkpoint = read_checkpoint(path)
-    assert checkpoint.spec.include_prompt is False
+    assert checkpoint.spec.pooling.include_prompt is False
     model = factories.referee(path)
     texts = ["한국어 문장", "안녕하세요 문장 검색"]
     expected = factories.referee_vectors(model, texts, prompt_name="query")
@@ -129,7 +129,7 @@ def test_each_of_the_five_equals_the_referee(name, tmp_path):
     path, base = factories.FIVE[name](tmp_path)
     checkpoint = read_checkpoint(path, base=base)
     model = factories.referee(path)
-    assert checkpoint.spec.max_tokens == model.max_seq_length
+    assert checkpoint.max_tokens == model.max_seq_length
     assert numpy_encoder.token_ids(checkpoint, TEXTS) == factories.referee_ids(model, TEXTS)
     error = numpy_encoder.vectors(checkpoint, TEXTS) - factories.referee_vectors(model, TEXTS)
     assert np.abs(error).max() <= MAX_ABS_ERROR
@@ -182,7 +182,7 @@ def test_tensors_are_contiguous_float32_of_the_spec_s_shapes(tmp_path):
         assert value.dtype == np.float32, name
         assert value.flags["C_CONTIGUOUS"], name
     shapes = {name: value.shape for name, value in checkpoint.tensors.items()}
-    assert shapes["embeddings.word.weight"] == (checkpoint.spec.vocab_size, 32)
+    assert shapes["embeddings.word.weight"] == (checkpoint.spec.embeddings.vocab_size, 32)
     assert shapes["embeddings.project.weight"] == (32, 64)
     assert shapes["layers.0.ffn.up.weight"] == (64, 160)
     assert shapes["layers.0.ffn.down.weight"] == (160, 64)
@@ -228,7 +228,7 @@ def test_heads_and_buffers_are_ignored(tmp_path):
         tensors["bert.embeddings.position_ids"] = np.arange(512, dtype=np.int64)[None]
 
     edit_weights(path, add)
-    assert read_checkpoint(path).spec.num_layers == 2
+    assert len(read_checkpoint(path).spec.layers) == 2
 
 
 def test_model_type_is_taken_from_the_class_where_old_configs_lack_it(tmp_path):
@@ -354,15 +354,17 @@ def test_silent_configs_get_the_defaults_of_transformers(model_type):
     from transformers import CONFIG_MAPPING
 
     theirs = CONFIG_MAPPING[model_type]()
-    ours = read_architecture({"model_type": model_type})
-    assert ours.vocab_size == theirs.vocab_size
+    ours = read_config({"model_type": model_type})
+    embeddings, block = ours.embeddings, ours.layers[0]
+    assert embeddings.vocab_size == theirs.vocab_size
     assert ours.hidden_size == theirs.hidden_size
-    assert ours.num_layers == theirs.num_hidden_layers
-    assert ours.num_heads == theirs.num_attention_heads
-    assert ours.max_position_embeddings == theirs.max_position_embeddings
-    assert ours.pad_id == theirs.pad_token_id
-    assert ours.embedding_size == getattr(theirs, "embedding_size", theirs.hidden_size)
-    assert ours.layer_norm_eps == getattr(theirs, "layer_norm_eps", 1e-12)
-    assert ours.type_vocab_size == getattr(theirs, "type_vocab_size", 0)
+    assert len(ours.layers) == theirs.num_hidden_layers
+    assert set(ours.layers) == {block}
+    assert block.attention.num_heads == theirs.num_attention_heads
+    assert embeddings.positions.rows == theirs.max_position_embeddings
+    assert embeddings.positions.pad_id == theirs.pad_token_id
+    assert embeddings.size == getattr(theirs, "embedding_size", theirs.hidden_size)
+    assert block.norm.eps == embeddings.norm.eps == getattr(theirs, "layer_norm_eps", 1e-12)
+    assert embeddings.token_types == getattr(theirs, "type_vocab_size", 0)
     intermediate = getattr(theirs, "intermediate_size", None) or theirs.hidden_dim
-    assert ours.intermediate_size == intermediate
+    assert block.feed_forward.intermediate_size == intermediate

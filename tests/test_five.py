@@ -58,14 +58,14 @@ def exported(
 def test_manifest_says_what_the_card_says(name: str, exported: dict[str, Exported]) -> None:
     manifest = exported[name].manifest
     family, max_tokens, types, eps, special_ids = CARDS[name]
-    assert manifest.architecture.family == family
+    assert manifest.spec.family == family
     assert manifest.max_tokens == max_tokens
-    assert manifest.architecture.type_vocab_size == types
-    assert manifest.architecture.layer_norm_eps == eps
+    assert manifest.spec.embeddings.token_types == types
+    assert manifest.spec.layers[0].norm.eps == eps
     assert manifest.special_ids == special_ids
-    assert manifest.pooling.mode == "mean"
-    assert manifest.pooling.include_prompt
-    assert not manifest.normalized
+    assert manifest.spec.pooling.mode == "mean"
+    assert manifest.spec.pooling.include_prompt
+    assert not manifest.spec.normalize
     assert manifest.similarity == "cosine"
     assert manifest.do_lower_case is False
 

@@ -13,44 +13,37 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from kosine_export.spec import DenseSpec, EncoderSpec
 
 from kosine.backends.rows.fill import fill_rows
 from kosine.backends.rows.plan import plan_rows
 from kosine.bundle.graphscan import MAX_GRAPH_BYTES, scan_graph
 from kosine.bundle.tensorfile import TensorEntry, write_tensors
 from kosine.packed import Packed
+from kosine.spec import Dense, EncoderSpec
 from kosine_export.graph.packed import QUERY_BLOCK, packed_graph
 from kosine_export.graph.padded import model_graph
 from native_machine import NAN_ORDERS, Encoder, overflowing, script
+from specs import spec_of_sizes
 
 
-def spec_of(encoder: Encoder, *, max_tokens: int = 64) -> EncoderSpec:
+def spec_of(encoder: Encoder) -> EncoderSpec:
     shapes = {name: tensor.shape for name, tensor in encoder.tensors.items()}
-    types = shapes.get("embeddings.token_type.weight", (0,))[0]
     options = encoder.options
-    dense = tuple(
-        DenseSpec(*shapes[f"dense.{i}.weight"], f"dense.{i}.bias" in shapes, activation, residual)
-        for i, (activation, residual) in enumerate(options["dense"])
-    )
-    return EncoderSpec(
-        family="bert",
-        vocab_size=encoder.vocab,
-        hidden_size=shapes["layers.0.attention.output.weight"][0],
-        embedding_size=shapes["embeddings.word.weight"][1],
-        num_layers=options["num_layers"],
-        num_heads=options["num_heads"],
-        intermediate_size=shapes["layers.0.ffn.up.weight"][1],
-        max_position_embeddings=encoder.positions,
-        type_vocab_size=types,
-        layer_norm_eps=options["layer_norm_eps"],
-        position_rule="absolute",
-        pad_id=0,
-        max_tokens=max_tokens,
+    return spec_of_sizes(
+        hidden=shapes["layers.0.attention.output.weight"][0],
+        heads=options["num_heads"],
+        inner=shapes["layers.0.ffn.up.weight"][1],
+        layers=options["num_layers"],
+        vocab=encoder.vocab,
+        embedding=shapes["embeddings.word.weight"][1],
+        positions=encoder.positions,
+        token_types=shapes.get("embeddings.token_type.weight", (0,))[0],
+        eps=options["layer_norm_eps"],
         pooling=options["pooling"],
-        include_prompt=True,
-        normalize=False,
-        dense=dense,
+        dense=tuple(
+            Dense(*shapes[f"dense.{i}.weight"], f"dense.{i}.bias" in shapes, activation, residual)
+            for i, (activation, residual) in enumerate(options["dense"])
+        ),
     )
 
 
@@ -63,11 +56,11 @@ def open_graph(model: onnx.ModelProto, path: Path) -> Any:
 
 
 def packed_runner(
-    encoder: Encoder, folder: Path, **spec: int
+    encoder: Encoder, folder: Path, *, max_tokens: int = 64
 ) -> Callable[[Packed], tuple[np.ndarray, np.ndarray]]:
     """Vectors and norms of a batch by the packed graph, all sentences in one plan."""
     entries = write_tensors(folder / "weights.safetensors", encoder.tensors)
-    model, _ = packed_graph(spec_of(encoder, **spec), entries)
+    model, _ = packed_graph(spec_of(encoder), entries, max_tokens=max_tokens)
     session = open_graph(model, folder / "packed.onnx")
     names = [node.name for node in session.get_inputs()]
 
@@ -146,9 +139,9 @@ def test_graphs_of_ordinary_length_stay_as_they_are(name: str, max_tokens: int) 
         )
         for number, (tensor, value) in enumerate(sorted(encoder.tensors.items()))
     }
-    spec = spec_of(encoder, max_tokens=max_tokens)
+    spec = spec_of(encoder)
     if face == "packed":
-        model, _ = packed_graph(spec, entries, precision=precision)
+        model, _ = packed_graph(spec, entries, max_tokens=max_tokens, precision=precision)
     else:
         model = model_graph(spec, entries, precision=precision)
     data = model.SerializeToString(deterministic=True)
@@ -174,8 +167,8 @@ class TestQueryBlocks:
     def test_the_graph_passes_the_scan(self, tmp_path: Path, precision: str) -> None:
         encoder = Encoder(layers=24)
         entries = write_tensors(tmp_path / "weights.safetensors", encoder.tensors)
-        spec = spec_of(encoder, max_tokens=8192)
-        model, _ = packed_graph(spec, entries, precision=precision)
+        spec = spec_of(encoder)
+        model, _ = packed_graph(spec, entries, max_tokens=8192, precision=precision)
         data = model.SerializeToString()
         assert len(data) < MAX_GRAPH_BYTES / 2
         assert scan_graph(data, "packed.onnx")

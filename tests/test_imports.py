@@ -18,7 +18,7 @@ PACKAGES = {
 # A room imports from floors below its own; within a folder modules may use one another. What stands
 # under `TYPE_CHECKING` counts.
 FLOORS = [
-    {"errors", "packed", "threads", "progress", "clock", "exit_gate"},
+    {"errors", "packed", "spec", "threads", "progress", "clock", "exit_gate"},
     {"backend", "batching", "positions", "quantization", "texts"},
     {"bundle", "scoring"},
     {"tokenizer", "backends", "backends.rows"},

@@ -16,18 +16,20 @@ from kosine.bundle.manifest import (
     MAX_MANIFEST_BYTES,
     NUMERICS,
     SCHEMA,
-    Architecture,
     Artifact,
-    Dense,
     FileEntry,
     Manifest,
-    Pooling,
 )
 from kosine.bundle.plans import PlanProfile, TensorRTPlan
+from kosine.bundle.typed_json import build
 from kosine.errors import KosineError, ManifestError, SchemaTooNew
+from kosine.spec import Dense, EncoderSpec, Pooling, leaves
+from specs import spec_of_sizes
 
+SMALL = small_manifest().spec
+DENSE = (Dense(DIM, 8, True, "tanh", False), Dense(8, DIM, False, "identity", True))
 FULL = small_manifest(
-    dense=(Dense(DIM, 8, True, "tanh", False), Dense(8, DIM, False, "identity", True)),
+    spec=dataclasses.replace(SMALL, dense=DENSE, layers=SMALL.layers * 2),
     ranges={"min": [-1.0, -0.5, -1.0, -1.0], "max": [1.0, 0.5, 1.0, 1.0]},
     default_prompt_name="query",
     artifacts=(
@@ -65,7 +67,7 @@ def put(value: dict, path: str, new: object) -> dict:
     for head in heads:
         at = at[int(head)] if isinstance(at, list) else at[head]
     if new is ...:
-        del at[last]
+        del at[int(last) if isinstance(at, list) else last]
     elif isinstance(at, list):
         at[int(last)] = new
     else:
@@ -108,7 +110,7 @@ def paths(value: object, at: str = "") -> list[str]:
 
 
 PATHS = paths(value_of())
-NULLABLE = ("default_prompt_name", "ranges", "parity")
+NULLABLE = ("default_prompt_name", "ranges", "parity", "spec.layers.0.attention.window")
 OPTIONAL = (
     "parity", "certificates", "plans", "plans.0.evidence", "prompts.query", "special_ids.mask",
     "special_ids.unk",
@@ -146,16 +148,14 @@ def test_wrong_types_are_named_by_their_path(path, wrong):
 
 def agrees(path: str) -> bool:
     return path in (
-        "architecture.hidden_size",
-        "architecture.vocab_size",
-        "architecture.max_position_embeddings",
+        "spec.hidden_size",
+        "spec.embeddings.vocab_size",
+        "spec.embeddings.positions.rows",
         "prompts",
         "prompts.query",
-        "dim",
-        "dense",
-        "dense.0",
-        "dense.0.out_features",
-        "special_ids.pad",
+        "spec.dense",
+        "spec.dense.0",
+        "spec.dense.0.out_features",
         "artifacts",  # must hold the plans' files
     )
 
@@ -163,7 +163,7 @@ def agrees(path: str) -> bool:
 def same_kind(right: object, wrong: object) -> bool:
     if isinstance(right, float):
         return type(wrong) in (int, float)
-    return type(right) is type(wrong) or (right is None and isinstance(wrong, dict))
+    return type(right) is type(wrong) or (right is None and isinstance(wrong, dict | int))
 
 
 @pytest.mark.parametrize("path", [p for p in PATHS if not p.split(".")[-1].isdigit()])
@@ -181,7 +181,8 @@ def test_missing_keys(path):
 @pytest.mark.parametrize(
     "path",
     [
-        "", "architecture", "pooling", "dense.0", "artifacts.0", "artifacts.0.files.0", "plans.0",
+        "", "spec", "spec.embeddings", "spec.layers.0", "spec.layers.0.attention", "spec.pooling",
+        "spec.dense.0", "artifacts.0", "artifacts.0.files.0", "plans.0",
         "plans.0.profiles.0",
     ],
 )  # fmt: skip
@@ -194,25 +195,27 @@ def test_unknown_keys(path):
 @pytest.mark.parametrize(
     ("path", "wrong"),
     [
-        ("pooling.mode", "median"),
+        ("spec.pooling.mode", "median"),
         ("similarity", "jaccard"),
         ("unicode", "NFKC"),
-        ("architecture.position_rule", "rotary"),
-        ("dense.0.activation", "swish"),
-        ("dim", 0),
-        ("dim", 5),
+        ("spec.embeddings.positions.rule", "rotary"),
+        ("spec.layers.1.norm.kind", "rms_norm"),
+        ("spec.dense.0.activation", "swish"),
         ("max_tokens", 2),
         ("max_tokens", 33),
-        ("architecture.num_heads", 3),
-        ("architecture.num_heads", 0),
-        ("architecture.hidden_size", 1 << 21),
-        ("architecture.type_vocab_size", -1),
-        ("architecture.layer_norm_eps", 0.0),
-        ("architecture.layer_norm_eps", 1.0),
-        ("architecture.layer_norm_eps", 10**400),
-        ("dense.0.in_features", 5),
-        ("dense.1.in_features", 5),
-        ("dense.1.out_features", 5),
+        ("spec.layers", []),
+        ("spec.layers.1.attention.num_key_value_heads", 3),
+        ("spec.layers.0.attention.num_heads", 0),
+        ("spec.layers.1.attention.window", -1),
+        ("spec.hidden_size", 1 << 21),
+        ("spec.embeddings.token_types", -1),
+        ("spec.embeddings.positions.pad_id", 7),
+        ("spec.layers.0.norm.eps", 0.0),
+        ("spec.layers.0.norm.eps", 1.0),
+        ("spec.embeddings.norm.eps", 10**400),
+        ("spec.dense.0.in_features", 5),
+        ("spec.dense.1.in_features", 5),
+        ("ranges.min", [0.0] * (DIM + 1)),
         ("special_ids.cls", -1),
         ("special_ids.unk", 7),
         ("special_ids.pad", ...),
@@ -259,15 +262,15 @@ def test_values_that_contradict_the_schema_or_one_another(path, wrong):
         read(put(value_of(), path, wrong))
 
 
-@pytest.mark.parametrize("schema", [2, 99, 10**30])
+@pytest.mark.parametrize("schema", [SCHEMA + 1, 99, 10**30])
 def test_a_later_schema_is_told_apart(schema):
     value = {"schema": schema, "anything": "else"}
-    with pytest.raises(SchemaTooNew, match="reads up to 1; upgrade kosine"):
+    with pytest.raises(SchemaTooNew, match="reads up to 2; upgrade kosine"):
         read(value)
 
 
 def test_roberta_needs_room_for_its_offset():
-    value = put(value_of(), "architecture.position_rule", "roberta")
+    value = put(value_of(), "spec.embeddings.positions.rule", "roberta")
     assert read(put(value, "max_tokens", 30)).max_tokens == 30
     with pytest.raises(ManifestError, match="3 to 30 position rows"):
         read(put(value, "max_tokens", 31))
@@ -288,10 +291,10 @@ NOT_JSON = {
     "1e999": GOOD.replace(b"3.5", b"1e999"),
     "lone surrogate": GOOD.replace("가".encode(), b"\\ud800"),
     "lone surrogate in a key": GOOD.replace(b'"largest"', b'"\\udfff"'),
-    "key twice": GOOD.replace(b'"dim": 4', b'"dim": 4, "dim": 4'),
+    "key twice": GOOD.replace(b'"max_tokens": 16', b'"max_tokens": 16, "max_tokens": 16'),
     "inner key twice": GOOD.replace(b'"mode"', b'"mode": "max", "mode"'),
-    "5000 digits": GOOD.replace(b'"dim": 4', b'"dim": ' + b"4" * 5000),
-    "4000 digits": GOOD.replace(b'"dim": 4', b'"dim": ' + b"4" * 4000),
+    "5000 digits": GOOD.replace(b'"max_tokens": 16', b'"max_tokens": ' + b"4" * 5000),
+    "4000 digits": GOOD.replace(b'"max_tokens": 16', b'"max_tokens": ' + b"4" * 4000),
     "deep list": b'{"schema": 1, "source": ' + b"[" * 500_000,
     "deep object": b'{"schema": 1, "source": ' + b'{"a":' * 200_000,
     "deep but whole": GOOD.replace(b"3.5", b"[" * 20 + b"]" * 20),
@@ -359,20 +362,15 @@ FACTS = {
         )
     },
     "max_tokens": {"max_tokens": 15},
-    "pooling mode": {"pooling": Pooling("cls", True)},
-    "include_prompt": {"pooling": Pooling("mean", False)},
-    "dense": {"dense": ()},
-    "dense activation": {
-        "dense": (dataclasses.replace(FULL.dense[0], activation="relu"), FULL.dense[1])
-    },
-    "normalized": {"normalized": True},
+    "family": {"spec": dataclasses.replace(FULL.spec, family="electra")},
+    "pooling mode": {"spec": dataclasses.replace(FULL.spec, pooling=Pooling("cls", True))},
+    "include_prompt": {"spec": dataclasses.replace(FULL.spec, pooling=Pooling("mean", False))},
+    "dense": {"spec": dataclasses.replace(FULL.spec, dense=())},
+    "normalized": {"spec": dataclasses.replace(FULL.spec, normalize=True)},
     "prompts": {"prompts": {"query": "나 "}},
     "default prompt": {"default_prompt_name": None},
-    "heads": {"architecture": dataclasses.replace(FULL.architecture, num_heads=4)},
-    "epsilon": {"architecture": dataclasses.replace(FULL.architecture, layer_norm_eps=1e-5)},
-    "position rule": {
-        "architecture": dataclasses.replace(FULL.architecture, position_rule="roberta")
-    },
+    "heads": {"spec": spec_of_sizes(hidden=DIM, heads=1, vocab=7, positions=32, pad_id=1)},
+    "depth": {"spec": dataclasses.replace(FULL.spec, layers=SMALL.layers)},
     "special ids": {"special_ids": {**FULL.special_ids, "sep": 1}},
     "unicode": {"unicode": "NFC"},
     "ranges": {"ranges": {**FULL.ranges, "min": [-1.0, -0.75, -1.0, -1.0]}},
@@ -395,6 +393,29 @@ def test_each_fact_changes_the_fingerprint():
     prints["dtype"] = FULL.fingerprint("onnx", "float16")
     assert len(set(prints.values())) == len(prints)
     assert all(len(each) == 32 and int(each, 16) >= 0 for each in prints.values())
+
+
+ALONE = ("post", "layer_norm", "none", "gelu")  # what has no other value yet
+OTHER = {"absolute": "roberta", "mean": "cls", "tanh": "relu", "identity": "gelu", "bert": "b"}
+
+
+def another(value):
+    if value is None or type(value) is int:
+        return (value or 0) + 1
+    if isinstance(value, str):
+        return OTHER[value]
+    return not value if isinstance(value, bool) else value / 2
+
+
+def test_each_value_of_the_spec_changes_the_fingerprint():
+    prints = [FULL.fingerprint("native", "float32")]
+    for where, _, value, _ in leaves(FULL.spec):
+        if value in ALONE:
+            continue
+        spec = put(value_of()["spec"], where.replace("[", ".").replace("]", ""), another(value))
+        spec = build(EncoderSpec, spec, "$")
+        prints.append(dataclasses.replace(FULL, spec=spec).fingerprint("native", "float32"))
+    assert len(set(prints)) == len(prints) > 40
 
 
 @pytest.mark.parametrize("name", NOT_FACTS)
@@ -446,21 +467,76 @@ def test_every_field_is_a_fact_or_is_not():
     """A new field must be put on one side or the other."""
     covered = {
         *(key for change in (*FACTS.values(), *NOT_FACTS.values()) for key in change),
-        "dim",  # the last layer's size: it follows from architecture and dense
         "similarity",  # concerns scores, not vectors
         "do_lower_case",  # stands in tokenizer.json
         "schema",
     }
     assert covered == {f.name for f in dataclasses.fields(Manifest)}
-    assert {f.name for f in dataclasses.fields(Architecture)} >= {"num_heads", "layer_norm_eps"}
+
+
+# Schema 1
+
+SCHEMA_1 = Path(__file__).parent / "fixtures" / "manifest-schema-1.json"
 
 
 def test_schema_1_as_it_was_first_written_stays_readable():
     """A manifest written by kosine 0.1.0, kept as it was: later versions must go on reading it."""
-    path = Path(__file__).parent / "fixtures" / "manifest-schema-1.json"
-    manifest = Manifest.from_json(path.read_bytes())
+    manifest = Manifest.from_json(SCHEMA_1.read_bytes())
     assert manifest.schema == 1
-    assert manifest.architecture.family == "roberta"
-    assert manifest.pooling.mode == "mean"
     assert manifest.parity["passed"]
     assert {"model.onnx", "packed.onnx", "weights.safetensors"} <= set(manifest.files())
+    assert (manifest.dim, manifest.max_tokens) == (256, 128)
+    assert manifest.spec == spec_of_sizes(
+        family="roberta",
+        hidden=256,
+        heads=4,
+        inner=1024,
+        layers=4,
+        vocab=12000,
+        positions=130,
+        rule="roberta",
+        pad_id=1,
+        token_types=1,
+        eps=1e-5,
+    )
+
+
+def test_schema_1_is_written_again_as_schema_2_under_the_same_fingerprint():
+    old = Manifest.from_json(SCHEMA_1.read_bytes())
+    new = Manifest.from_json(old.to_json().encode())
+    assert new == old
+    assert new.schema == SCHEMA
+    assert new.fingerprint("native", "float32") == old.fingerprint("native", "float32")
+
+
+OLD_PATHS = paths(json.loads(SCHEMA_1.read_bytes()))
+
+
+@pytest.mark.parametrize("path", OLD_PATHS)
+@pytest.mark.parametrize("wrong", [..., None, True, "text", [], {}, -1, 0, 10**30])
+def test_a_wrong_schema_1_is_refused_by_a_path_or_read(path, wrong):
+    value = put(json.loads(SCHEMA_1.read_bytes()), path, wrong)
+    try:
+        read(value)
+    except KosineError as error:
+        assert str(error).startswith("manifest.json: $") or isinstance(error, SchemaTooNew)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        ("architecture.num_heads", 3),
+        ("architecture.num_layers", 0),
+        ("architecture.num_layers", 1 << 40),
+        ("architecture.position_rule", "rotary"),
+        ("architecture.extra", 1),
+        ("dim", 255),
+        ("special_ids.pad", ...),
+        ("pooling.mode", "median"),
+        ("spec", {}),
+        ("extra", 1),
+    ],
+)
+def test_what_schema_1_never_held(path, wrong):
+    with pytest.raises(ManifestError):
+        read(put(json.loads(SCHEMA_1.read_bytes()), path, wrong))

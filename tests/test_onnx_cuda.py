@@ -119,7 +119,7 @@ class TestBinding:
     def test_a_run_that_fails_is_a_typed_error(self, bundle, canary):
         backend = OnnxCudaBackend(bundle, dtype="float32")
         beyond = canary.batch.take([0])
-        beyond.ids[1] = bundle.manifest.architecture.vocab_size
+        beyond.ids[1] = bundle.manifest.spec.embeddings.vocab_size
         with pytest.raises(BackendError, match="failed on the GPU on rows") as caught:
             backend.run(beyond)
         assert "\n" not in str(caught.value)

@@ -43,7 +43,7 @@ def pooled_by_hand(path, mode):
 def test_a_given_pooling_is_that_of_sentence_transformers(mode, family, tmp_path):
     path = bare(tmp_path / "m", family=family)
     checkpoint = read_checkpoint(path, pooling=mode)
-    assert (checkpoint.spec.pooling, checkpoint.pooling_stated) == (mode, False)
+    assert (checkpoint.spec.pooling.mode, checkpoint.pooling_stated) == (mode, False)
     assert any(f"{mode} pooling, as was asked for" in note for note in checkpoint.notes)
     expected = factories.referee_vectors(pooled_by_hand(path, mode), TEXTS)
     assert np.abs(numpy_encoder.vectors(checkpoint, TEXTS) - expected).max() <= MAX_ABS_ERROR
@@ -57,7 +57,7 @@ def test_the_export_records_a_given_pooling_and_verify_follows_it(tmp_path, capf
     assert cli.main(["export", str(path), str(bundle), "--pooling", "cls"]) == 0
     assert "cls pooling, as was asked for" in capfd.readouterr().out
     manifest = Bundle(bundle).manifest
-    assert manifest.pooling.mode == "cls"
+    assert manifest.spec.pooling.mode == "cls"
     assert manifest.source["overrides"] == {"pooling": "cls"}
     assert manifest.parity is not None
     assert manifest.parity["passed"]
@@ -90,7 +90,7 @@ def test_a_pooling_module_without_a_mode_takes_the_given_one(asked, tmp_path):
     path = factories.build(tmp_path / "m", dense=[{"outputs": 32}])
     factories.write_json(path / "1_Pooling" / "config.json", {"word_embedding_dimension": 64})
     checkpoint = read_checkpoint(path, pooling=asked)
-    assert checkpoint.spec.pooling == (asked or "mean")
+    assert checkpoint.spec.pooling.mode == (asked or "mean")
     assert any("states no mode" in note for note in checkpoint.notes)
     expected = Referee(path, pooling=asked).encode(TEXTS, normalize=False)
     assert np.abs(numpy_encoder.vectors(checkpoint, TEXTS) - expected).max() <= MAX_ABS_ERROR
@@ -149,7 +149,7 @@ def test_the_transformer_alone_of_a_checkpoint_is_noticed(within, tmp_path, monk
         alone = "."
     with pytest.raises(UnsupportedCheckpoint, match="0_Transformer is the Transformer module"):
         read_checkpoint(alone)
-    assert read_checkpoint(path).spec.pooling == "cls"
+    assert read_checkpoint(path).spec.pooling.mode == "cls"
     expected = Referee(alone, pooling="mean").encode(TEXTS, normalize=False)
     found = numpy_encoder.vectors(read_checkpoint(alone, pooling="mean"), TEXTS)
     assert np.abs(found - expected).max() <= MAX_ABS_ERROR
@@ -159,7 +159,7 @@ def test_the_transformer_alone_of_a_checkpoint_is_noticed(within, tmp_path, monk
 def test_a_modules_json_above_that_does_not_list_the_folder_is_nothing(listing, tmp_path):
     path = bare(tmp_path / "m")
     (tmp_path / "modules.json").write_text(listing, encoding="utf-8")
-    assert read_checkpoint(path).spec.pooling == "mean"
+    assert read_checkpoint(path).spec.pooling.mode == "mean"
 
 
 def test_the_base_of_an_adapter_may_be_the_transformer_alone(tmp_path):
@@ -169,7 +169,7 @@ def test_the_base_of_an_adapter_may_be_the_transformer_alone(tmp_path):
     factories.write_json(folder / "modules.json", [{"path": "0_Transformer", "type": "x"}])
     (folder / "0_Transformer").symlink_to(base, target_is_directory=True)
     checkpoint = read_checkpoint(adapter, base=folder / "0_Transformer")
-    assert checkpoint.spec.pooling == "mean"
+    assert checkpoint.spec.pooling.mode == "mean"
 
 
 # Modules that do nothing, and modules that hold modules

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kosine.packed import Packed
 from kosine.positions import position_ids
+from kosine.spec import Positions
 
 
 def one_by_one(sentence, rule, pad):
@@ -33,7 +34,7 @@ def one_by_one(sentence, rule, pad):
 )
 def test_table(rule, pad, sentences, expected):
     batch = Packed.of(sentences)
-    found = position_ids(batch.ids, batch.starts, rule, pad)
+    found = position_ids(batch.ids, batch.starts, Positions(rule, 64, pad))
     assert found.dtype == np.int32
     assert found.tolist() == expected
 
@@ -46,7 +47,7 @@ def test_table(rule, pad, sentences, expected):
 def test_packed_positions_are_those_of_each_sentence_alone(sentences, rule, pad):
     batch = Packed.of(sentences)
     expected = [place for s in sentences for place in one_by_one(s, rule, pad)]
-    assert position_ids(batch.ids, batch.starts, rule, pad).tolist() == expected
+    assert position_ids(batch.ids, batch.starts, Positions(rule, 64, pad)).tolist() == expected
 
 
 def test_the_rule_is_that_of_transformers():
@@ -56,4 +57,7 @@ def test_the_rule_is_that_of_transformers():
     ids = [3, 9, 1, 9, 1, 1, 4]
     theirs = RobertaEmbeddings.create_position_ids_from_input_ids(torch.tensor([ids]), 1)
     batch = Packed.of([ids])
-    assert position_ids(batch.ids, batch.starts, "roberta", 1).tolist() == theirs[0].tolist()
+    assert (
+        position_ids(batch.ids, batch.starts, Positions("roberta", 64, 1)).tolist()
+        == theirs[0].tolist()
+    )

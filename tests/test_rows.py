@@ -11,6 +11,7 @@ from kosine.backends.rows.fill import fill_rows
 from kosine.backends.rows.plan import plan_rows
 from kosine.packed import Packed
 from kosine.positions import position_ids
+from kosine.spec import Positions
 
 PAD = 1
 SENTENCES = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=40), min_size=1, max_size=20)
@@ -18,7 +19,7 @@ SENTENCES = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=40), min_
 
 def filled(sentences, skip=None, rule="roberta", **options):
     batch = Packed.of(sentences, skip)
-    positions = position_ids(batch.ids, batch.starts, rule, PAD)
+    positions = position_ids(batch.ids, batch.starts, Positions(rule, 64, PAD))
     for plan in plan_rows(batch.lengths, **options):
         yield plan, fill_rows(batch, positions, plan, PAD), positions, batch
 

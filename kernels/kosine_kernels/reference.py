@@ -1,8 +1,8 @@
 """The encoder in plain numpy: slow, short, and what every faster path is held against.
 
 It walks the steps of `kosine_kernels.steps`. Attention and pooling go sentence by sentence; all
-else is row by row, so nothing in it can mix neighbours. `dtype` sets the arithmetic: float64 gives a
-yardstick well below float32's noise.
+else is row by row, so nothing in it can mix neighbours. `dtype` sets the arithmetic: float64
+gives a yardstick well below float32's noise.
 
 Source of the semantics: transformers' `modeling_bert.py` / `modeling_roberta.py` (post-LayerNorm
 block, exact-erf GELU) and sentence-transformers' Pooling and Dense modules.

@@ -20,6 +20,7 @@ from kosine.backends.rows.plan import plan_rows
 from kosine.batching import split_batches
 from kosine.packed import Packed
 from kosine.positions import position_ids
+from kosine.spec import Positions
 from kosine.tokenizer import Tokenizer
 from kosine_bench.measuring.workload import WORKLOADS, Texts, make_texts
 
@@ -88,7 +89,7 @@ def test_plan_rows_of_a_burst(benchmark: Any, burst: Texts) -> None:
 
 def test_fill_rows_of_a_burst(benchmark: Any, burst: Texts) -> None:
     packed = Packed.of(burst.ids)
-    positions = position_ids(packed.ids, packed.starts, "roberta", 1)
+    positions = position_ids(packed.ids, packed.starts, Positions("roberta", 514, 1))
     plan = plan_rows(packed.lengths)[0]
     rows = benchmark(fill_rows, packed, positions, plan, 1)
     assert rows.input_ids.shape == (plan.num_rows, plan.width)

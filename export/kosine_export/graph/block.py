@@ -77,7 +77,7 @@ def layers(
 def _layer(
     g: Graph, block: Block, at: str, x: str, biases: Sequence[str], edges: Sequence[int]
 ) -> str:
-    context = _attend(g, block.attention, g.linear(x, f"{at}.attention.qkv"), biases, edges)
+    context = _attend(g, block.attention, at, x, biases, edges)
     y = g.linear(context, f"{at}.attention.output")
     x = g.to_half(_residual_norm(g, block.norm, x, y, f"{at}.attention.norm"))
     y = g.linear(g.gelu(g.linear(x, f"{at}.ffn.up")), f"{at}.ffn.down")
@@ -85,14 +85,15 @@ def _layer(
 
 
 def _attend(
-    g: Graph, attention: Attention, qkv: str, biases: Sequence[str], edges: Sequence[int]
+    g: Graph, attention: Attention, at: str, x: str, biases: Sequence[str], edges: Sequence[int]
 ) -> str:
-    """(R, S, 3 * width) to (R, S, width)."""
+    """(R, S, hidden) to (R, S, heads * head_size)."""
     width, size = attention.width, attention.head_size
-    heads = g.ints(f"heads_{attention.num_heads}_{size}", [0, 0, attention.num_heads, size])
-    merged = g.ints(f"merged_{width}", [0, 0, width])
-    thirds = g.ints(f"thirds_{width}", [width] * 3)
-    scale = g.number(f"scale_{size}", 1 / math.sqrt(size), half=True)
+    heads = g.ints("heads", [0, 0, attention.num_heads, size])
+    merged = g.ints("merged", [0, 0, width])
+    thirds = g.ints("thirds", [width] * 3)
+    scale = g.number("scale", 1 / math.sqrt(size), half=True)
+    qkv = g.linear(x, f"{at}.attention.qkv")
     parts = g.op("Split", qkv, thirds, half=True, outputs=3, axis=-1)
     q, k, v = (g.op("Reshape", part, heads, half=True) for part in parts)
     # Scaled before the product: in float16 the scores then stay small as well.

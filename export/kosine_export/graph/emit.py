@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+from onnx.numpy_helper import from_array
 
 from kosine.bundle.tensorfile import TensorEntry
 
@@ -146,7 +147,10 @@ class Graph:
         )
 
     def _constant(self, name: str, value: np.ndarray[Any, Any]) -> str:
-        name = f"constant.{value.dtype}.{name}"
-        if name not in self._initializers:
-            self._initializers[name] = onnx.numpy_helper.from_array(value, name)
-        return name
+        """One initializer for each name and value: layers may differ in their sizes."""
+        first = full = f"constant.{value.dtype}.{name}"
+        again = 1
+        while self._initializers.setdefault(full, tensor := from_array(value, full)) != tensor:
+            again += 1
+            full = f"{first}.{again}"
+        return full
