@@ -92,7 +92,7 @@ class TestPoison:
         assert figures["most_runs_for_one_faulty"] <= 1 + 2 * 5  # 32 texts
 
     def test_failing_the_whole_batch_is_noticed(self, monkeypatch):
-        run = FakeEncoder.run
+        run = FakeEncoder.compute
 
         def blame_all(self, batch):
             try:
@@ -101,7 +101,7 @@ class TestPoison:
                 everyone = tuple(range(len(batch)))
                 raise NonFiniteVector("some row is not finite", indices=everyone) from None
 
-        monkeypatch.setattr(FakeEncoder, "run", blame_all)
+        monkeypatch.setattr(FakeEncoder, "compute", blame_all)
         figures = concurrency.poison(5)
         show("row 5, negative control", figures)
         assert figures["healthy_failed"] > 0

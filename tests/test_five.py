@@ -105,7 +105,7 @@ def test_the_ecosystem_face_agrees(name: str, exported: dict[str, Exported]) -> 
     encoder = kosine.load(exported[name].path, backend="onnx")
     texts = parity_texts(encoder.max_tokens)[-12:]
     batch = encoder.prepare(texts).batch
-    found = compare(run_model_graph(encoder.bundle, batch), encoder.run(batch).vectors)
+    found = compare(run_model_graph(encoder.bundle, batch), encoder.compute(batch).vectors)
     assert found.min_cosine >= 1 - 1e-9
 
 

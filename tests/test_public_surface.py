@@ -88,6 +88,7 @@ def test_names_that_sentence_transformers_users_know():
 def test_the_encoders_public_names():
     public = {name for name in vars(Encoder) if not name.startswith("_")}
     assert public == {
+        "compute",
         "count_tokens",
         "counts",
         "encode",
@@ -97,7 +98,6 @@ def test_the_encoders_public_names():
         "finish",
         "prepare",
         "prompt_text",
-        "run",
         "similarity",
         "similarity_pairwise",
     }

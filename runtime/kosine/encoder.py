@@ -208,7 +208,7 @@ class Encoder:
         parts = [quantize(np.empty((0, dim), np.float32), precision, ranges)]
         with progress_bar(total, show_progress_bar, WINDOW) as bar:
             for window in _windows(texts):
-                tokenized = self._tokenizer.prepare(
+                tokenized = self._tokenizer.tokenize(
                     window, prefix, truncate=truncate, first=counts.texts
                 )
                 counts.add(tokenized)
@@ -242,8 +242,8 @@ class Encoder:
         prompt: str | None = None,
         truncate: bool = True,
     ) -> Tokenized:
-        """Tokenise texts; see `Tokenizer.prepare` for the errors."""
-        tokenized = self._tokenizer.prepare(
+        """Tokenise texts; see `Tokenizer.tokenize` for the errors."""
+        tokenized = self._tokenizer.tokenize(
             list(as_texts(texts, "texts")[0]),
             self.prompt_text(prompt_name, prompt),
             truncate=truncate,
@@ -253,7 +253,7 @@ class Encoder:
         self._report(counts)
         return tokenized
 
-    def run(self, batch: Packed) -> Pooled:
+    def compute(self, batch: Packed) -> Pooled:
         """Run packed sentences in one call of the backend, however many tokens they have.
 
         Raises:
@@ -442,7 +442,7 @@ class Encoder:
         return options
 
     def _run_in_batches(self, batch: Packed, max_texts: int | None, bar: Any) -> Pooled:
-        """Run packed sentences, in calls of at most `max_batch_tokens` tokens; errors as `run`."""
+        """`compute` in calls of at most `max_batch_tokens` tokens; the errors are the same."""
         vectors = np.empty((len(batch), self.dim), np.float32)
         norms = np.empty(len(batch), np.float32)
         bad: list[int] = []
@@ -450,7 +450,7 @@ class Encoder:
             # A batch that fits goes as it is: backends need no particular order.
             whole = len(indices) == len(batch) and max_texts is None
             try:
-                pooled = self.run(batch if whole else batch.take(indices))
+                pooled = self.compute(batch if whole else batch.take(indices))
             except NonFiniteVector as error:
                 pooled = cast(Pooled, error.pooled)
                 bad += [int(row) if whole else int(indices[row]) for row in error.indices]

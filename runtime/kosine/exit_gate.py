@@ -48,7 +48,8 @@ class ExitGate:
         """End a call."""
         with self._changed:
             self._calls -= 1
-            self._changed.notify_all()
+            if self._closed_by is not None:
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Let no other thread in, and wait until all calls under way have ended."""

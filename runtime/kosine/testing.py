@@ -113,7 +113,7 @@ class FakeEncoder:
         lengths: list[int] = self.prepare(texts).batch.lengths.tolist()
         return lengths
 
-    def run(self, batch: Packed) -> Pooled:
+    def compute(self, batch: Packed) -> Pooled:
         """Run the backend. Raises NonFiniteVector, with the other rows in its `pooled`."""
         pooled = self.backend.run(batch)
         finite = np.isfinite(pooled.vectors).all(axis=1)

@@ -32,6 +32,8 @@ def as_texts(value: Any, what: str = "sentences") -> tuple[Iterable[str], bool, 
     Raises:
         TextError: A mapping, a table, bytes, a missing value, or no iterable at all.
     """
+    if type(value) is list:  # as most are: nothing below holds for it
+        return value, False, len(value)
     value = _plain(value)
     if isinstance(value, str):
         return [value], True, 1

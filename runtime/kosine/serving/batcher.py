@@ -312,7 +312,7 @@ class Batcher:
                     priority=priority,
                     deadline=until,
                 )
-                runner.push(call)
+                runner.enqueue(call)
                 runner.counters.truncated += prepared.truncated
                 runner.counters.unknown += prepared.unknown
             runner.counters.stages["prepare"].observe(took)
@@ -350,7 +350,7 @@ class Batcher:
         failed: dict[int, Exception] = {}
         prepare = partial(self._encoder.prepare, prompt_name=prompt_name, prompt=prompt)
         try:
-            return _checked(prepare(texts), len(texts)), failed
+            return _check_count(prepare(texts), len(texts)), failed
         except UnknownPrompt:
             raise
         except Exception:
@@ -368,7 +368,7 @@ class Batcher:
                 else:
                     failed[part.start] = error
         good = [text for i, text in enumerate(texts) if i not in failed]
-        return (_checked(prepare(good), len(good)) if good else None), failed
+        return (_check_count(prepare(good), len(good)) if good else None), failed
 
     def _least_tokens(self) -> int:
         """Tokens of a text that has none of its own: its special tokens."""
@@ -469,7 +469,7 @@ def _is_whole(value: object) -> bool:
     return type(value) is int or isinstance(value, np.integer)
 
 
-def _checked(prepared: Prepared, count: int) -> Prepared:
+def _check_count(prepared: Prepared, count: int) -> Prepared:
     if len(prepared.batch) != count:
         raise BackendError(
             f"the encoder prepared {len(prepared.batch)} texts", limit=f"expected {count}"

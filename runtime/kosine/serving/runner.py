@@ -41,7 +41,7 @@ class RunsBatches(Protocol):
     @property
     def dim(self) -> int: ...
 
-    def run(self, batch: Packed) -> Pooled: ...
+    def compute(self, batch: Packed) -> Pooled: ...
 
     def finish(self, pooled: Pooled, *, truncate_dim: int | None = None) -> Float32: ...
 
@@ -111,7 +111,7 @@ class Runner:
 
     # Coming in
 
-    def push(self, call: Call) -> None:
+    def enqueue(self, call: Call) -> None:
         """Queue a call that was admitted. Holds the lock.
 
         Raises:
@@ -129,7 +129,7 @@ class Runner:
         if len(self._living) == 2:
             return
         for name, *parts in (
-            ("kosine-runner", self.recover, self._run),
+            ("kosine-runner", self.recover, self._serve),
             ("kosine-timer", self._recover_timer, self._keep_deadlines),
         ):
             if name in self._living:
@@ -179,7 +179,7 @@ class Runner:
         finally:
             self._living.discard(name)
 
-    def _run(self) -> None:
+    def _serve(self) -> None:
         while self._wait_for_work():
             self.run_batch()
         with self.lock:
@@ -291,7 +291,7 @@ class Runner:
         packed = pack(batch.texts)
         started = self.clock.now()
         try:
-            pooled = self._checked_run(packed)
+            pooled = self._compute_checked(packed)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is some text's
             self._isolate(batch.texts, packed, error)
             return
@@ -303,9 +303,9 @@ class Runner:
             self.counters.stages["run"].observe(ended - started)
             self.counters.stages["finish"].observe(answered - ended)
 
-    def _checked_run(self, packed: Packed) -> Pooled:
+    def _compute_checked(self, packed: Packed) -> Pooled:
         """Run, and refuse an answer of another shape than asked for."""
-        pooled = self.encoder.run(packed)
+        pooled = self.encoder.compute(packed)
         rows, dim = len(packed), self.encoder.dim
         if pooled.vectors.shape != (rows, dim) or pooled.norms.shape != (rows,):
             raise BackendError(
@@ -398,7 +398,7 @@ class Runner:
                     continue
                 half, tokens = [texts[row] for row in rows], packed.take(rows)
                 try:
-                    pooled = self._checked_run(tokens)
+                    pooled = self._compute_checked(tokens)
                 except Exception as again:  # noqa: BLE001 - as above
                     failed.append((half, tokens, again))
                 else:
