@@ -193,10 +193,11 @@ def test_hostile_names_do_not_reach_the_terminal(refused, tmp_path):
         (LATIN1, "line 1 of '{file}' is not UTF-8 (byte 0xbe at column 1)"),
         ("가\n나".encode() + b"\xff\n", "line 2 of '{file}' is not UTF-8 (byte 0xff at column 4)"),
         ("가".encode("utf-16"), "line 1 of '{file}' is not UTF-8"),
-        (b"a\nb\0c\n", "text 1 has a NUL character at 1"),
+        (b"a\nb\0c\n", "line 2 has a NUL character at 1"),
+        (b"a\n" * 4099 + b"\0", "line 4100 has a NUL character at 0"),
         (
             f"가\n{SECRET * 8000}\n".encode(),
-            "text 1 has 88000 characters, and no word of its first",
+            "line 2 has 88000 characters, and no word of its first",
         ),
         (b"a\n" * 3000 + b"\xed\xa0\x80", "line 3001 of '{file}' is not UTF-8"),
     ],

@@ -248,9 +248,8 @@ class Encoder:
             self.prompt_text(prompt_name, prompt),
             truncate=truncate,
         )
-        counts = Counts()
-        counts.add(tokenized)
-        self._report(counts)
+        batch = tokenized.batch
+        self._report(Counts(len(batch), batch.num_tokens, tokenized.truncated, tokenized.unknown))
         return tokenized
 
     def compute(self, batch: Packed) -> Pooled:

@@ -2,8 +2,9 @@
 
 A line ends at LF or CRLF and nowhere else; a blank line is a text; a byte order mark at the start
 is not text. Long texts are cut to the model's max_tokens. A line that cannot be encoded (not UTF-8,
-a NUL, one word of 256 KiB, a vector that is not finite) ends the run, and no file is written; with
---on-error null its row is NaN and its number is reported on stderr, or in the JSON as "failed".
+a NUL, one word of 256 KiB, a vector that is not finite) ends the run with an error that gives its
+number, and no file is written; with --on-error null its row is NaN and its number is reported on
+stderr, or in the JSON as "failed".
 """
 
 from __future__ import annotations
@@ -59,13 +60,8 @@ def run(args: argparse.Namespace) -> int:
     encoder = options.load_encoder(args)
     show = False if args.json else (True if sys.stderr.isatty() else None)
     settings = {"truncate_dim": args.truncate_dim, **options.prompt_options(args)}
-    failed: list[Failure] = []
     began = time.perf_counter()
-    if args.on_error == "fail":
-        texts = options.read_texts(args.file)
-        vectors = encoder.encode(texts, show_progress_bar=show, **settings)
-    else:
-        vectors, failed = _with_null_rows(encoder, args.file, show, settings)
+    vectors, failed = _encode_lines(encoder, args.file, args.on_error == "null", show, settings)
     seconds = time.perf_counter() - began
     _save(output, vectors)
     counts = encoder.counts()
@@ -95,15 +91,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _with_null_rows(
-    encoder: Encoder, name: str, show: bool | None, settings: dict[str, Any]
+def _encode_lines(
+    encoder: Encoder, name: str, null: bool, show: bool | None, settings: dict[str, Any]
 ) -> tuple[NDArray[Any], list[Failure]]:
-    """Vectors of all lines, NaN where a line failed; and which failed, with what is wrong."""
-    # What is wrong with the options would be wrong with every line: that still ends the run.
+    """Vectors of all lines; with `null`, NaN where a line failed, and which did.
+
+    Raises:
+        KosineError: Without `null`, for the first line that fails, by its number.
+    """
+    # What is wrong with the options would be wrong with every line: that ends the run either way.
     parts = [encoder.encode([], **settings)]
     encoder.count_tokens("", settings["prompt_name"], settings["prompt"])
     failed: list[Failure] = []
-    texts = options.read_texts(name, errors="surrogateescape")
+    texts = options.read_texts(name, errors="surrogateescape" if null else "strict")
     line = 1
     with progress_bar(None, show, WINDOW) as bar:
         while window := list(islice(texts, WINDOW)):
@@ -118,7 +118,12 @@ def _with_null_rows(
                         middle = len(part) // 2
                         todo += [part[middle:], part[:middle]]
                         continue
-                    failed.append((line, _problem(error, part[0])))
+                    problem = _problem(error, part[0])
+                    if not null:
+                        raise type(error)(
+                            f"line {line} {problem}", limit=error.limit, remedy=error.remedy
+                        ) from error
+                    failed.append((line, problem))
                     parts.append(np.full_like(parts[0], np.nan, shape=(1, parts[0].shape[1])))
                 line += len(part)
                 if bar is not None:
