@@ -203,6 +203,10 @@ def test_a_bundle_that_cannot_be_used_ends_it_with_one_line(sample_bundle, tmp_p
     assert service.process.wait(60) == 2
     assert "sha256" in service.log.splitlines()[-1]
     assert "Traceback" not in service.log
+    service = launch(tmp_path / "log", tmp_path / "no-such.kosine")
+    assert service.process.wait(60) == 2
+    assert service.log.count("\n") == 1
+    assert "no-such.kosine" in service.log
 
 
 # The end

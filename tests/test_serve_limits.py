@@ -122,7 +122,6 @@ def refused(capfd, *words: object) -> str:
         (["a.kosine", "--timeout", "nan"], "0 or more"),
         (["a.kosine", "--api-key-file", "no-such-file"], "no-such-file"),
         (["a.kosine", "--log-format", "xml"], "xml"),
-        (["no-such.kosine", "--port", "0"], "no-such.kosine"),
     ],
 )
 def test_wrong_usage(capfd, words, message):

@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
         )
     if keys and args.no_auth:
         raise InputError("--no-auth was given and API keys too", remedy="choose one of them")
-    service = serve.make_service(named(args.bundles), settings, keys)
+    server = serve.make_server(serve.make_service(named(args.bundles), settings, keys))
     logs.set_up(args.log_format, args.log_requests)
-    serve.make_server(service).start()
+    server.start()
     return 0
 
 
