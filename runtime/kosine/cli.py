@@ -26,6 +26,7 @@ VERBS = {
     "embed": ("kosine.commands.embed", "encode a file of texts, one a line, into a .npy file"),
     "score": ("kosine.commands.score", "print the cosine matrix of a few texts"),
     "eval": ("kosine.commands.evaluate", "correlate cosine with human scores over text pairs"),
+    "serve": ("kosine.commands.serve", "serve bundles over HTTP, to OpenAI's and other clients"),
     "bench": ("kosine_bench.command", "measure kosine and its rivals side by side"),
 }
 EXTRA_OF = {"kosine_export": "onnx,export", "kosine_bench": "bench"}
