@@ -24,12 +24,13 @@ FLOORS = [
     {"tokenizer", "backends", "backends.rows"},
     {"backends.onnx", "backends.tensorrt"},
     {"encoder"},
-    {"serving"},
+    {"serving", "jobs"},
     {"__init__", "batcher_stats", "testing"},
     {"serving.http"},
     {"commands"},
     {"cli"},
 ]
+OPTIONAL = ("tokenizers", "tqdm", "onnxruntime", "prometheus_client", "pyarrow")
 
 
 def modules(package: str) -> dict[str, ast.Module]:
@@ -46,6 +47,7 @@ OUTSIDE = {
     "numpy": None,  # anywhere
     "tokenizers": {"tokenizer", "serving.http.models"},
     "tqdm": {"progress"},
+    "pyarrow": {"jobs.inputs", "jobs.outputs"},
     "onnxruntime": {"backends.onnx.cpu", "backends.onnx.library"},
     "kosine_kernels": {"backends.lowering", "backends.native"},
     "prometheus_client": {"serving.stats", "serving.http.metrics"},
@@ -167,7 +169,13 @@ def test_the_runtime_takes_little_from_outside(name):
 @pytest.mark.parametrize("name", RUNTIME)
 def test_optional_packages_are_imported_when_they_are_used(name):
     for target, at_top in imports(RUNTIME[name]):
-        if target.partition(".")[0] in ("tokenizers", "tqdm", "onnxruntime", "prometheus_client"):
+        if target.partition(".")[0] in (
+            "tokenizers",
+            "tqdm",
+            "onnxruntime",
+            "prometheus_client",
+            "pyarrow",
+        ):
             assert not at_top, f"{name} imports {target} at once"
 
 
