@@ -458,27 +458,28 @@ def write_weights(
 
 
 def write_pooling(
-    folder: Path, mode: str, width: int, generation: str, include_prompt: bool
+    folder: Path, mode: str | tuple[str, ...], width: int, generation: str, include_prompt: bool
 ) -> None:
     if generation == "5.4":
         config = {
             "embedding_dimension": width,
-            "pooling_mode": mode,
+            "pooling_mode": mode if isinstance(mode, str) else list(mode),
             "include_prompt": include_prompt,
         }
     else:
-        flags = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
-        config = {
-            "word_embedding_dimension": width,
-            **{f"pooling_mode_{flag}": name == mode for name, flag in flags.items()},
-            "pooling_mode_mean_sqrt_len_tokens": False,
+        modes = (mode,) if isinstance(mode, str) else mode
+        flags = {
+            "cls": "cls_token",
+            "mean": "mean_tokens",
+            "max": "max_tokens",
+            "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
         }
+        newer = {"weightedmean": "weightedmean_tokens", "lasttoken": "lasttoken"}
+        config = {"word_embedding_dimension": width}
         if generation != "1.x":
-            config |= {
-                "pooling_mode_weightedmean_tokens": False,
-                "pooling_mode_lasttoken": False,
-                "include_prompt": include_prompt,
-            }
+            flags |= newer
+            config["include_prompt"] = include_prompt
+        config |= {f"pooling_mode_{flag}": name in modes for name, flag in flags.items()}
     write_json(folder / "config.json", config)
 
 
@@ -555,7 +556,7 @@ def build(
     specials: tuple[str, ...] | None = None,
     tokenizer_settings: dict | None = None,
     lowercase: bool = False,
-    pooling: str = "mean",
+    pooling: str | tuple[str, ...] = "mean",
     include_prompt: bool = True,
     normalize: bool | str = False,
     dense: list[dict] | None = None,
@@ -624,6 +625,7 @@ def build(
     modules = [(transformer.name if generation == "1.x" else "", paths["Transformer"])]
     write_pooling(path / "1_Pooling", pooling, width, generation, include_prompt)
     modules.append(("1_Pooling", paths["Pooling"]))
+    width *= 1 if isinstance(pooling, str) else len(pooling)
     for options in dense or []:
         folder = f"{len(modules)}_Dense"
         chosen = dict(options)

@@ -106,7 +106,7 @@ class Encoder:
         positions: int = 64,
         embedding: int | None = None,
         types: int = 2,
-        pooling: str = "mean",
+        pooling: str | tuple[str, ...] = "mean",
         dense: Sequence[tuple[int, str, bool, bool]] = (),
         seed: int = 0,
     ) -> None:
@@ -146,7 +146,7 @@ class Encoder:
             linear(f"layers.{i}.ffn.up", hidden, inner)
             linear(f"layers.{i}.ffn.down", inner, hidden)
             norm(f"layers.{i}.ffn.norm", hidden)
-        columns = hidden
+        columns = hidden * (1 if isinstance(pooling, str) else len(pooling))
         for i, (out, _, _, bias) in enumerate(dense):
             linear(f"dense.{i}", columns, out, bias)
             columns = out
@@ -173,7 +173,8 @@ class Encoder:
                 FeedForward(f"{at}.ffn.up", f"{at}.ffn.down"),
                 Norm(f"{at}.ffn.norm", 1e-5),
             ]
-        walk.append(Pool(pooling))
+        modes = (pooling,) if isinstance(pooling, str) else pooling
+        walk.append(Pool(modes))
         for i, (_, activation, residual, bias) in enumerate(dense):
             walk.append(Dense(f"dense.{i}", bias, activation, residual))
         self.steps: Sequence[Step] = tuple(walk)

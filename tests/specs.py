@@ -30,7 +30,7 @@ def spec_of_sizes(
     pad_id: int = 0,
     token_types: int = 2,
     eps: float = 1e-12,
-    pooling: PoolingMode = "mean",
+    pooling: PoolingMode | tuple[PoolingMode, ...] = "mean",
     include_prompt: bool = True,
     dense: tuple[Dense, ...] = (),
     normalize: bool = False,
@@ -50,7 +50,7 @@ def spec_of_sizes(
             vocab, embedding or hidden, Positions(rule, positions, pad_id), token_types, norm
         ),
         layers=(block,) * layers,
-        pooling=Pooling(pooling, include_prompt),
+        pooling=Pooling((pooling,) if isinstance(pooling, str) else pooling, include_prompt),
         dense=dense,
         normalize=normalize,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import factories
 import numpy_encoder
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
+from kosine.spec import PoolingMode
 from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.families.config import read_config
 from kosine_export.families.registry import MODEL_TYPES
@@ -24,6 +26,14 @@ CASES = {
     "bert": {},
     "bert, cls": {"pooling": "cls"},
     "bert, max": {"pooling": "max"},
+    "bert, mean over the root": {"pooling": "mean_sqrt_len_tokens"},
+    "bert, weighted mean": {"pooling": "weightedmean"},
+    "bert, last token": {"pooling": "lasttoken"},
+    "bert, two poolings, dense": {"pooling": ("cls", "mean"), "dense": [{"outputs": 32}]},
+    "bert, three poolings, 5.4": {
+        "pooling": ("lasttoken", "max", "weightedmean"),
+        "generation": "5.4",
+    },
     "bert, 1.x": {"generation": "1.x"},
     "bert, 5.4": {"generation": "5.4"},
     "bert, bare": {"generation": "bare"},
@@ -108,7 +118,7 @@ def test_fewer_layers_than_the_file_holds_are_the_first_ones(family, tmp_path):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("pooling", [*get_args(PoolingMode), ("weightedmean", "cls")])
 def test_a_left_out_prompt_is_left_out_as_the_referee_does(pooling, tmp_path):
     path = factories.build(
         tmp_path / "m", include_prompt=False, pooling=pooling, prompts={"query": "검색 질문: "}

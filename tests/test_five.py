@@ -63,7 +63,7 @@ def test_manifest_says_what_the_card_says(name: str, exported: dict[str, Exporte
     assert manifest.spec.embeddings.token_types == types
     assert manifest.spec.layers[0].norm.eps == eps
     assert manifest.special_ids == special_ids
-    assert manifest.spec.pooling.mode == "mean"
+    assert manifest.spec.pooling.modes == ("mean",)
     assert manifest.spec.pooling.include_prompt
     assert not manifest.spec.normalize
     assert manifest.similarity == "cosine"

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kosine.spec import PoolingMode
 from kosine_kernels import engine
 from kosine_kernels.steps import Attention, Dense, Norm
 from native_machine import (
@@ -52,7 +54,7 @@ def check(encoder: Encoder, lengths, dtype: str, isa: str, skip=None, **options)
 @each_table()
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("guard", ["none", "after", "before"])
-@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("pooling", [*get_args(PoolingMode), ("lasttoken", "max", "cls")])
 def test_against_numpy(dtype, isa, threads, guard, pooling):
     encoder = Encoder(pooling=pooling)
     skip = np.array([0, 0, 3, 33, 70, 1, 15, 16, 2, 0], np.int32)
@@ -319,7 +321,8 @@ class TestRefusals:
             (2, {"head_size": 8}, "head size is 8"),
             (2, {"head_size": 144}, "head size is 144"),
             (4, {"up": "layers.0.attention.qkv"}, r"ffn\.down\.weight has shape \(96, 64\)"),
-            (-1, {"mode": "sum"}, "unknown pooling 'sum'"),
+            (-1, {"modes": ("mean", "sum")}, "unknown pooling 'sum'"),
+            (-1, {"modes": ()}, "Pool has no mode"),
         ],
     )
     def test_of_steps(self, place, fields, message):

@@ -115,7 +115,7 @@ def encode(
         ids: (T,) int32.
         starts: (B + 1,) int32 offsets into `ids`.
         skip: (B,) int32 leading tokens that pooling leaves out, or None. Where nothing is left,
-            mean and max give zeros and cls falls back to the first token.
+            cls falls back to the first token and the other poolings give zeros.
         positions: (T,) int32 rows of the position table.
         dtype: Arithmetic, float32 or float64.
 
@@ -145,7 +145,12 @@ def encode(
                 x = x + _linear(t, step.down, gelu(_linear(t, step.up, x)))
             case Pool():
                 sentences = zip(bounds, skips, strict=True)
-                x = np.stack([_pool(x[a:b], step.mode, left) for (a, b), left in sentences])
+                x = np.stack(
+                    [
+                        np.concatenate([_pool(x[a:b], mode, left) for mode in step.modes])
+                        for (a, b), left in sentences
+                    ]
+                )
             case Dense():
                 out = activate(_linear(t, step.name, x, bias=step.bias), step.activation)
                 x = out + x if step.use_residual else out
@@ -176,4 +181,14 @@ def _pool(x: Array, mode: str, skip: int) -> Array:
         return np.asarray(kept.max(axis=0)) if len(kept) else np.zeros_like(x[0])
     if mode == "mean":
         return np.asarray(kept.sum(axis=0) / max(len(kept), COUNT_FLOOR), x.dtype)
-    raise ValueError(f"pooling {mode!r}; known: mean, cls, max")
+    if mode == "mean_sqrt_len_tokens":
+        return np.asarray(kept.sum(axis=0) / math.sqrt(max(len(kept), COUNT_FLOOR)), x.dtype)
+    if mode == "weightedmean":
+        weights = np.arange(1, len(x) + 1, dtype=x.dtype)[skip:]
+        total = (kept * weights[:, None]).sum(axis=0)
+        return np.asarray(total / max(weights.sum(), COUNT_FLOOR), x.dtype)
+    if mode == "lasttoken":
+        return np.asarray(kept[-1]) if len(kept) else np.zeros_like(x[0])
+    raise ValueError(
+        f"pooling {mode!r}; known: mean, cls, max, mean_sqrt_len_tokens, weightedmean, lasttoken"
+    )

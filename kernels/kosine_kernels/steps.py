@@ -64,9 +64,15 @@ class FeedForward:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Rows of each sentence to one: "mean", "cls" or "max", over those that are not skipped."""
+    """Rows of each sentence to one, over those that are not skipped.
 
-    mode: str
+    Attributes:
+        modes: Of "mean", "cls" (the first row), "max", "mean_sqrt_len_tokens" (the sum over the
+            square root of the count), "weightedmean" (row i of the sentence weighs i + 1) and
+            "lasttoken": what they give stands end to end.
+    """
+
+    modes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

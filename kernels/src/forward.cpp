@@ -157,8 +157,11 @@ class Walk {
       if (i >= begin) {
         const std::size_t skip =
             batch_.skip == nullptr ? 0 : static_cast<std::size_t>(batch_.skip[sentence.index]);
-        pool_rows(work_.x.row(row), work_.x.stride, sentence.length, skip, step.width, step.mode,
-                  pooled_.row(i));
+        float* out = pooled_.row(i);
+        for (Pooling mode : step.modes) {
+          pool_rows(work_.x.row(row), work_.x.stride, sentence.length, skip, step.width, mode, out);
+          out += step.width;
+        }
       }
       row += sentence.length;
     }

@@ -56,7 +56,11 @@ Pooling pooling_named(const std::string& name) {
   if (name == "mean") return Pooling::kMean;
   if (name == "cls") return Pooling::kCls;
   if (name == "max") return Pooling::kMax;
-  throw std::invalid_argument("unknown pooling '" + name + "'; known: mean, cls, max");
+  if (name == "mean_sqrt_len_tokens") return Pooling::kMeanSqrtLength;
+  if (name == "weightedmean") return Pooling::kWeightedMean;
+  if (name == "lasttoken") return Pooling::kLast;
+  throw std::invalid_argument("unknown pooling '" + name + "'; known: mean, cls, max, "
+                              "mean_sqrt_len_tokens, weightedmean, lasttoken");
 }
 
 Activation activation_named(const std::string& name) {
@@ -211,8 +215,11 @@ class Model::Packer {
   packed::Pool packed_step(const step::Pool& step) {
     expect("Pool", {State::kRows, State::kRowsAndInput});
     state_ = State::kSentences;
+    if (step.modes.empty()) refuse("Pool has no mode", "at least one is needed");
+    const std::size_t width = width_;
+    width_ *= step.modes.size();
     keep_most(model_.widths.pooled, width_);
-    return {step.mode, width_};
+    return {step.modes, width};
   }
 
   packed::Dense packed_step(const step::Dense& step) {

@@ -67,9 +67,9 @@ struct FeedForward {
   std::vector<Linear> down;
   std::size_t slice_panels;
 };
-// Rows of x become one for each sentence.
+// Rows of x become one for each sentence: `width` columns for each mode.
 struct Pool {
-  Pooling mode;
+  std::vector<Pooling> modes;
   std::size_t width;
 };
 struct Dense {

@@ -42,7 +42,13 @@ class StepReader {
                              field<std::size_t>("head_size")};
     }
     if (kind_ == "FeedForward") return step::FeedForward{text("up"), text("down")};
-    if (kind_ == "Pool") return step::Pool{pooling_named(text("mode"))};
+    if (kind_ == "Pool") {
+      std::vector<Pooling> modes;
+      for (const auto& mode : field<std::vector<std::string>>("modes")) {
+        modes.push_back(pooling_named(mode));
+      }
+      return step::Pool{modes};
+    }
     if (kind_ == "Dense") {
       return step::Dense{text("name"), field<bool>("bias"), activation_named(text("activation")),
                          field<bool>("use_residual")};

@@ -6,10 +6,11 @@
 #include <optional>
 #include <string>
 #include <variant>
+#include <vector>
 
 namespace kosine {
 
-enum class Pooling { kMean, kCls, kMax };
+enum class Pooling { kMean, kCls, kMax, kMeanSqrtLength, kWeightedMean, kLast };
 enum class Activation { kIdentity, kTanh, kRelu, kGelu, kSigmoid };
 
 Pooling pooling_named(const std::string& name);        // these throw std::invalid_argument
@@ -40,7 +41,7 @@ struct FeedForward {
   std::string down;
 };
 struct Pool {
-  Pooling mode;
+  std::vector<Pooling> modes;
 };
 struct Dense {
   std::string name;

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 PositionRule = Literal["absolute", "roberta"]
-PoolingMode = Literal["mean", "cls", "max"]
+PoolingMode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +141,16 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """How token vectors become one: over all tokens, or over those after the prompt."""
+    """How token vectors become one, as sentence-transformers' Pooling module defines it.
 
-    mode: PoolingMode
+    Attributes:
+        modes: One, or several whose vectors are put end to end. "mean_sqrt_len_tokens" is the
+            sum over the square root of the count; "weightedmean" gives the i-th token of the
+            text, prompt included, the weight i.
+        include_prompt: Over all tokens, or over those after the prompt.
+    """
+
+    modes: tuple[PoolingMode, ...]
     include_prompt: bool
 
 
@@ -176,9 +183,14 @@ class EncoderSpec:
     normalize: bool
 
     @property
+    def pooled_size(self) -> int:
+        """Length of what pooling gives."""
+        return self.hidden_size * len(self.pooling.modes)
+
+    @property
     def dim(self) -> int:
         """Length of the sentence vectors."""
-        return self.dense[-1].out_features if self.dense else self.hidden_size
+        return self.dense[-1].out_features if self.dense else self.pooled_size
 
 
 def leaves(spec: Any, at: str = "") -> Iterator[tuple[str, str, Any, Any]]:

@@ -118,7 +118,7 @@ def read_config(config: Mapping[str, Any]) -> EncoderSpec:
             norm=norm,
         ),
         layers=(block,) * num_layers,
-        pooling=Pooling("mean", include_prompt=True),
+        pooling=Pooling(("mean",), include_prompt=True),
         dense=(),
         normalize=False,
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from kosine.errors import UnsupportedCheckpoint
-from kosine.spec import Attention, Block, EncoderSpec, Norm, unsupported
+from kosine.spec import Attention, Block, EncoderSpec, Norm, PoolingMode, unsupported
 from kosine_export.graph.emit import Graph
 
 __all__ = ["MASKED", "RUNS", "attention_bias", "embed", "layers", "require_supported"]
@@ -28,7 +28,7 @@ RUNS: Mapping[str, Container[Any] | str] = {
     "layers.feed_forward.activation": ("gelu",),
     "layers.feed_forward.gated": (False,),
     "layers.feed_forward.bias": (True,),
-    "pooling.mode": ("mean", "cls", "max"),
+    "pooling.modes": get_args(PoolingMode),
     "dense.activation": ("identity", "tanh", "relu", "gelu", "sigmoid"),
 }
 

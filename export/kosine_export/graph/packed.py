@@ -10,7 +10,7 @@ from kosine.bundle.tensorfile import TensorEntry
 from kosine.spec import EncoderSpec
 from kosine_export.graph.block import attention_bias, embed, layers, require_supported
 from kosine_export.graph.emit import Graph
-from kosine_export.graph.pooling import segment_maxima, segment_means, unit_vectors
+from kosine_export.graph.pooling import pool_packed, unit_vectors
 
 __all__ = ["QUERY_BLOCK", "packed_graph"]
 
@@ -53,26 +53,14 @@ def packed_graph(
     inputs: list[tuple[str, Sequence[str | int]]] = [
         (name, ["rows", "width"]) for name in ("input_ids", "position_ids", "segment_ids")
     ]
-    pool_ids = "segment_ids"
-    if not spec.pooling.include_prompt and spec.pooling.mode != "cls":
-        pool_ids = "pool_ids"
-        inputs.append((pool_ids, ["rows", "width"]))
-    if spec.pooling.mode == "mean":
-        inputs += [("slots", ["slots"]), ("sentence_index", ["sentences"])]
-        pooled = segment_means(g, spec, x, pool_ids)
-    elif spec.pooling.mode == "cls":
-        inputs.append(("token_index", ["sentences"]))
-        flat = g.op("Reshape", x, g.ints("flat", [-1, spec.hidden_size]))
-        pooled = g.op("Gather", flat, "token_index")
-    else:
-        inputs += [("slots", ["slots"]), ("sentence_index", ["sentences"])]
-        pooled = segment_maxima(g, spec, x, pool_ids)
+    pooled, read = pool_packed(g, spec, x)
+    inputs += list(read.items())
     vectors, norms = unit_vectors(g, spec, pooled)
     model = g.build(
         "kosine_packed",
         inputs,
         [("vectors", vectors, ["sentences", spec.dim]), ("norms", norms, ["sentences"])],
-        OPSET_MAX_POOL if spec.pooling.mode == "max" else OPSET,
+        OPSET_MAX_POOL if "max" in spec.pooling.modes else OPSET,
     )
     return model, g.half_outputs
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from kosine.errors import BackendError
-from kosine.spec import Block, EncoderSpec, unsupported
+from kosine.spec import Block, EncoderSpec, PoolingMode, unsupported
 from kosine_kernels.steps import (
     Attention,
     Dense,
@@ -34,7 +34,7 @@ RUNS: Mapping[str, Container[Any] | str] = {
     "layers.feed_forward.activation": ("gelu",),
     "layers.feed_forward.gated": (False,),
     "layers.feed_forward.bias": (True,),
-    "pooling.mode": ("mean", "cls", "max"),
+    "pooling.modes": get_args(PoolingMode),
     "dense.activation": ("identity", "tanh", "relu", "gelu", "sigmoid"),
     "hidden_size": range(16, 1 << 24, 16),
     "embeddings.size": range(16, 1 << 24, 16),
@@ -73,7 +73,7 @@ def _steps(spec: EncoderSpec) -> Iterator[Step]:
         yield Linear("embeddings.project")
     for number, block in enumerate(spec.layers):
         yield from _block(block, f"layers.{number}")
-    yield Pool(spec.pooling.mode)
+    yield Pool(spec.pooling.modes)
     for number, dense in enumerate(spec.dense):
         yield Dense(f"dense.{number}", dense.bias, dense.activation, dense.use_residual)
 

@@ -19,6 +19,7 @@ __all__ = ["OPERATORS", "ExternalTensor", "scan_graph"]
 OPERATORS = frozenset(
     (
         "Add",
+        "ArgMax",
         "Cast",
         "Clip",
         "Concat",
@@ -30,6 +31,7 @@ OPERATORS = frozenset(
         "Erf",
         "Expand",
         "Gather",
+        "GatherND",
         "Greater",
         "Identity",
         "LayerNormalization",

@@ -192,7 +192,12 @@ def _check_spec(spec: EncoderSpec) -> None:
     positions = spec.embeddings.positions
     if positions.pad_id >= spec.embeddings.vocab_size:
         raise bad("$.spec.embeddings.positions.pad_id", str(positions.pad_id), "a vocabulary id")
-    dim = spec.hidden_size
+    if not spec.pooling.modes:
+        raise bad("$.spec.pooling.modes", "empty", "at least one")
+    dim = spec.pooled_size
+    if dim > MAX_DIMENSION:
+        modes = f"{len(spec.pooling.modes)} of them"
+        raise bad("$.spec.pooling.modes", modes, f"{MAX_DIMENSION} dimensions at most")
     for i, dense in enumerate(spec.dense):
         if dense.in_features != dim:
             raise bad(f"$.spec.dense[{i}].in_features", shown(dense.in_features), f"{dim}")

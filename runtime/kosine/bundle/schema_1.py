@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from kosine.bundle.typed_json import bad, build, shown
 from kosine.spec import (
@@ -41,12 +41,18 @@ class _Architecture:
 
 
 @dataclass(frozen=True, slots=True)
+class _Pooling:
+    mode: Literal["mean", "cls", "max"]
+    include_prompt: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Model:
     """What schema 1 says of the model."""
 
     architecture: _Architecture
     dim: int
-    pooling: Pooling
+    pooling: _Pooling
     dense: tuple[Dense, ...]
     normalized: bool
     special_ids: dict[str, int]
@@ -101,7 +107,7 @@ def _spec(model: _Model) -> EncoderSpec:
             norm=norm,
         ),
         layers=(block,) * a.num_layers,
-        pooling=model.pooling,
+        pooling=Pooling((model.pooling.mode,), model.pooling.include_prompt),
         dense=model.dense,
         normalize=model.normalized,
     )
