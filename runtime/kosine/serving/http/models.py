@@ -77,13 +77,13 @@ class StagedModel:
         self.seen.seconds = time.perf_counter() - started
         return tokenized
 
-    def run(self, batch: Packed) -> Pooled:
+    def compute(self, batch: Packed) -> Pooled:
         """Run a batch when its turn comes. A thread that waits gets the lane before the one that
         has just left it comes again: that one has a batch to answer and the next to put together.
         """
         with self._lane:
             started = time.perf_counter()
-            pooled = self.encoder.run(batch)
+            pooled = self.encoder.compute(batch)
             self.last_run = (started, time.perf_counter())
         return pooled
 
@@ -143,7 +143,7 @@ class Model:
         Raises:
             TextError: None, or one that is not the model's.
         """
-        limit = self.manifest.architecture.vocab_size
+        limit = self.manifest.spec.embeddings.vocab_size
         if not ids or not all(0 <= number < limit for number in ids):
             raise TextError(
                 f"token list {index} is empty or holds an id that the model does not know",
