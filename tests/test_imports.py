@@ -22,7 +22,7 @@ FLOORS = [
     {"backend", "batching", "positions", "quantization", "texts"},
     {"bundle", "scoring"},
     {"tokenizer", "backends", "backends.rows"},
-    {"backends.onnx", "backends.tensorrt"},
+    {"backends.onnx", "backends.tensorrt", "computing", "counting"},
     {"encoder"},
     {"serving", "jobs"},
     {"__init__", "batcher_stats", "testing"},
