@@ -166,8 +166,10 @@ def test_the_runtime_takes_little_from_outside(name):
         assert OUTSIDE[head] is None or name in OUTSIDE[head], f"{name} imports {target}"
 
 
-@pytest.mark.parametrize("name", RUNTIME)
+# The room of the service is itself imported only when it is used: by the verb `serve`.
+@pytest.mark.parametrize("name", [name for name in RUNTIME if not name.startswith("serving.http.")])
 def test_optional_packages_are_imported_when_they_are_used(name):
+    assert not any("serving.http" in target and at_top for target, at_top in imports(RUNTIME[name]))
     for target, at_top in imports(RUNTIME[name]):
         if target.partition(".")[0] in (
             "tokenizers",

@@ -3,6 +3,7 @@ end: over real sockets."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import signal
@@ -171,8 +172,6 @@ def test_health_while_the_model_is_loaded(sample_bundle):
     go, load = threading.Event(), service.service.models.load
 
     async def slow_load() -> None:
-        import asyncio
-
         await asyncio.to_thread(go.wait)
         await load()
 

@@ -152,6 +152,55 @@ class Model:
             )
         return TokenIds.of(ids[: self.encoder.max_tokens])
 
+    async def pieces(
+        self, texts: Sequence[str], prompt_name: str | None, special: bool = True
+    ) -> list[list[tuple[int, str, bool, int | None, int | None]]]:
+        """The tokens of each text: id, text, whether special, and its characters from and to
+        (None of special ones). Nothing is cut.
+
+        Raises:
+            TextError, UnknownPrompt: As `Encoder.count_tokens`.
+        """
+
+        def tokenise() -> list[Any]:
+            self.encoder.count_tokens(list(texts), prompt_name)  # checks them
+            prompt = self.encoder.prompt_text(prompt_name)
+            full = [prompt + text for text in texts]
+            found = [self.tokenizer.encode(text, add_special_tokens=special) for text in full]
+            return [
+                [
+                    (id_, piece, True, None, None)
+                    if is_special
+                    else (id_, text[begin:end] or piece, False, begin, end)
+                    for id_, piece, is_special, (begin, end) in zip(
+                        each.ids, each.tokens, each.special_tokens_mask, each.offsets, strict=True
+                    )
+                ]
+                for text, each in zip(full, found, strict=True)
+            ]
+
+        return await asyncio.to_thread(tokenise)
+
+    async def cut_left(self, texts: Sequence[str], prompt_name: str | None) -> list[str]:
+        """Texts of which the beginning is cut off where they are too long, as token ids; the texts
+        as they are where none is.
+
+        Raises:
+            InputError: The model leaves its prompt out of the pooling, which is at the beginning.
+        """
+        limit = self.encoder.max_tokens
+        found = await self.pieces(texts, prompt_name)
+        if all(len(text) <= limit for text in found):
+            return list(texts)
+        if self.encoder.prompt_text(prompt_name) and not self.manifest.pooling.include_prompt:
+            raise InputError(
+                "truncation_direction is left, and this model leaves the prompt out of its pooling",
+                remedy="cut on the right, or send no prompt",
+            )
+        ids = [[piece[0] for piece in text] for text in found]
+        cut = [row if len(row) <= limit else [row[0], *row[1 - limit :]] for row in ids]
+        return [self.checked_ids(row, i) for i, row in enumerate(cut)]
+
     @contextmanager
     def used(self) -> Iterator[None]:
         """While a request uses it, it is not closed."""

@@ -81,6 +81,7 @@ class ModelEntry(Struct):
     owned_by: str
     dimensions: int
     max_tokens: int
+    engine: str
     fingerprint: str
     prompts: list[str]
 
@@ -179,6 +180,7 @@ async def models(call: Call, _: None) -> Reply:
             owned_by="kosine",
             dimensions=model.encoder.dim,
             max_tokens=model.encoder.max_tokens,
+            engine=f"{model.encoder.backend.name}/{model.encoder.backend.dtype}",
             fingerprint=model.fingerprint,
             prompts=list(model.manifest.prompts),
         )

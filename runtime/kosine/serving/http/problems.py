@@ -17,7 +17,7 @@ from kosine.errors import (
     TextTooLong,
 )
 
-__all__ = ["SHAPES", "Problem", "Shape", "problem_of", "told"]
+__all__ = ["KINDS", "SHAPES", "Problem", "Shape", "problem_of", "told"]
 
 Shape = Callable[["Problem"], tuple[int, dict[str, Any]]]
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kosine.serving.http import health, openai
+from kosine.serving.http import cohere, health, openai, openapi, page, reload, tei
 from kosine.serving.http.app import Service
+from kosine.serving.http.metrics import Metrics
 from kosine.serving.http.models import Model, Models
 from kosine.serving.http.server import Server, bind
 from kosine.serving.http.settings import Keys, Settings
@@ -21,8 +22,20 @@ logger = logging.getLogger("kosine")
 def make_service(paths: Mapping[str, Path], settings: Settings, keys: Keys) -> Service:
     """The application, with nothing loaded yet: `await service.models.load()` does that."""
     models = Models(paths, settings)
-    endpoints = [*openai.endpoints(settings), *health.endpoints()]
-    return Service(settings, models, keys, endpoints)
+    metrics = Metrics()
+    endpoints = [
+        *openai.endpoints(settings),
+        *tei.endpoints(),
+        *cohere.endpoints(),
+        *health.endpoints(),
+        metrics.endpoint,
+        page.endpoint(),
+        reload.endpoint(),
+    ]
+    endpoints.append(openapi.endpoint(endpoints))
+    service = Service(settings, models, keys, endpoints, metrics.observe)
+    metrics.watch(service)
+    return service
 
 
 def make_server(service: Service) -> Server:
@@ -42,7 +55,7 @@ def make_server(service: Service) -> Server:
             _say(model)
         logger.info("serving at %s", address)
 
-    async def reload() -> None:
+    async def load_again() -> None:
         service.keys.read()
         for model in await service.models.reload():
             _say(model)
@@ -54,7 +67,7 @@ def make_server(service: Service) -> Server:
         app = CORSMiddleware(
             service, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"]
         )
-    return Server(service, app, listener, load, reload)
+    return Server(service, app, listener, load, load_again)
 
 
 def _say(model: Model) -> None:
