@@ -26,6 +26,8 @@ VERBS = {
     "embed": ("kosine.commands.embed", "encode a file of texts into .npy, .jsonl or .parquet"),
     "score": ("kosine.commands.score", "print the cosine matrix of a few texts"),
     "eval": ("kosine.commands.evaluate", "correlate cosine with human scores over text pairs"),
+    "compare": ("kosine.commands.compare", "compare two bundles, or one and stored vectors"),
+    "search": ("kosine.commands.search", "find the texts of a file that are most like a query"),
     "bench": ("kosine_bench.command", "measure kosine and its rivals side by side"),
 }
 EXTRA_OF = {"kosine_export": "onnx,export", "kosine_bench": "bench"}
