@@ -82,6 +82,9 @@ USAGE = {
               ("b", "t", "-o", "-", "--resume"), ("b", "-", "-o", "v.npy", "--resume")],
     "score": [(), ("b",), ("b", "t", "--threads", "1.5")],
     "eval": [(), ("b",)],
+    "compare": [(), ("a",), ("a", "b"), ("a", "b", "--texts"), ("a", "b", "--texts", "none"),
+                ("a", "b", "--texts", "-"), ("a", "b", "--texts", "t", "--min-cosine", "x")],
+    "search": [(), ("b",), ("b", "c"), ("b", "c", "q", "-k", "0"), ("b", "none", "q")],
     "export": [(), ("c",), ("c", "b", "--max-tokens", "x"), ("c", "b", "--target")],
 }  # fmt: skip
 
@@ -94,7 +97,7 @@ def test_wrong_usage(refused, verb, words):
 # Engines and options
 
 
-@pytest.mark.parametrize("verb", ["verify", "embed", "score", "eval"])
+@pytest.mark.parametrize("verb", ["verify", "embed", "score", "eval", "compare", "search"])
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -110,7 +113,10 @@ def test_wrong_usage(refused, verb, words):
     ],
 )
 def test_engines_that_do_not_exist(refused, sample_bundle, texts, tmp_path, verb, words, message):
-    more = {"embed": (texts, "-o", tmp_path / "v.npy"), "score": ("가",), "verify": ()}
+    more = {
+        "embed": (texts, "-o", tmp_path / "v.npy"), "score": ("가",), "verify": (),
+        "compare": (sample_bundle, "--texts", texts), "search": (texts, "가"),
+    }  # fmt: skip
     (tmp_path / "p.tsv").write_text("가\t나\t1\n가\t다\t2\n", encoding="utf-8")
     given = more.get(verb, (tmp_path / "p.tsv", "--columns", "1,2,3"))
     assert message in refused(verb, sample_bundle, *given, *words)
