@@ -192,7 +192,7 @@ class Model:
         found = await self.pieces(texts, prompt_name)
         if all(len(text) <= limit for text in found):
             return list(texts)
-        if self.encoder.prompt_text(prompt_name) and not self.manifest.pooling.include_prompt:
+        if self.encoder.prompt_text(prompt_name) and not self.manifest.spec.pooling.include_prompt:
             raise InputError(
                 "truncation_direction is left, and this model leaves the prompt out of its pooling",
                 remedy="cut on the right, or send no prompt",

@@ -135,7 +135,7 @@ async def either(call: Call, body: EitherRequest) -> Reply:
 async def embed_(call: Call, body: EmbedRequest) -> Reply:
     with call.using(body.model) as model:
         texts = _listed(body.inputs)
-        if body.normalize is False and not model.manifest.normalized:
+        if body.normalize is False and not model.manifest.spec.normalize:
             raise Problem(
                 "invalid",
                 "normalize is false; this service gives unit vectors; leave it out",
@@ -238,7 +238,7 @@ async def info(call: Call, _: None) -> Reply:
                 model_id=model.name,
                 model_sha=revision if isinstance(revision, str) else None,
                 model_dtype=encoder.backend.dtype,
-                model_type={"embedding": {"pooling": manifest.pooling.mode}},
+                model_type={"embedding": {"pooling": "+".join(manifest.spec.pooling.modes)}},
                 max_concurrent_requests=settings.max_requests,
                 max_input_length=encoder.max_tokens,
                 max_batch_tokens=settings.batch_tokens or encoder.max_batch_tokens,
