@@ -11,6 +11,7 @@ help:
 	@echo "make setup   .venv with kosine, ONNX Runtime and the exporter (no PyTorch), and the native"
 	@echo "             engine where there is a C++ compiler"
 	@echo "make demo    export the sample encoder, replay its canary, score Korean sentences"
+	@echo "make check   lint, and the tests that are quick and need no PyTorch: two minutes"
 	@echo "make test    the whole test suite (installs PyTorch, the referee)"
 	@echo "make fuzz    its property tests again and again, on random seeds (FUZZ_ROUNDS)"
 	@echo "make test-gpu  the tests that need an NVIDIA GPU, in an environment of their own"
@@ -56,6 +57,13 @@ sanitize: .venv/.test
 	  PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 .venv/bin/python -c 'import sys, \
 	  kosine_kernels as k; k.__path__.insert(0, "build/sanitize"); import pytest; \
 	  sys.exit(pytest.main(sys.argv[1:]))' -m "not slow" tests/test_kernels_*.py tests/test_native.py
+
+# Needs no PyTorch, and does not look at it where it is. mypy reads all of it under `make lint`.
+check: .venv/.check native
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy runtime/kosine kernels/kosine_kernels
+	.venv/bin/python -m pytest -q --without-torch -m "not slow and not long" $(PYTEST_ARGS)
 
 test: .venv/.test native .venvs/optimum/.done
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
@@ -110,6 +118,10 @@ clean:
 
 .venv/.build: .venv/.runtime
 	PIP_CONSTRAINT=constraints.txt $(PIP) install cmake ninja nanobind
+	@touch $@
+
+.venv/.check: .venv/.build
+	PIP_CONSTRAINT=constraints.txt $(PIP) install ruff mypy pytest pytest-benchmark hypothesis
 	@touch $@
 
 # torch first and by version: what is asked for plain torch later takes it as it is, and no
