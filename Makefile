@@ -5,7 +5,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 CMAKE = PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/cmake
 SAMPLE = out/sample.kosine
 
-.PHONY: help setup demo engine native sanitize check test test-gpu fuzz lint format bench bench-report load soak clean
+.PHONY: help setup demo engine native sanitize check test test-gpu fuzz lint format bench bench-report load soak soak-serve clean
 
 help:
 	@echo "make setup   .venv with kosine, ONNX Runtime and the exporter (no PyTorch), and the native"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench-report  pictures and the README's table from the newest result"
 	@echo "make load    latency against load, packed beside padded: about an hour (LOAD_ARGS)"
 	@echo "make soak    the batcher under mixed faults for 8 hours (SOAK_ARGS to change it)"
+	@echo "make soak-serve  the service: 50,000 mutations, slow clients, an hour of load"
 
 setup: .venv/.runtime engine
 
@@ -105,6 +106,11 @@ soak: .venv/.test native
 	  tests/test_encoder_properties.py tests/test_kernels_engine.py \
 	  -k "test_batcher_model or test_fork or needles"
 	.venv/bin/python -m kosine_bench.reliability.soak $(SOAK_ARGS)
+
+soak-serve: .venv/.bench engine
+	@mkdir -p out
+	.venv/bin/kosine export export/sample $(SAMPLE) --force
+	.venv/bin/python -m kosine_bench.reliability.service_soak $(SAMPLE) $(SOAK_ARGS)
 
 clean:
 	rm -rf .venv .venvs out
