@@ -105,7 +105,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/.runtime: pyproject.toml constraints.txt | .venv/bin/python
-	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export]'
+	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,serve]'
 	@touch $@
 
 .venv/.build: .venv/.runtime
@@ -116,12 +116,12 @@ clean:
 # multi-gigabyte CUDA build comes along.
 .venv/.test: .venv/.build
 	$(PIP) install torch==2.13.0
-	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,torch,bench,test]'
+	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,serve,torch,bench,test]'
 	PIP_CONSTRAINT=constraints.txt $(PIP) install ./export/optimum_plugin
 	@touch $@
 
 .venv/.bench: .venv/.runtime
-	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,bench]'
+	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,serve,bench]'
 	@touch $@
 
 # sentence-transformers' own ONNX backend needs optimum-onnx, which pins an older transformers.

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 import kosine
 from kosine_export.export import export
+from torch_needed import needs_torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "export" / "sample"
@@ -28,6 +29,13 @@ UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("fixed", derandomize=True, **UNTIMED)
 settings.register_profile("random", derandomize=False, print_blob=True, **UNTIMED)
 settings.load_profile("fixed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m "not torch"` leaves out what needs PyTorch."""
+    for item in items:
+        if needs_torch(item):
+            item.add_marker("torch")
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import pytest
 from kosine.errors import NonFiniteVector
 from kosine.packed import Packed
 from kosine.serving.queue import Queue
-from kosine.serving.runner import Runner
+from kosine.serving.workers import Workers
 from kosine.testing import FakeBackend, FakeEncoder, linear_cost
 from kosine_bench.load.simulation import capacity_tps, simulate
 from kosine_bench.reliability import concurrency, kills, overload, soak
@@ -119,7 +119,7 @@ class TestWorkerKilled:
 
     def test_a_worker_that_stays_dead_is_noticed(self, monkeypatch):
         monkeypatch.setattr(kills, "PATIENCE_S", 0.5)
-        monkeypatch.setattr(Runner, "recover", lambda *_: None)
+        monkeypatch.setattr(Workers, "recover", lambda *_: None)
         with pytest.raises(TimeoutError):
             kills.kills(3, seconds=0.5)
 

@@ -81,7 +81,7 @@ def small(tmp_path):
 
 @pytest.fixture(autouse=True)
 def nothing_was_said_before(monkeypatch):
-    monkeypatch.setattr("kosine.encoder._told_of_unknown", {})
+    monkeypatch.setattr("kosine.counting._told_of_unknown", {})
 
 
 def close(a, b, atol=2e-6):

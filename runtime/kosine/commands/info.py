@@ -91,7 +91,10 @@ def _summary(spec: EncoderSpec) -> dict[str, Any]:
             "layer_norm_eps": first.norm.eps,
             "position_rule": spec.embeddings.positions.rule,
         },
-        "pooling": dataclasses.asdict(spec.pooling),
+        "pooling": {
+            "mode": "+".join(spec.pooling.modes),
+            "include_prompt": spec.pooling.include_prompt,
+        },
         "dense": [dataclasses.asdict(layer) for layer in spec.dense],
         "normalized": spec.normalize,
     }
