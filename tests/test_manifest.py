@@ -23,13 +23,21 @@ from kosine.bundle.manifest import (
 from kosine.bundle.plans import PlanProfile, TensorRTPlan
 from kosine.bundle.typed_json import build
 from kosine.errors import KosineError, ManifestError, SchemaTooNew
-from kosine.spec import Dense, EncoderSpec, Pooling, leaves
+from kosine.spec import Dense, EncoderSpec, Norm, Pooling, leaves
 from specs import spec_of_sizes
 
 SMALL = small_manifest().spec
 DENSE = (Dense(DIM, 8, True, "tanh", False), Dense(8, DIM, False, "identity", True))
+ROPE = dataclasses.replace(
+    SMALL.layers[0].attention, positions="rope", rope_theta=160_000.0, window=4
+)
 FULL = small_manifest(
-    spec=dataclasses.replace(SMALL, dense=DENSE, layers=SMALL.layers * 2),
+    spec=dataclasses.replace(
+        SMALL,
+        dense=DENSE,
+        layers=(SMALL.layers[0], dataclasses.replace(SMALL.layers[0], attention=ROPE)),
+        final_norm=Norm("layer_norm", 1e-5, bias=False),
+    ),
     ranges={"min": [-1.0, -0.5, -1.0, -1.0], "max": [1.0, 0.5, 1.0, 1.0]},
     default_prompt_name="query",
     artifacts=(
@@ -110,7 +118,9 @@ def paths(value: object, at: str = "") -> list[str]:
 
 
 PATHS = paths(value_of())
-NULLABLE = ("default_prompt_name", "ranges", "parity", "spec.layers.0.attention.window")
+NULLABLE = (
+    "default_prompt_name", "ranges", "parity", "spec.layers.0.attention.window", "spec.final_norm",
+)  # fmt: skip
 OPTIONAL = (
     "parity", "certificates", "plans", "plans.0.evidence", "prompts.query", "special_ids.mask",
     "special_ids.unk",
@@ -209,6 +219,14 @@ def test_unknown_keys(path):
         ("spec.layers.1.attention.num_key_value_heads", 3),
         ("spec.layers.0.attention.num_heads", 0),
         ("spec.layers.1.attention.window", -1),
+        ("spec.layers.0.attention.positions", "rope"),
+        ("spec.layers.0.attention.rope_theta", 10000.0),
+        ("spec.layers.1.attention.positions", "none"),
+        ("spec.layers.1.attention.rope_theta", 1.0),
+        ("spec.layers.1.attention.rope_theta", 1e12),
+        ("spec.layers.1.attention.head_size", 3),
+        ("spec.layers.0.attention_norm", False),
+        ("spec.final_norm.eps", 0.0),
         ("spec.hidden_size", 1 << 21),
         ("spec.embeddings.token_types", -1),
         ("spec.embeddings.positions.pad_id", 7),
@@ -397,8 +415,11 @@ def test_each_fact_changes_the_fingerprint():
     assert all(len(each) == 32 and int(each, 16) >= 0 for each in prints.values())
 
 
-ALONE = ("post", "layer_norm", "none", "gelu")  # what has no other value yet
-OTHER = {"absolute": "roberta", "mean": "cls", "tanh": "relu", "identity": "gelu", "bert": "b"}
+ALONE = ("layer_norm", "gelu")  # what has no other value yet
+OTHER = {
+    "absolute": "roberta", "mean": "cls", "tanh": "relu", "identity": "gelu", "bert": "b",
+    "none": "rope", "rope": "none", "post": "pre",
+}  # fmt: skip
 
 
 def another(value):

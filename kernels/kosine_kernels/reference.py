@@ -4,8 +4,8 @@ It walks the steps of `kosine_kernels.steps`. Attention and pooling go sentence 
 else is row by row, so nothing in it can mix neighbours. `dtype` sets the arithmetic: float64
 gives a yardstick well below float32's noise.
 
-Source of the semantics: transformers' `modeling_bert.py` / `modeling_roberta.py` (post-LayerNorm
-block, exact-erf GELU) and sentence-transformers' Pooling and Dense modules.
+Source of the semantics: transformers' `modeling_bert.py`, `modeling_roberta.py` and
+`modeling_modernbert.py`, and sentence-transformers' Pooling and Dense modules.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from kosine_kernels.steps import (
     Linear,
     Norm,
     Pool,
+    Rotary,
     Step,
 )
 
@@ -74,12 +75,13 @@ def gelu(x: Array) -> Array:
     return np.asarray(half * x * (1 + erf(x / x.dtype.type(math.sqrt(2.0)))))
 
 
-def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
     """Over the last axis, with the biased variance that torch uses."""
     mean = x.mean(axis=-1, keepdims=True)
     centred = x - mean
     variance = np.square(centred).mean(axis=-1, keepdims=True)
-    return np.asarray(centred / np.sqrt(variance + x.dtype.type(eps)) * weight + bias)
+    out = centred / np.sqrt(variance + x.dtype.type(eps)) * weight
+    return np.asarray(out if bias is None else out + bias)
 
 
 def activate(x: Array, name: str) -> Array:
@@ -125,24 +127,32 @@ def encode(
     t = {name: np.asarray(value, dtype) for name, value in tensors.items()}
     bounds = list(pairwise(starts.tolist()))
     skips = [0] * len(bounds) if skip is None else skip.tolist()
-    x = np.empty((0, 0), dtype)
+    x: Array = np.empty((0, 0), dtype)
+    y = x
     for step in steps:
         match step:
             case Embed():
-                x = t[f"{step.word}.weight"][ids] + t[f"{step.position}.weight"][positions]
+                x = t[f"{step.word}.weight"][ids]
+                if step.position is not None:
+                    x = x + t[f"{step.position}.weight"][positions]
                 if step.token_type is not None:
                     x = x + t[f"{step.token_type}.weight"][0]
             case Norm():
-                weight, bias = t[f"{step.name}.weight"], t[f"{step.name}.bias"]
-                x = layer_norm(x, weight, bias, step.eps)
+                bias = t[f"{step.name}.bias"] if step.bias else None
+                y = layer_norm(x, t[f"{step.name}.weight"], bias, step.eps)
+                x = x if step.keeps_x else y
             case Linear():
-                x = _linear(t, step.name, x)
+                x = y = _linear(t, step.name, y)
             case Attention():
-                qkv = _linear(t, step.qkv, x).reshape(len(x), 3, step.num_heads, step.head_size)
-                context = np.concatenate([_attention(qkv[a:b]) for a, b in bounds])
-                x = x + _linear(t, step.output, context)
+                qkv = _linear(t, step.qkv, y, bias=step.bias)
+                qkv = qkv.reshape(len(x), 3, step.num_heads, step.head_size)
+                context = np.concatenate([_attention(step, qkv[a:b]) for a, b in bounds])
+                x = x + _linear(t, step.output, context, bias=step.bias)
             case FeedForward():
-                x = x + _linear(t, step.down, gelu(_linear(t, step.up, x)))
+                inner = gelu(_linear(t, step.up, y, bias=step.bias))
+                if step.gate is not None:
+                    inner = inner * _linear(t, step.gate, y, bias=step.bias)
+                x = x + _linear(t, step.down, inner, bias=step.bias)
             case Pool():
                 sentences = zip(bounds, skips, strict=True)
                 x = np.stack(
@@ -164,13 +174,30 @@ def _linear(t: Mapping[str, Array], name: str, x: Array, *, bias: bool = True) -
     return np.asarray(out + t[f"{name}.bias"] if bias else out)
 
 
-def _attention(qkv: Array) -> Array:
+def _attention(step: Attention, qkv: Array) -> Array:
     """(L, 3, heads, head_size) of one sentence to (L, heads * head_size)."""
+    if step.rotary is not None:
+        qkv[:, :2] = _rotated(step.rotary, qkv[:, :2])
     q, k, v = (qkv[:, j].transpose(1, 0, 2) for j in range(3))
     scores = q @ k.transpose(0, 2, 1) / qkv.dtype.type(math.sqrt(qkv.shape[-1]))
+    if step.window is not None:
+        places = np.arange(len(qkv))
+        far = np.abs(places[:, None] - places) > step.window
+        scores = np.where(far, qkv.dtype.type(-np.inf), scores)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     context = (scores / scores.sum(axis=-1, keepdims=True)) @ v
     return np.asarray(context.transpose(1, 0, 2).reshape(len(qkv), -1))
+
+
+def _rotated(rotary: Rotary, x: Array) -> Array:
+    """(L, ..., head_size), each row turned by its place."""
+    size = x.shape[-1]
+    frequencies = (1 / rotary.theta ** (np.arange(0, size, 2) / size)).astype(np.float32)
+    angles = np.arange(len(x), dtype=np.float32)[:, None] * frequencies
+    angles = angles.reshape(len(x), *[1] * (x.ndim - 2), size // 2).astype(np.float64)
+    cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
+    a, b = x[..., : size // 2], x[..., size // 2 :]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 def _pool(x: Array, mode: str, skip: int) -> Array:

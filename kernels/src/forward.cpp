@@ -46,7 +46,9 @@ class Walk {
         const std::size_t token = sentence.begin + i;
         const float* word = step.word + static_cast<std::size_t>(batch_.ids[token]) * step.width;
         const float* position =
-            step.position + static_cast<std::size_t>(batch_.positions[token]) * step.width;
+            step.position +
+            (model_.has_positions ? static_cast<std::size_t>(batch_.positions[token]) : 0) *
+                step.width;
         float* x = work_.x.row(row);
         for (std::size_t j = 0; j < step.width; ++j) x[j] = word[j] + position[j];
       }
@@ -64,6 +66,7 @@ class Walk {
         .gain = step.gain,
         .bias = step.bias,
         .eps = step.eps,
+        .keeps_x = step.keeps_x,
         .rounded = work_.input.at(begin, 0),
         .ldr = work_.input.stride,
     });
@@ -100,7 +103,19 @@ class Walk {
     for (const Sentence& sentence : chunk_.sentences) {
       for (std::size_t head = 0; head < step.num_heads; ++head, ++item) {
         if (item % member_.size != member_.rank) continue;
-        const float* q = work_.qkv.row(row) + head * step.head_size;
+        float* q = work_.qkv.row(row) + head * step.head_size;
+        if (step.cos != nullptr) {
+          for (float* part : {q, q + width}) {
+            model_.kernels.turn({
+                .x = part,
+                .ld = work_.qkv.stride,
+                .length = sentence.length,
+                .head_size = step.head_size,
+                .cos = step.cos,
+                .sin = step.sin,
+            });
+          }
+        }
         model_.kernels.attention({
             .q = q,
             .k = q + width,
@@ -108,6 +123,7 @@ class Walk {
             .ld = work_.qkv.stride,
             .length = sentence.length,
             .head_size = step.head_size,
+            .window = step.window,
             .out = work_.context.at(row, head * step.head_size),
             .ldo = work_.context.stride,
             .scratch = work_.scratch(member_.rank),
@@ -124,12 +140,17 @@ class Walk {
     const std::size_t slices = step.down.size();
     if (member_.size == 1) {
       for (std::size_t i = 0; i < slices; ++i) {
-        multiply(work_.input, up_slice(step, i), Epilogue::kGelu, work_.inner);
+        multiply(work_.input, slice_of(step.up, step, i), Epilogue::kGelu, work_.inner);
+        if (step.gate.has_value()) {
+          multiply(work_.input, slice_of(*step.gate, step, i), Epilogue::kGate, work_.inner);
+        }
         multiply(work_.inner, step.down[i], Epilogue::kAdd, work_.x);
       }
       return;
     }
     multiply(work_.input, step.up, Epilogue::kGelu, work_.inner);
+    // A member's panels of both products are the same.
+    if (step.gate.has_value()) multiply(work_.input, *step.gate, Epilogue::kGate, work_.inner);
     member_.meet();
     for (std::size_t i = 0; i < slices; ++i) {
       ActivationMatrix inner = work_.inner;
@@ -139,9 +160,9 @@ class Walk {
     member_.meet();
   }
 
-  Linear up_slice(const packed::FeedForward& step, std::size_t slice) const {
+  Linear slice_of(const Linear& whole, const packed::FeedForward& step, std::size_t slice) const {
     const std::size_t begin = slice * step.slice_panels;
-    Linear part = step.up;
+    Linear part = whole;
     part.weight += begin * part.panel_bytes;
     part.bias += begin * model_.kernels.panel;
     part.panels = std::min(step.slice_panels, part.panels - begin);

@@ -25,6 +25,7 @@ using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>
 using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Result = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
+constexpr std::size_t kNoWindow = std::size_t{1} << 24;
 constexpr std::size_t kArenaBytes = std::size_t{1} << 30;  // a limit: guarded buffers map alone
 
 // One table and the guarded buffers of one call.
@@ -106,7 +107,8 @@ Epilogue epilogue_named(const std::string& name) {
   if (name == "store") return Epilogue::kStore;
   if (name == "add") return Epilogue::kAdd;
   if (name == "gelu") return Epilogue::kGelu;
-  throw std::invalid_argument("unknown epilogue '" + name + "'; known: store, add, gelu");
+  if (name == "gate") return Epilogue::kGate;
+  throw std::invalid_argument("unknown epilogue '" + name + "'; known: store, add, gelu, gate");
 }
 
 Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a,
@@ -121,13 +123,13 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
   const std::size_t panels = round_up(columns, kernels.panel) / kernels.panel;
   const std::size_t width = panels * kernels.panel;
   const Epilogue chosen = epilogue_named(epilogue);
-  const bool gelu = chosen == Epilogue::kGelu;
+  const bool rounds = chosen == Epilogue::kGelu || chosen == Epilogue::kGate;
 
   char* packed = call.room(width * padded * kernels.activation);
   kernels.pack(call.floats(weight.data(), depth, columns, columns), columns, depth, padded,
                columns, packed);
-  char* to = gelu ? call.room(rows * width * kernels.activation)
-                  : reinterpret_cast<char*>(call.floats(out.data(), rows, columns, width));
+  char* to = rounds ? call.activations(out.data(), rows, columns, width)
+                    : reinterpret_cast<char*>(call.floats(out.data(), rows, columns, width));
   kernels.gemm({
       .a = call.activations(a.data(), rows, depth, padded),
       .lda = padded,
@@ -141,14 +143,15 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
       .epilogue = chosen,
   });
   return result(rows, columns, [&](std::size_t i, std::size_t j) {
-    if (gelu) return call.get(to + (i * width + j) * kernels.activation);
+    if (rounds) return call.get(to + (i * width + j) * kernels.activation);
     return reinterpret_cast<const float*>(to)[i * width + j];
   });
 }
 
 std::pair<Result, Result> call_layer_norm(const std::string& dtype, const std::string& isa,
                                           const Rows& x, const Row& gain, const Row& bias,
-                                          float eps, const std::string& guard) {
+                                          float eps, const std::string& guard,
+                                          bool keeps_x) {
   Call call(dtype, isa, guard);
   const std::size_t rows = x.shape(0), width = x.shape(1);
   need(width % 16 == 0 && gain.shape(0) == width && bias.shape(0) == width,
@@ -163,6 +166,7 @@ std::pair<Result, Result> call_layer_norm(const std::string& dtype, const std::s
       .gain = call.floats(gain.data(), 1, width, width),
       .bias = call.floats(bias.data(), 1, width, width),
       .eps = eps,
+      .keeps_x = keeps_x,
       .rounded = rounded,
       .ldr = width,
   });
@@ -186,7 +190,8 @@ Result call_round(const std::string& dtype, const std::string& isa, const Rows& 
 
 // q, k and v each in a buffer of their own, so that a read past any one of them is caught.
 Result call_attention(const std::string& dtype, const std::string& isa, const Rows& q,
-                      const Rows& k, const Rows& v, const std::string& guard) {
+                      const Rows& k, const Rows& v, const std::string& guard,
+                      std::size_t window) {
   Call call(dtype, isa, guard);
   const std::size_t length = q.shape(0), head_size = q.shape(1);
   need(head_size % 16 == 0 && head_size <= 128, "the head size is not a multiple of 16 to 128");
@@ -202,6 +207,7 @@ Result call_attention(const std::string& dtype, const std::string& isa, const Ro
       .ld = head_size,
       .length = length,
       .head_size = head_size,
+      .window = window,
       .out = to,
       .ldo = head_size,
       .scratch = call.floats(nullptr, 1, 0, call.kernels.attention_scratch(length, head_size)),
@@ -240,9 +246,10 @@ void bind_kernel_calls(nb::module_& module) {
   m.def("gemm", call_gemm, "dtype"_a, "isa"_a, "a"_a, "weight"_a, "bias"_a, "out"_a, "epilogue"_a,
         "guard"_a);
   m.def("layer_norm", call_layer_norm, "dtype"_a, "isa"_a, "x"_a, "gain"_a, "bias"_a, "eps"_a,
-        "guard"_a);
+        "guard"_a, "keeps_x"_a = false);
   m.def("round", call_round, "dtype"_a, "isa"_a, "x"_a, "guard"_a);
-  m.def("attention", call_attention, "dtype"_a, "isa"_a, "q"_a, "k"_a, "v"_a, "guard"_a);
+  m.def("attention", call_attention, "dtype"_a, "isa"_a, "q"_a, "k"_a, "v"_a, "guard"_a,
+        "window"_a = kNoWindow);
   m.def("stray_read", call_stray_read, "guard"_a);
   m.def("report_leaks", [] { nb::set_leak_warnings(true); });
   m.def("schedule", call_schedule, "dtype"_a, "isa"_a, "starts"_a, "threads"_a);

@@ -25,6 +25,7 @@ enum class Epilogue {
   kStore,  // float       out  = product + bias
   kAdd,    // float       out += product + bias
   kGelu,   // activation  out  = gelu(product + bias), the erf form
+  kGate,   // activation  out *= product + bias
 };
 
 // A product over whole panels of a packed weight. `out` must have room for panels * panel
@@ -54,11 +55,13 @@ struct NormArgs {
   const float* gain;
   const float* bias;
   float eps;
+  bool keeps_x;      // only `rounded` is written
   void* rounded;     // (rows, width) activations
   std::size_t ldr;
 };
 
-// One head of one sentence: out = softmax(q kT / sqrt(head_size)) v.
+// One head of one sentence: out = softmax(q kT / sqrt(head_size)) v. Row i sees rows i - window to
+// i + window.
 struct AttentionArgs {
   const float* q;         // (length, head_size), rows ld apart; k and v alike
   const float* k;
@@ -66,9 +69,21 @@ struct AttentionArgs {
   std::size_t ld;
   std::size_t length;
   std::size_t head_size;  // a multiple of 16, at most 128
+  std::size_t window;
   void* out;              // (length, head_size) activations
   std::size_t ldo;
   float* scratch;         // attention_scratch(length, head_size) floats
+};
+
+// Rows of a head, turned in place: the halves a and b of row i become a cos - b sin and
+// b cos + a sin of row i of the tables.
+struct TurnArgs {
+  float* x;               // (length, head_size), rows ld apart
+  std::size_t ld;
+  std::size_t length;
+  std::size_t head_size;  // a multiple of 16
+  const float* cos;       // (length, head_size / 2)
+  const float* sin;
 };
 
 struct Kernels {
@@ -89,6 +104,7 @@ struct Kernels {
                 std::size_t ldo);
   std::size_t (*attention_scratch)(std::size_t length, std::size_t head_size);
   void (*attention)(const AttentionArgs&);
+  void (*turn)(const TurnArgs&);
 };
 
 extern const Kernels kAvx2Float32;

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <initializer_list>
 #include <stdexcept>
+#include <tuple>
+#include <utility>
 
 namespace kosine {
 namespace {
@@ -100,6 +102,8 @@ class Model::Packer {
 
   void all(const std::vector<Step>& steps) {
     model_.steps.clear();
+    model_.max_length = kMaxSize;
+    turns_.clear();
     state_ = State::kNothing;
     for (const Step& step : steps) {
       std::visit([this](const auto& one) { model_.steps.emplace_back(packed_step(one)); }, step);
@@ -135,8 +139,14 @@ class Model::Packer {
     expect("Embed", {State::kNothing});
     const Tensor& words = of_rank(tensors_, step.word + ".weight", 2);
     const std::size_t width = words.shape[1];
-    const std::size_t rows = of_rank(tensors_, step.position + ".weight", 2).shape[0];
-    const Tensor& places = of_shape(tensors_, step.position + ".weight", {rows, width});
+    model_.has_positions = step.position.has_value();
+    std::size_t rows = 1;
+    const float* places = nullptr;
+    if (step.position.has_value()) {
+      const std::string name = *step.position + ".weight";
+      rows = of_rank(tensors_, name, 2).shape[0];
+      places = of_shape(tensors_, name, {rows, width}).data;
+    }
     const float* type = nullptr;
     if (step.token_type.has_value()) {
       const std::string name = *step.token_type + ".weight";
@@ -152,7 +162,8 @@ class Model::Packer {
     if (packing_) {
       std::memcpy(word, words.data, model_.vocab_size * width * sizeof(float));
       for (std::size_t i = 0; i < rows * width; ++i) {
-        position[i] = places.data[i] + (type == nullptr ? 0.0f : type[i % width]);
+        const float place = places == nullptr ? 0.0f : places[i];
+        position[i] = place + (type == nullptr ? 0.0f : type[i % width]);
       }
     }
     return {word, position, width};
@@ -165,10 +176,11 @@ class Model::Packer {
              "a positive number is needed");
     }
     const Tensor& gain = of_shape(tensors_, step.name + ".weight", {width_});
-    const Tensor& bias = of_shape(tensors_, step.name + ".bias", {width_});
+    const float* bias =
+        step.bias ? of_shape(tensors_, step.name + ".bias", {width_}).data : nullptr;
     state_ = State::kRowsAndInput;
-    return {padded(gain.data, width_, width_), padded(bias.data, width_, width_), step.eps,
-            width_};
+    return {padded(gain.data, width_, width_), padded(bias, width_, width_), step.eps, width_,
+            step.keeps_x};
   }
 
   packed::Project packed_step(const step::Linear& step) {
@@ -190,26 +202,60 @@ class Model::Packer {
              "a multiple of 16 up to 128 is needed");
     }
     const std::size_t context = step.num_heads * step.head_size;
-    const Linear qkv = packed_linear(model_.kernels, step.qkv, width_, 3 * context);
-    const Linear output = packed_linear(model_.kernels, step.output, context, width_);
+    const Linear qkv = packed_linear(model_.kernels, step.qkv, width_, 3 * context, step.bias);
+    const Linear output = packed_linear(model_.kernels, step.output, context, width_, step.bias);
+    const auto [cos, sin] = turns(step);
     keep_most(model_.widths.qkv, qkv.panels * model_.kernels.panel);
     keep_most(model_.widths.context, context);
     keep_most(model_.widths.head, step.head_size);
     state_ = State::kRows;
-    return {qkv, output, step.num_heads, step.head_size};
+    return {qkv, output, step.num_heads, step.head_size, cos, sin,
+            std::min(step.window.value_or(kMaxSize), kMaxSize)};
+  }
+
+  // Cosines and sines of every place, shared by the layers that turn alike.
+  std::pair<const float*, const float*> turns(const step::Attention& step) {
+    if (!step.rotary.has_value()) return {nullptr, nullptr};
+    const auto [theta, rows] = *step.rotary;
+    if (!(theta > 1) || !std::isfinite(theta) || rows == 0 || rows > kMaxSize) {
+      refuse("rotary positions of theta " + std::to_string(theta) + " for " +
+                 std::to_string(rows) + " rows",
+             "a theta above 1 and 1 to " + std::to_string(kMaxSize) + " rows are needed");
+    }
+    model_.max_length = std::min(model_.max_length, rows);
+    const auto [found, is_new] = turns_.try_emplace({theta, rows, step.head_size});
+    if (!is_new) return found->second;
+    const std::size_t half = step.head_size / 2;
+    auto* cos = take<float>(rows * half);
+    auto* sin = take<float>(rows * half);
+    for (std::size_t i = 0; packing_ && i < half; ++i) {
+      const double exponent = static_cast<double>(2 * i) / static_cast<double>(step.head_size);
+      const auto frequency = static_cast<float>(1 / std::pow(theta, exponent));
+      for (std::size_t place = 0; place < rows; ++place) {
+        const float angle = static_cast<float>(place) * frequency;
+        cos[place * half + i] = static_cast<float>(std::cos(static_cast<double>(angle)));
+        sin[place * half + i] = static_cast<float>(std::sin(static_cast<double>(angle)));
+      }
+    }
+    return found->second = {cos, sin};
   }
 
   packed::FeedForward packed_step(const step::FeedForward& step) {
     expect("FeedForward", {State::kRowsAndInput});
     const std::size_t inner = of_rank(tensors_, step.up + ".weight", 2).shape[1];
     const std::size_t panel = model_.kernels.panel;
-    const Linear up = packed_linear(model_.kernels, step.up, width_, inner);
+    const Linear up = packed_linear(model_.kernels, step.up, width_, inner, step.bias);
+    std::optional<Linear> gate;
+    if (step.gate.has_value()) {
+      gate = packed_linear(model_.kernels, *step.gate, width_, inner, step.bias);
+    }
     const std::size_t slices = round_up(inner, kSliceColumns) / kSliceColumns;
     const std::size_t slice_panels = round_up(up.panels, slices) / slices;
     keep_most(model_.widths.slice, std::min(slice_panels, up.panels) * panel);
     keep_most(model_.widths.inner, up.panels * panel);
     state_ = State::kRows;
-    return {up, packed_slices(step.down, inner, width_, slice_panels * panel), slice_panels};
+    return {up, gate, packed_slices(step.down, inner, width_, slice_panels * panel, step.bias),
+            slice_panels};
   }
 
   packed::Pool packed_step(const step::Pool& step) {
@@ -246,9 +292,9 @@ class Model::Packer {
   // Cut along the depth; the first slice brings the bias. The last one's depth is padded to
   // whole panels of what feeds it: there `up` writes gelu(0) = 0.
   std::vector<Linear> packed_slices(const std::string& name, std::size_t depth,
-                                    std::size_t columns, std::size_t step) {
+                                    std::size_t columns, std::size_t step, bool has_bias) {
     const Tensor& weight = of_shape(tensors_, name + ".weight", {depth, columns});
-    const float* bias = of_shape(tensors_, name + ".bias", {columns}).data;
+    const float* bias = has_bias ? of_shape(tensors_, name + ".bias", {columns}).data : nullptr;
     std::vector<Linear> parts;
     for (std::size_t k = 0; k < depth; k += step) {
       parts.push_back(packed_part(model_.kernels, weight.data + k * columns,
@@ -285,6 +331,8 @@ class Model::Packer {
   std::size_t width_ = 0;  // of x, or of the sentences' rows
   std::size_t bytes_ = 0;
   bool packing_ = false;
+  std::map<std::tuple<double, std::size_t, std::size_t>, std::pair<const float*, const float*>>
+      turns_;  // by theta, rows and head size
 };
 
 Model::Model(const Tensors& tensors, const std::vector<Step>& unpacked, const Kernels& table,

@@ -76,8 +76,31 @@ void layer_norm(const kosine::NormArgs& args) {
     for (std::size_t i = 0; i < args.width; i += Vec::kLanes) {
       const Vec y = fma((Vec::load(x + i) - mean) * scale, Vec::load(args.gain + i),
                         Vec::load(args.bias + i));
-      y.store(x + i);
+      if (!args.keeps_x) y.store(x + i);
       Dot::store(y, rounded + row * args.ldr + i);
+    }
+  }
+}
+
+// Half a row is a multiple of 8 floats: the last 8 go one by one where vectors are wider.
+void turn(const kosine::TurnArgs& args) {
+  const std::size_t half = args.head_size / 2;
+  for (std::size_t row = 0; row < args.length; ++row) {
+    float* a = args.x + row * args.ld;
+    float* b = a + half;
+    const float* cos = args.cos + row * half;
+    const float* sin = args.sin + row * half;
+    std::size_t i = 0;
+    for (; i + Vec::kLanes <= half; i += Vec::kLanes) {
+      const Vec left = Vec::load(a + i), right = Vec::load(b + i);
+      const Vec c = Vec::load(cos + i), s = Vec::load(sin + i);
+      (left * c - right * s).store(a + i);
+      (right * c + left * s).store(b + i);
+    }
+    for (; i < half; ++i) {
+      const float left = a[i], right = b[i];
+      a[i] = left * cos[i] - right * sin[i];
+      b[i] = right * cos[i] + left * sin[i];
     }
   }
 }

@@ -20,25 +20,36 @@ namespace step {
 
 struct Embed {
   std::string word;
-  std::string position;
+  std::optional<std::string> position;
   std::optional<std::string> token_type;
 };
 struct Norm {
   std::string name;
   float eps;
+  bool bias;
+  bool keeps_x;
 };
 struct Linear {
   std::string name;
+};
+struct Rotary {
+  double theta;
+  std::size_t rows;
 };
 struct Attention {
   std::string qkv;
   std::string output;
   std::size_t num_heads;
   std::size_t head_size;
+  bool bias;
+  std::optional<Rotary> rotary;
+  std::optional<std::size_t> window;
 };
 struct FeedForward {
   std::string up;
   std::string down;
+  std::optional<std::string> gate;
+  bool bias;
 };
 struct Pool {
   std::vector<Pooling> modes;

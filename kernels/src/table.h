@@ -26,6 +26,7 @@ constexpr kosine::Kernels table(kosine::Isa isa) {
       .round = round_rows,
       .attention_scratch = attention_scratch,
       .attention = attention,
+      .turn = turn,
   };
 }
 

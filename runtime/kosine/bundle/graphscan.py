@@ -18,13 +18,16 @@ __all__ = ["OPERATORS", "ExternalTensor", "scan_graph"]
 
 OPERATORS = frozenset(
     (
+        "Abs",
         "Add",
+        "And",
         "ArgMax",
         "Cast",
         "Clip",
         "Concat",
         "Constant",
         "ConstantOfShape",
+        "Cos",
         "CumSum",
         "Div",
         "Equal",
@@ -36,6 +39,7 @@ OPERATORS = frozenset(
         "Identity",
         "LayerNormalization",
         "Less",
+        "LessOrEqual",
         "MatMul",
         "Max",
         "Mul",
@@ -49,6 +53,7 @@ OPERATORS = frozenset(
         "ScatterND",
         "Shape",
         "Sigmoid",
+        "Sin",
         "Slice",
         "Softmax",
         "Split",

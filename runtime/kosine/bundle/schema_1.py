@@ -86,12 +86,13 @@ def _spec(model: _Model) -> EncoderSpec:
         raise bad(at, shown(a.num_heads), f"a divisor of {shown(a.hidden_size)}")
     if "pad" not in model.special_ids:
         raise bad("$.special_ids.pad", "no value", "a vocabulary id")
-    norm = Norm("layer_norm", a.layer_norm_eps)
+    norm = Norm("layer_norm", a.layer_norm_eps, bias=True)
     head_size = a.hidden_size // a.num_heads
     block = Block(
         norm_placement="post",
         norm=norm,
-        attention=Attention(a.num_heads, a.num_heads, head_size, "none", None, bias=True),
+        attention_norm=True,
+        attention=Attention(a.num_heads, a.num_heads, head_size, "none", None, None, bias=True),
         feed_forward=FeedForward(a.intermediate_size, "gelu", gated=False, bias=True),
     )
     return EncoderSpec(
@@ -107,6 +108,7 @@ def _spec(model: _Model) -> EncoderSpec:
             norm=norm,
         ),
         layers=(block,) * a.num_layers,
+        final_norm=None,
         pooling=Pooling((model.pooling.mode,), model.pooling.include_prompt),
         dense=model.dense,
         normalize=model.normalized,
