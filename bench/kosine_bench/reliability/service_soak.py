@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from kosine_bench.load.service_process import ServiceProcess, serving
 from kosine_bench.reliability.harness import Figures
 from kosine_bench.reliability.hostile_http import mutations, request, send, status_of
-from kosine_bench.reliability.service_process import ServiceProcess, serving
 
 __all__ = ["load", "main", "mutated", "slow_clients"]
 

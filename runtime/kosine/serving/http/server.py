@@ -8,8 +8,10 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from types import FrameType
 from typing import Any, Final
 
 import uvicorn
@@ -133,8 +135,11 @@ class Connection(HttpToolsProtocol):
     def check_deadlines(self, now: float) -> None:
         """Break off what takes too long. Called for all connections, every half second."""
         settings = self.service.settings
-        if self.receiving is not None and self.flow.read_paused:
-            self.receiving = now  # it is the service that does not read
+        if self.receiving is not None and (
+            self.flow.read_paused or (self.busy and not self.cycle.more_body)
+        ):
+            # It is the service that does not read; or what came belongs to the next request.
+            self.receiving = now
         if self.receiving is not None and now - self.receiving > settings.read_timeout:
             if self.busy and self.cycle.response_started:
                 self.transport.abort()
@@ -216,6 +221,10 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield  # signals are the business of whoever runs it there
             return
+        if sys.platform == "win32":
+            with super().capture_signals():
+                yield
+            return
         loop = asyncio.get_running_loop()
         handlers = {
             signal.SIGTERM: self.end,
@@ -229,6 +238,10 @@ class Server(uvicorn.Server):
         finally:
             for number in handlers:
                 loop.remove_signal_handler(number)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """What a signal does on Windows, which knows no others."""
+        self.end()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
