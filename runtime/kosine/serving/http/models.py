@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -217,7 +218,8 @@ class Model:
         while self.users:
             self._idle.clear()
             await self._idle.wait()
-        await asyncio.to_thread(self.batcher.close, True, timeout)
+        if await asyncio.to_thread(self.batcher.close, True, timeout):
+            self.encoder.backend.close()
 
 
 class Models:
@@ -256,10 +258,18 @@ class Models:
             fresh = {name: await self._loaded(name) for name in self.paths}
             old, self.by_name = self.by_name, fresh
             for model in old.values():
-                task = asyncio.create_task(model.retire())
+                task = asyncio.create_task(self._retire(model))
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
             return list(fresh.values())
+
+    @staticmethod
+    async def _retire(model: Model) -> None:
+        await model.retire()
+        del model
+        # Encoders lie in circles of references, and a service makes too few of these to have them
+        # collected: each would hold its weights for hours.
+        asyncio.get_running_loop().call_soon(gc.collect)
 
     async def close(self, timeout: float) -> None:
         """Serve what is queued, and end."""
