@@ -51,7 +51,7 @@ OUTSIDE = {
     "onnxruntime": {"backends.onnx.cpu", "backends.onnx.library"},
     "kosine_kernels": {"backends.lowering", "backends.native"},
     "prometheus_client": {"serving.stats", "serving.http.metrics"},
-    "uvicorn": {"serving.http.server"},
+    "uvicorn": {"serving.http.server", "serving.http.connection"},
     "starlette": {"serving.http.serve"},
     "orjson": {"serving.http.wire"},
     "msgspec": {name for name in RUNTIME if name.startswith("serving.http.")},
