@@ -66,12 +66,12 @@ def test_the_arguments_are_theirs(theirs, name):
 
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("k", [1, 10, 500])
-@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean", "theirs", "function"])
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "manhattan", "theirs", "function"])
 def test_semantic_search(theirs, similarity, k):
     import torch
 
     functions = {"cosine": theirs.cos_sim, "dot": theirs.dot_score, "theirs": theirs.dot_score,
-                 "euclidean": theirs.euclidean_sim, "function": theirs.dot_score}  # fmt: skip
+                 "manhattan": theirs.manhattan_sim, "function": theirs.dot_score}  # fmt: skip
     given = {"theirs": theirs.dot_score, "function": lambda a, b: a @ b.T}
     # Not the rows themselves: theirs leaves 2e-3 of distance between equal vectors.
     queries = (CLUSTERS[:9] + 0.05 * RNG.standard_normal((9, 32))).astype(np.float32)

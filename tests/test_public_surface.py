@@ -142,7 +142,8 @@ def test_every_public_thing_says_what_it_is():
 
 def test_verbs_come_in_the_designs_order():
     order = [
-        "export", "verify", "info", "embed", "score", "eval", "compare", "search", "serve", "bench",
+        "export", "verify", "info", "embed", "score", "eval", "compare", "search", "serve",
+        "bench", "completion",
     ]  # fmt: skip
     assert list(cli.VERBS) == [verb for verb in order if verb in cli.VERBS]
     assert set(order[:8]) <= set(cli.VERBS)
