@@ -21,7 +21,7 @@ FLOORS = [
     {"errors", "packed", "spec", "threads", "progress", "clock", "exit_gate"},
     {"backend", "batching", "positions", "quantization", "texts"},
     {"bundle", "scoring"},
-    {"tokenizer", "backends", "backends.rows"},
+    {"tokenizer", "mining", "backends", "backends.rows"},
     {"backends.onnx", "backends.tensorrt", "computing", "counting"},
     {"encoder"},
     {"serving", "jobs"},
@@ -29,6 +29,7 @@ FLOORS = [
     {"serving.http"},
     {"commands"},
     {"cli"},
+    {"completion"},
 ]
 OPTIONAL = ("tokenizers", "tqdm", "onnxruntime", "prometheus_client", "pyarrow")
 
