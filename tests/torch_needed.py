@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["needs_torch"]
+__all__ = ["REFEREE", "needs_torch"]
 
 HERE = Path(__file__).parent
 REFEREE = {"torch", "transformers", "sentence_transformers", "peft"}
 
 Place = tuple[str, str]  # module, function or "Class.method"
+TORCH: Place = ("", "torch")
 
 
 def needs_torch(item: pytest.Item) -> bool:
@@ -39,7 +40,7 @@ def _leads_there(start: Place) -> bool:
         if place not in seen:
             seen.add(place)
             found = _uses(place[0]).get(place[1], set())
-            if ("", "torch") in found:
+            if TORCH in found:
                 return True
             todo += found
     return False
@@ -47,19 +48,20 @@ def _leads_there(start: Place) -> bool:
 
 @cache
 def _uses(module: str) -> dict[str, set[Place]]:
-    """What each function, method and constant of a module uses; ("", "torch") is the referee."""
+    """What each function, method and constant of a module uses, TORCH among it."""
     path = next(HERE.rglob(f"{module}.py"), None)
     if path is None:
         return {}
     body = ast.parse(path.read_text("utf-8")).body
     known: dict[str, set[Place]] = {}
-    always: set[Place] = set()  # what importing the module runs: `pytest.importorskip`
+    always: set[Place] = set()  # what importing the module takes
     for node in body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             for alias in node.names:
                 known[alias.asname or alias.name.partition(".")[0]] = _imported(node, alias)
-        elif isinstance(node, ast.Expr):
-            always |= _found(node, module)
+                always |= _imported(node, alias) & {TORCH}
+        elif isinstance(node, (ast.Expr, ast.Assign)):  # `torch = pytest.importorskip("torch")`
+            always |= _found(node, module) & {TORCH}
     uses: dict[str, set[Place]] = {}
     for node in body:
         if isinstance(node, ast.ClassDef):
@@ -81,7 +83,7 @@ def _uses(module: str) -> dict[str, set[Place]]:
 def _imported(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> set[Place]:
     source = alias.name if isinstance(node, ast.Import) else node.module or ""
     if source.partition(".")[0] in REFEREE:
-        return {("", "torch")}
+        return {TORCH}
     return {(source, alias.name)} if isinstance(node, ast.ImportFrom) else set()
 
 
@@ -98,5 +100,5 @@ def _found(tree: ast.AST, module: str) -> set[Place]:
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "importorskip":
             named = node.args[0]
             if isinstance(named, ast.Constant) and named.value.partition(".")[0] in REFEREE:
-                found.add(("", "torch"))
+                found.add(TORCH)
     return found

@@ -73,6 +73,8 @@ def as_str(text: Any, name: str) -> str:
     Raises:
         TextError: A missing value (None, NaN, NA, NaT), bytes, or anything else.
     """
+    if isinstance(text, str):
+        return text
     text = _plain(text)
     if isinstance(text, str):
         return text

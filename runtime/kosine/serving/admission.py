@@ -62,15 +62,16 @@ def to_tokens(
 
     Only texts that are answered separately fail apart; otherwise the error is raised.
     """
-    prepare = partial(encoder.prepare, prompt_name=prompt_name, prompt=prompt)
     failed: dict[int, Exception] = {}
     try:
-        return _counted(prepare(texts), texts), failed
+        prepared = encoder.prepare(texts, prompt_name=prompt_name, prompt=prompt)
+        return _counted(prepared, texts), failed
     except UnknownPrompt:
         raise
     except Exception:
         if not separate:
             raise
+    prepare = partial(encoder.prepare, prompt_name=prompt_name, prompt=prompt)
     parts = [range(len(texts))]
     while parts:
         part = parts.pop()
