@@ -296,6 +296,38 @@ def write_generic(folder: Path, *, settings: dict | None = None) -> int:
     return size
 
 
+def write_mpnet(folder: Path, *, settings: dict | None = None) -> int:
+    """MPNet's: WordPiece framed by RoBERTa's tokens, with BERT's [UNK]."""
+    tokens = ["[CLS]", "[PAD]", "[SEP]", "<unk>", "[UNK]", *sample_pieces(), "[MASK]"]
+    names = {"[CLS]": "<s>", "[PAD]": "<pad>", "[SEP]": "</s>", "[MASK]": "<mask>"}
+    data = bert_tokenizer_json(tokens, ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"), False)
+    text = json.dumps(data)
+    for old, new in names.items():
+        text = text.replace(json.dumps(old), json.dumps(new))
+    data = json.loads(text)
+    for token in data["added_tokens"]:
+        token["lstrip"] = token["content"] == "<mask>"
+    write_json(folder / "tokenizer.json", data)
+    listed = [names.get(token, token) for token in tokens]
+    (folder / "vocab.txt").write_text("\n".join(listed) + "\n", encoding="utf-8")
+    config = {
+        "bos_token": "<s>",
+        "cls_token": "<s>",
+        "do_lower_case": False,
+        "eos_token": "</s>",
+        "mask_token": "<mask>",
+        "pad_token": "<pad>",
+        "sep_token": "</s>",
+        "strip_accents": None,
+        "tokenize_chinese_chars": True,
+        "tokenizer_class": "MPNetTokenizer",
+        "unk_token": "[UNK]",
+        **(settings or {}),
+    }
+    write_json(folder / "tokenizer_config.json", config)
+    return len(tokens)
+
+
 def write_unigram(
     folder: Path, *, specials: tuple[str, ...] = ROBERTA_SPECIALS, settings: dict | None = None
 ) -> int:
@@ -419,8 +451,9 @@ def transformers_config(family: str, vocab_size: int, **sizes: int | float | str
             "sep_token_id": 2,
         }
     else:
-        roberta = family in ("roberta", "xlm-roberta", "camembert")
+        roberta = family in ("roberta", "xlm-roberta", "camembert", "mpnet")
         classes = {
+            "mpnet": "MPNetModel",
             "bert": "BertModel",
             "roberta": "RobertaModel",
             "xlm-roberta": "XLMRobertaModel",
@@ -447,6 +480,9 @@ def transformers_config(family: str, vocab_size: int, **sizes: int | float | str
         }
         if roberta:
             config |= {"bos_token_id": 0, "eos_token_id": 2}
+        if family == "mpnet":
+            del config["type_vocab_size"], config["position_embedding_type"]
+            config["relative_attention_num_buckets"] = 32
         if family == "electra":
             config["embedding_size"] = hidden
     config["vocab_size"] = vocab_size
@@ -629,8 +665,8 @@ def build(
 ) -> Path:
     """Write a checkpoint folder and return it.
 
-    `tokenizer`: wordpiece, vocab.txt, byte-level, vocab.json, unigram or generic; the family's own
-    if None. `generation`: 1.x, 2.x (to 5.3), 5.4, or bare (transformers files alone).
+    `tokenizer`: wordpiece, vocab.txt, byte-level, vocab.json, unigram, generic or mpnet; the
+    family's own if None. `generation`: 1.x, 2.x (to 5.3), 5.4, or bare (transformers files alone).
     `normalize` may be the module's dotted path. `dense`: keyword arguments of `write_dense`
     with `outputs` instead of both sizes. `sizes`: entries for config.json, None to drop one.
     """
@@ -640,6 +676,7 @@ def build(
         "xlm-roberta": "unigram",
         "camembert": "unigram",
         "modernbert": "generic",
+        "mpnet": "mpnet",
     }.get(family, "wordpiece")
     kind = tokenizer or own
     settings = dict(tokenizer_settings or {})
@@ -658,6 +695,8 @@ def build(
         vocab_size = write_byte_level(
             transformer, vocab_only=kind == "vocab.json", settings=settings
         )
+    elif kind == "mpnet":
+        vocab_size = write_mpnet(transformer, settings=settings)
     elif kind == "generic":
         vocab_size = write_generic(transformer, settings=settings)
     else:

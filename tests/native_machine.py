@@ -14,6 +14,7 @@ from kosine_kernels import engine, reference
 from kosine_kernels.steps import (
     Attention,
     Dense,
+    Distances,
     Embed,
     FeedForward,
     Linear,
@@ -111,13 +112,15 @@ class Encoder:
         dense: Sequence[tuple[int, str, bool, bool]] = (),
         modern: bool = False,
         windows: Sequence[int | None] = (None, 7),
+        buckets: Sequence[int] = (),
         seed: int = 0,
     ) -> None:
         """`dense` is (columns, activation, use_residual, has a bias) of each Dense module.
 
         The heads share `hidden` among them, unless `head_size` says otherwise. A `modern` encoder
         has norms before its sublayers, rotary positions, a window in each layer, taken in turn
-        from `windows`, a gated feed-forward, and no bias.
+        from `windows`, a gated feed-forward, and no bias. Heads of another add to a score by
+        `buckets`, one for each distance, where there are some.
         """
         self.rng = rng = np.random.default_rng(seed)
         self.vocab, self.positions = vocab, positions
@@ -158,6 +161,10 @@ class Encoder:
                 linear(f"layers.{i}.ffn.gate", hidden, inner, False)
         if modern:
             norm("final.norm", hidden)
+        distances = None
+        if buckets:
+            tensors["buckets.weight"] = normal(max(buckets) + 1, heads)
+            distances = Distances("buckets", tuple(buckets))
         columns = hidden * (1 if isinstance(pooling, str) else len(pooling))
         for i, (out, _, _, bias) in enumerate(dense):
             linear(f"dense.{i}", columns, out, bias)
@@ -193,7 +200,7 @@ class Encoder:
                 ]
             else:
                 walk += [
-                    Attention(*names, heads, head_size),
+                    Attention(*names, heads, head_size, distances=distances),
                     Norm(f"{at}.attention.norm", 1e-5),
                     FeedForward(f"{at}.ffn.up", f"{at}.ffn.down"),
                     Norm(f"{at}.ffn.norm", 1e-5),

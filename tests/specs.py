@@ -41,7 +41,7 @@ def spec_of_sizes(
         norm_placement="post",
         norm=norm,
         attention_norm=True,
-        attention=Attention(heads, heads, hidden // heads, "none", None, None, bias=True),
+        attention=Attention(heads, heads, hidden // heads, "none", None, None, None, bias=True),
         feed_forward=FeedForward(inner, "gelu", gated=False, bias=True),
     )
     return EncoderSpec(

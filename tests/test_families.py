@@ -79,6 +79,12 @@ CASES = {
     },
     "xlm-roberta": {"family": "xlm-roberta", "prefix": "roberta."},
     "camembert": {"family": "camembert"},
+    "mpnet": {"family": "mpnet"},
+    "mpnet, prefixed, no class stated": {
+        "family": "mpnet",
+        "prefix": "mpnet.",
+        "tokenizer_settings": {"tokenizer_class": None},
+    },
     "modernbert": {"family": "modernbert", "sizes": {"num_hidden_layers": 5}},
     "modernbert, cls, normalize": {
         "family": "modernbert",
@@ -333,11 +339,11 @@ def test_integer_weights_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "named"),
     [
-        ({"model_type": "mpnet"}, "mpnet"),
+        ({"model_type": "gemma3_text"}, "gemma3_text"),
         ({"model_type": "t5"}, "t5"),
         ({"model_type": "deberta-v2"}, "deberta-v2"),
         ({"model_type": "qwen3"}, "qwen3"),
-        ({"model_type": None, "architectures": ["MPNetModel"]}, "MPNetModel"),
+        ({"model_type": None, "architectures": ["Qwen3Model"]}, "Qwen3Model"),
         ({"auto_map": {"AutoModel": "modeling.Custom"}}, "auto_map"),
         ({"position_embedding_type": "relative_key_query"}, "relative_key_query"),
         ({"is_decoder": True}, "is_decoder"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kosine.spec import PoolingMode
 from kosine_kernels import engine
-from kosine_kernels.steps import Attention, Dense, Norm, Rotary
+from kosine_kernels.steps import Attention, Dense, Distances, Norm, Rotary
 from native_machine import (
     AMX_TABLES,
     NAN_ORDERS,
@@ -77,6 +77,8 @@ def test_against_numpy(dtype, isa, threads, guard, pooling):
         {"hidden": 48, "heads": 3, "embedding": 80},
         {"hidden": 48, "heads": 5, "head_size": 32},  # heads wider than the rows, and narrower
         {"hidden": 112, "heads": 1, "head_size": 16},
+        {"buckets": (3, 1, 0, 2, 5, 4, 2)},
+        {"buckets": (1,), "heads": 2},
         {"modern": True, "layers": 3},
         {"modern": True, "layers": 3, "windows": (0, 1, 40), "hidden": 96, "heads": 2, "inner": 37},
         {"modern": True, "hidden": 240, "heads": 5, "inner": 1100},
@@ -339,6 +341,12 @@ class TestRefusals:
             (2, {"head_size": 0}, "head size is 0"),
             (2, {"head_size": 8}, "head size is 8"),
             (2, {"head_size": 144}, "head size is 144"),
+            (2, {"distances": Distances("far", (0,))}, r"far\.weight is missing"),
+            (
+                2,
+                {"distances": Distances("layers.0.attention.output", (0,))},
+                r"has shape \(64, 64\)",
+            ),
             (2, {"rotary": Rotary(1.0, 64)}, "theta 1"),
             (2, {"rotary": Rotary(1e4, 0)}, "0 rows"),
             (4, {"gate": "gates"}, r"gates\.weight is missing"),

@@ -23,7 +23,7 @@ from kosine.bundle.manifest import (
 from kosine.bundle.plans import PlanProfile, TensorRTPlan
 from kosine.bundle.typed_json import build
 from kosine.errors import KosineError, ManifestError, SchemaTooNew
-from kosine.spec import Dense, EncoderSpec, Norm, Pooling, leaves
+from kosine.spec import Buckets, Dense, EncoderSpec, Norm, Pooling, leaves
 from specs import spec_of_sizes
 
 SMALL = small_manifest().spec
@@ -31,11 +31,18 @@ DENSE = (Dense(DIM, 8, True, "tanh", False), Dense(8, DIM, False, "identity", Tr
 ROPE = dataclasses.replace(
     SMALL.layers[0].attention, positions="rope", rope_theta=160_000.0, window=4
 )
+BUCKETS = dataclasses.replace(
+    SMALL.layers[0].attention, positions="buckets", buckets=Buckets(32, 128)
+)
 FULL = small_manifest(
     spec=dataclasses.replace(
         SMALL,
         dense=DENSE,
-        layers=(SMALL.layers[0], dataclasses.replace(SMALL.layers[0], attention=ROPE)),
+        layers=(
+            SMALL.layers[0],
+            dataclasses.replace(SMALL.layers[0], attention=ROPE),
+            dataclasses.replace(SMALL.layers[0], attention=BUCKETS),
+        ),
         final_norm=Norm("layer_norm", 1e-5, bias=False),
     ),
     ranges={"min": [-1.0, -0.5, -1.0, -1.0], "max": [1.0, 0.5, 1.0, 1.0]},
@@ -120,6 +127,7 @@ def paths(value: object, at: str = "") -> list[str]:
 PATHS = paths(value_of())
 NULLABLE = (
     "default_prompt_name", "ranges", "parity", "spec.layers.0.attention.window", "spec.final_norm",
+    "spec.layers.2.attention.buckets",
 )  # fmt: skip
 OPTIONAL = (
     "parity", "certificates", "plans", "plans.0.evidence", "prompts.query", "special_ids.mask",
@@ -226,6 +234,11 @@ def test_unknown_keys(path):
         ("spec.layers.1.attention.rope_theta", 1e12),
         ("spec.layers.1.attention.head_size", 3),
         ("spec.layers.0.attention_norm", False),
+        ("spec.layers.0.attention.positions", "buckets"),
+        ("spec.layers.0.attention.buckets", {"count": 32, "max_distance": 128}),
+        ("spec.layers.2.attention.buckets.count", 2),
+        ("spec.layers.2.attention.buckets.count", 256),
+        ("spec.layers.2.attention.buckets.max_distance", 0),
         ("spec.final_norm.eps", 0.0),
         ("spec.hidden_size", 1 << 21),
         ("spec.embeddings.token_types", -1),
@@ -418,7 +431,7 @@ def test_each_fact_changes_the_fingerprint():
 ALONE = ("layer_norm", "gelu")  # what has no other value yet
 OTHER = {
     "absolute": "roberta", "mean": "cls", "tanh": "relu", "identity": "gelu", "bert": "b",
-    "none": "rope", "rope": "none", "post": "pre",
+    "none": "rope", "rope": "none", "buckets": "none", "post": "pre",
 }  # fmt: skip
 
 
@@ -433,7 +446,7 @@ def another(value):
 def test_each_value_of_the_spec_changes_the_fingerprint():
     prints = [FULL.fingerprint("native", "float32")]
     for where, _, value, _ in leaves(FULL.spec):
-        if value in ALONE:
+        if value in ALONE or where.endswith("buckets"):
             continue
         spec = put(value_of()["spec"], where.replace("[", ".").replace("]", ""), another(value))
         spec = build(EncoderSpec, spec, "$")

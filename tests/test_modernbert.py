@@ -11,6 +11,7 @@ import pytest
 import factories
 import kosine
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
+from kosine_export import export as export_module
 from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.export import export
 from kosine_export.families.config import read_config
@@ -182,3 +183,55 @@ def test_a_tensor_without_a_place_is_refused(tmp_path):
     factories.write_json(path / "config.json", {**config, "norm_bias": False})
     with pytest.raises(CorruptCheckpoint, match=r"norm\.bias has no place"):
         read_checkpoint(path)
+
+
+@pytest.mark.slow
+def test_texts_of_8192_tokens(tmp_path):
+    path = factories.build(
+        tmp_path / "m",
+        family="modernbert",
+        max_length=8192,
+        sizes={
+            "num_hidden_layers": 4,
+            "max_position_embeddings": 8192,
+            "local_attention": 128,
+        },
+    )
+    bundle = export(path, tmp_path / "b.kosine").path
+    lengths = (64, 65, 66, 128, 129, 130, 1023, 1024, 1025, 8191, 8192)
+    texts = [*map(words, lengths), words(8193)]
+    model = factories.referee(path)
+    expected = factories.referee_vectors(model, texts, normalize_embeddings=True)
+    for backend, dtype, error in engines():
+        encoder = kosine.load(bundle, backend=backend, dtype=dtype)
+        assert encoder.count_tokens(texts[:-1]) == list(lengths)
+        assert np.abs(encoder.encode(texts) - expected).max() <= error, (backend, dtype)
+
+
+@pytest.mark.slow
+def test_base_size(tmp_path):
+    """ModernBERT-base's shape, but for its vocabulary."""
+    path = factories.build(
+        tmp_path / "m",
+        family="modernbert",
+        generation="5.4",
+        normalize=True,
+        max_length=8192,
+        sizes={
+            "hidden_size": 768,
+            "intermediate_size": 1152,
+            "local_attention": 128,
+            "max_position_embeddings": 8192,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 22,
+        },
+    )
+    with pytest.MonkeyPatch.context() as patch:  # what the export measures is measured below
+        patch.setattr(export_module, "missing_packages", lambda **_: ("torch",))
+        bundle = export(path, tmp_path / "b.kosine").path
+    texts = [words(length) for length in (2, 66, 130, 512, 2048)]
+    expected = factories.referee_vectors(factories.referee(path), texts, threads=2)
+    for backend, dtype, error in engines():
+        found = kosine.load(bundle, backend=backend, dtype=dtype).encode(texts)
+        assert np.abs(found - expected).max() <= error, (backend, dtype)
+        assert (found * expected).sum(axis=1).min() >= (0.999 if dtype == "bfloat16" else 0.999999)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kosine.packed import Packed
-from kosine.positions import position_ids
-from kosine.spec import Positions
+from kosine.positions import distance_buckets, position_ids
+from kosine.spec import Buckets, Positions
 
 
 def one_by_one(sentence, rule, pad):
@@ -61,3 +61,14 @@ def test_the_rule_is_that_of_transformers():
         position_ids(batch.ids, batch.starts, Positions("roberta", 64, 1)).tolist()
         == theirs[0].tolist()
     )
+
+
+def test_buckets_are_those_of_transformers():
+    torch = pytest.importorskip("torch")
+    from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
+
+    distances = np.arange(-600, 601)
+    theirs = MPNetEncoder.relative_position_bucket(torch.tensor(distances)).numpy()
+    ours = distance_buckets(Buckets(32, 128))[np.clip(distances, -128, 128) + 128]
+    np.testing.assert_array_equal(ours, theirs)
+    assert set(ours.tolist()) == set(range(32)) - {16}  # a key behind is never at distance 0

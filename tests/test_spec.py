@@ -24,7 +24,8 @@ SPEC = dataclasses.replace(
 FREE = {
     "family", "hidden_size", "normalize", "pooling.include_prompt", "embeddings.vocab_size",
     "embeddings.norm.bias", "layers.norm.bias", "layers.attention_norm", "layers.attention.bias",
-    "layers.attention.rope_theta", "layers.attention.window", "layers.feed_forward.gated",
+    "layers.attention.rope_theta", "layers.attention.buckets",
+    "layers.attention.window", "layers.feed_forward.gated",
     "layers.feed_forward.bias", "final_norm.eps", "final_norm.bias", "embeddings.size",
     "embeddings.token_types", "embeddings.positions.rows",
     "embeddings.positions.pad_id", "embeddings.norm.eps", "layers.norm.eps",
@@ -37,7 +38,7 @@ UNKNOWN = {
     "norm_placement": "sandwich",
     "norm.kind": "rms_norm",
     "attention.num_key_value_heads": 1,
-    "attention.positions": "buckets",
+    "attention.positions": "alibi",
     "feed_forward.activation": "silu",
 }
 

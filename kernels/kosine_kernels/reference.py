@@ -4,8 +4,9 @@ It walks the steps of `kosine_kernels.steps`. Attention and pooling go sentence 
 else is row by row, so nothing in it can mix neighbours. `dtype` sets the arithmetic: float64
 gives a yardstick well below float32's noise.
 
-Source of the semantics: transformers' `modeling_bert.py`, `modeling_roberta.py` and
-`modeling_modernbert.py`, and sentence-transformers' Pooling and Dense modules.
+Source of the semantics: transformers' `modeling_bert.py`, `modeling_roberta.py`,
+`modeling_mpnet.py` and `modeling_modernbert.py`, and sentence-transformers' Pooling and Dense
+modules.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def encode(
             case Attention():
                 qkv = _linear(t, step.qkv, y, bias=step.bias)
                 qkv = qkv.reshape(len(x), 3, step.num_heads, step.head_size)
-                context = np.concatenate([_attention(step, qkv[a:b]) for a, b in bounds])
+                context = np.concatenate([_attention(step, t, qkv[a:b]) for a, b in bounds])
                 x = x + _linear(t, step.output, context, bias=step.bias)
             case FeedForward():
                 inner = gelu(_linear(t, step.up, y, bias=step.bias))
@@ -174,15 +175,21 @@ def _linear(t: Mapping[str, Array], name: str, x: Array, *, bias: bool = True) -
     return np.asarray(out + t[f"{name}.bias"] if bias else out)
 
 
-def _attention(step: Attention, qkv: Array) -> Array:
+def _attention(step: Attention, t: Mapping[str, Array], qkv: Array) -> Array:
     """(L, 3, heads, head_size) of one sentence to (L, heads * head_size)."""
     if step.rotary is not None:
         qkv[:, :2] = _rotated(step.rotary, qkv[:, :2])
     q, k, v = (qkv[:, j].transpose(1, 0, 2) for j in range(3))
     scores = q @ k.transpose(0, 2, 1) / qkv.dtype.type(math.sqrt(qkv.shape[-1]))
+    places = np.arange(len(qkv))
+    distance = places - places[:, None]
+    if step.distances is not None:
+        buckets = np.array(step.distances.buckets)
+        reach = len(buckets) // 2
+        bucket = buckets[np.clip(distance, -reach, reach) + reach]
+        scores = scores + t[f"{step.distances.name}.weight"][bucket].transpose(2, 0, 1)
     if step.window is not None:
-        places = np.arange(len(qkv))
-        far = np.abs(places[:, None] - places) > step.window
+        far = np.abs(distance) > step.window
         scores = np.where(far, qkv.dtype.type(-np.inf), scores)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     context = (scores / scores.sum(axis=-1, keepdims=True)) @ v

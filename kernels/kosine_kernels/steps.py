@@ -18,6 +18,7 @@ from dataclasses import dataclass
 __all__ = [
     "Attention",
     "Dense",
+    "Distances",
     "Embed",
     "FeedForward",
     "Linear",
@@ -71,6 +72,18 @@ class Rotary:
 
 
 @dataclass(frozen=True, slots=True)
+class Distances:
+    """What each head adds to the score of a row i with a row j, by j - i.
+
+    Row b of the array `NAME.weight`, (., num_heads), is that of bucket b. `buckets` has the
+    bucket of each distance from -n to n, 2 n + 1 of them; beyond them those at the ends count.
+    """
+
+    name: str
+    buckets: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """`x += output(softmax(q kT / sqrt(head_size)) v)` inside each sentence, `q | k | v = qkv(y)`.
 
@@ -80,6 +93,7 @@ class Attention:
     Attributes:
         rotary: What turns q and k, or None.
         window: The farthest rows that a row sees, to both sides; None sees all.
+        distances: What is added to scores that are divided already, or None.
     """
 
     qkv: str
@@ -89,6 +103,7 @@ class Attention:
     bias: bool = True
     rotary: Rotary | None = None
     window: int | None = None
+    distances: Distances | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ inline std::size_t padded_keys(std::size_t length) {
 }
 
 std::size_t attention_scratch(std::size_t length, std::size_t head_size) {
-  return (head_size + kTileRows) * padded_keys(length);
+  return (head_size + kTileRows + 2) * padded_keys(length);
 }
 
 // keys (length, head_size) -> for each pair of key vectors a panel (head_size, 2 vectors); the
@@ -90,9 +90,20 @@ inline float softmax_window(float* scores, Keys tile, std::size_t row, std::size
   return inverse;
 }
 
+// What distances add, one number for each from 1 - length to length - 1, so that a row reads its
+// own in one go.
+inline void spread_distances(const kosine::AttentionArgs& args, float* to) {
+  const std::size_t last = args.length - 1;
+  for (std::size_t i = 0; i <= 2 * last; ++i) {
+    const std::size_t far = i < last ? last - i : i - last;
+    const std::size_t reached = far < args.reach ? far : args.reach;
+    to[i] = args.distances[i < last ? args.reach - reached : args.reach + reached];
+  }
+}
+
 template <int R>
 void attention_rows(const kosine::AttentionArgs& args, const float* keys, float* scores,
-                    std::size_t row, float scale) {
+                    std::size_t row, float scale, const float* added) {
   constexpr std::size_t kLanes = Vec::kLanes;
   const std::size_t padded = padded_keys(args.length);
   const char* q = reinterpret_cast<const char*>(args.q + row * args.ld);
@@ -115,6 +126,17 @@ void attention_rows(const kosine::AttentionArgs& args, const float* keys, float*
     multiply<FloatDot, R, 1, false>(acc, q, args.ld * sizeof(float), {panel, sizeof(Vec)},
                                   args.head_size, {});
     for (int r = 0; r < R; ++r) acc[r][0].store(scores + r * padded + key);
+  }
+
+  if (added != nullptr) {
+    for (int r = 0; r < R; ++r) {
+      const float* own = added + (args.length - 1 - row - r);
+      for (std::size_t i = seen.begin; i < stop; i += kLanes) {
+        float* score = scores + r * padded + i;
+        (Vec::load(score) * Vec::all(scale) + Vec::load(own + i)).store(score);
+      }
+    }
+    scale = 1.0f;
   }
 
   Vec inverse[R];
@@ -150,7 +172,7 @@ void attention_rows(const kosine::AttentionArgs& args, const float* keys, float*
 }
 
 using AttentionTile = void (*)(const kosine::AttentionArgs&, const float*, float*, std::size_t,
-                               float);
+                               float, const float*);
 
 constexpr AttentionTile kAttentionTiles[] = {
     attention_rows<1>,  attention_rows<2>,  attention_rows<3>,  attention_rows<4>,
@@ -165,13 +187,15 @@ void attention(const kosine::AttentionArgs& args) {
   static_assert(sizeof kAttentionTiles == kTileRows * sizeof(AttentionTile));
   float* const keys = args.scratch;
   float* const scores = keys + args.head_size * padded_keys(args.length);
+  float* const added = args.distances == nullptr ? nullptr : scores + kTileRows * padded_keys(args.length);
+  if (added != nullptr) spread_distances(args, added);
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(args.head_size));
   transpose_keys(args.k, args.ld, args.length, args.head_size, keys);
   const std::size_t count = (args.length + kTileRows - 1) / kTileRows;
   for (std::size_t t = 0; t < count; ++t) {
     const std::size_t begin = args.length * t / count;
     const std::size_t end = args.length * (t + 1) / count;
-    kAttentionTiles[end - begin - 1](args, keys, scores, begin, scale);
+    kAttentionTiles[end - begin - 1](args, keys, scores, begin, scale, added);
   }
 }
 

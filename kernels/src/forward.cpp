@@ -124,6 +124,10 @@ class Walk {
             .length = sentence.length,
             .head_size = step.head_size,
             .window = step.window,
+            .distances = step.distances == nullptr
+                             ? nullptr
+                             : step.distances + head * (2 * step.reach + 1),
+            .reach = step.reach,
             .out = work_.context.at(row, head * step.head_size),
             .ldo = work_.context.stride,
             .scratch = work_.scratch(member_.rank),

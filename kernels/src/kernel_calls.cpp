@@ -208,6 +208,8 @@ Result call_attention(const std::string& dtype, const std::string& isa, const Ro
       .length = length,
       .head_size = head_size,
       .window = window,
+      .distances = nullptr,
+      .reach = 0,
       .out = to,
       .ldo = head_size,
       .scratch = call.floats(nullptr, 1, 0, call.kernels.attention_scratch(length, head_size)),

@@ -60,8 +60,8 @@ struct NormArgs {
   std::size_t ldr;
 };
 
-// One head of one sentence: out = softmax(q kT / sqrt(head_size)) v. Row i sees rows i - window to
-// i + window.
+// One head of one sentence: out = softmax(q kT / sqrt(head_size) + what distances add) v. Row i
+// sees rows i - window to i + window.
 struct AttentionArgs {
   const float* q;         // (length, head_size), rows ld apart; k and v alike
   const float* k;
@@ -70,6 +70,8 @@ struct AttentionArgs {
   std::size_t length;
   std::size_t head_size;  // a multiple of 16, at most 128
   std::size_t window;
+  const float* distances;  // (2 * reach + 1,), for keys at -reach .. reach from a row; or null
+  std::size_t reach;
   void* out;              // (length, head_size) activations
   std::size_t ldo;
   float* scratch;         // attention_scratch(length, head_size) floats

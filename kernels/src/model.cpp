@@ -104,6 +104,7 @@ class Model::Packer {
     model_.steps.clear();
     model_.max_length = kMaxSize;
     turns_.clear();
+    distances_.clear();
     state_ = State::kNothing;
     for (const Step& step : steps) {
       std::visit([this](const auto& one) { model_.steps.emplace_back(packed_step(one)); }, step);
@@ -210,7 +211,30 @@ class Model::Packer {
     keep_most(model_.widths.head, step.head_size);
     state_ = State::kRows;
     return {qkv, output, step.num_heads, step.head_size, cos, sin,
-            std::min(step.window.value_or(kMaxSize), kMaxSize)};
+            std::min(step.window.value_or(kMaxSize), kMaxSize), distances(step),
+            step.distances.has_value() ? step.distances->buckets.size() / 2 : 0};
+  }
+
+  // What heads add by distance, shared by the layers that read the same array.
+  const float* distances(const step::Attention& step) {
+    if (!step.distances.has_value()) return nullptr;
+    const auto& [name, buckets] = *step.distances;
+    const std::size_t rows = of_rank(tensors_, name + ".weight", 2).shape[0];
+    const Tensor& table = of_shape(tensors_, name + ".weight", {rows, step.num_heads});
+    if (buckets.size() % 2 == 0 || buckets.size() > kMaxSize ||
+        *std::max_element(buckets.begin(), buckets.end()) >= rows) {
+      refuse("the buckets of " + name + " are " + std::to_string(buckets.size()),
+             "an odd number of rows of its weight is needed");
+    }
+    const auto [found, is_new] = distances_.try_emplace(step.distances->name);
+    if (!is_new) return found->second;
+    auto* to = take<float>(step.num_heads * buckets.size());
+    for (std::size_t head = 0; packing_ && head < step.num_heads; ++head) {
+      for (std::size_t i = 0; i < buckets.size(); ++i) {
+        to[head * buckets.size() + i] = table.data[buckets[i] * step.num_heads + head];
+      }
+    }
+    return found->second = to;
   }
 
   // Cosines and sines of every place, shared by the layers that turn alike.
@@ -333,6 +357,7 @@ class Model::Packer {
   bool packing_ = false;
   std::map<std::tuple<double, std::size_t, std::size_t>, std::pair<const float*, const float*>>
       turns_;  // by theta, rows and head size
+  std::map<std::string, const float*> distances_;
 };
 
 Model::Model(const Tensors& tensors, const std::vector<Step>& unpacked, const Kernels& table,

@@ -63,6 +63,10 @@ struct Attention {
   const float* cos;    // (max_length, head_size / 2), or null: nothing is turned
   const float* sin;
   std::size_t window;  // the farthest rows that a row sees
+  // (num_heads, 2 * reach + 1): what each head adds to scores, by the distance of the key from
+  // -reach to reach; or null. Beyond it the ends count.
+  const float* distances;
+  std::size_t reach;
 };
 // x += gelu(input up) down, or (gelu(input up) * (input gate)) down
 struct FeedForward {

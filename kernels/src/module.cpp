@@ -43,7 +43,7 @@ class StepReader {
     if (kind_ == "Attention") {
       return step::Attention{text("qkv"), text("output"), field<std::size_t>("num_heads"),
                              field<std::size_t>("head_size"), field<bool>("bias"), rotary(),
-                             field<std::optional<std::size_t>>("window")};
+                             field<std::optional<std::size_t>>("window"), distances()};
     }
     if (kind_ == "FeedForward") {
       return step::FeedForward{text("up"), text("down"),
@@ -70,6 +70,13 @@ class StepReader {
     if (value.is_none()) return std::nullopt;
     const StepReader reader(value);
     return step::Rotary{reader.field<double>("theta"), reader.field<std::size_t>("rows")};
+  }
+
+  std::optional<step::Distances> distances() const {
+    const nb::object value = step_.attr("distances");
+    if (value.is_none()) return std::nullopt;
+    const StepReader reader(value);
+    return step::Distances{reader.text("name"), reader.field<std::vector<std::size_t>>("buckets")};
   }
 
   std::string text(const char* name) const { return field<std::string>(name); }

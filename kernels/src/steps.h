@@ -36,6 +36,10 @@ struct Rotary {
   double theta;
   std::size_t rows;
 };
+struct Distances {
+  std::string name;
+  std::vector<std::size_t> buckets;
+};
 struct Attention {
   std::string qkv;
   std::string output;
@@ -44,6 +48,7 @@ struct Attention {
   bool bias;
   std::optional<Rotary> rotary;
   std::optional<std::size_t> window;
+  std::optional<Distances> distances;
 };
 struct FeedForward {
   std::string up;

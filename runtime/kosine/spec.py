@@ -21,6 +21,7 @@ Tensors go by canonical names, float32, in the layout that all engines read: a l
     layers.N.ffn.down.{weight,bias}          (intermediate_size, hidden_size)
     layers.N.ffn.norm.{weight,bias}          (hidden_size,)
     final.norm.{weight,bias}                 (hidden_size,), only where there is a final norm
+    attention.buckets.weight                 (buckets.count, num_heads), of all layers; with buckets
     dense.N.weight, dense.N.bias             (in, out), (out,); bias absent where there is none
 
 A bias is absent where the spec says that there is none. Token types are always row 0: a single
@@ -36,6 +37,7 @@ from typing import Any, Literal
 __all__ = [
     "Attention",
     "Block",
+    "Buckets",
     "Dense",
     "Embeddings",
     "EncoderSpec",
@@ -96,6 +98,19 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
+class Buckets:
+    """Distances between tokens, put into buckets as T5 does it for both directions.
+
+    Half of `count` is for keys at or before the query: half of that for one distance each, the
+    rest in steps that grow with the logarithm up to `max_distance`. The other half is for keys
+    behind it.
+    """
+
+    count: int
+    max_distance: int
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """`softmax(q kT / sqrt(head_size)) v` inside each sentence.
 
@@ -103,8 +118,10 @@ class Attention:
         num_key_value_heads: Heads of k and v, each shared by num_heads / num_key_value_heads of q.
         positions: What turns q and k by their place in the sentence: "none", or "rope": halves a
             and b of each head become `a cos - b sin` and `b cos + a sin` of the angles
-            `place * rope_theta ** (-2 i / head_size)`.
+            `place * rope_theta ** (-2 i / head_size)`. With "buckets" each head adds a number
+            to a score, by the bucket of the distance.
         rope_theta: The base of those angles; None without them.
+        buckets: Of distances; None without them.
         window: The farthest tokens that are seen, to both sides; None sees all.
         bias: Whether the linear layers add one.
     """
@@ -112,8 +129,9 @@ class Attention:
     num_heads: int
     num_key_value_heads: int
     head_size: int
-    positions: Literal["none", "rope"]
+    positions: Literal["none", "rope", "buckets"]
     rope_theta: float | None
+    buckets: Buckets | None
     window: int | None
     bias: bool
 

@@ -83,6 +83,7 @@ def read_config(config: Mapping[str, Any]) -> EncoderSpec:
 def bert_like(config: Mapping[str, Any], family: Family, model_type: str) -> EncoderSpec:
     """A spec of equal blocks, under whichever keys."""
     require_standard_block(config, family)
+    require_known_buckets(config, family)
 
     def size(key: str) -> int:
         minimum = 0 if key == "pad_token_id" else 1
@@ -103,8 +104,9 @@ def bert_like(config: Mapping[str, Any], family: Family, model_type: str) -> Enc
             num_heads=num_heads,
             num_key_value_heads=num_heads,
             head_size=hidden_size // num_heads,
-            positions="none",
+            positions="none" if family.buckets is None else "buckets",
             rope_theta=None,
+            buckets=family.buckets,
             window=None,
             bias=True,
         ),
@@ -117,7 +119,9 @@ def bert_like(config: Mapping[str, Any], family: Family, model_type: str) -> Enc
             vocab_size=size("vocab_size"),
             size=embedding_size(config, family, hidden_size),
             positions=Positions(
-                family.position_rule, size("max_position_embeddings"), size("pad_token_id")
+                family.position_rule,
+                size("max_position_embeddings"),
+                size("pad_token_id") if family.pad_id is None else family.pad_id,
             ),
             token_types=size("type_vocab_size") if family.has_token_types else 0,
             norm=norm,
@@ -161,6 +165,18 @@ def require_standard_block(config: Mapping[str, Any], family: Family) -> None:
             remedy="use a checkpoint trained with absolute positions",
         )
     refuse_other_models(config, family.keys.get("hidden_act", "hidden_act"))
+
+
+def require_known_buckets(config: Mapping[str, Any], family: Family) -> None:
+    """transformers has a table of as many rows as the config states, and counts on 32."""
+    key = "relative_attention_num_buckets"
+    if family.buckets is None or config.get(key) in (None, family.buckets.count):
+        return
+    raise UnsupportedCheckpoint(
+        f"config.json: {key} is {config[key]!r}",
+        limit=f"{family.buckets.count} is supported",
+        remedy="use a checkpoint with that many",
+    )
 
 
 def stated_integer(

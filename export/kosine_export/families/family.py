@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kosine.spec import EncoderSpec, PositionRule
+from kosine.spec import Buckets, EncoderSpec, PositionRule
 from kosine_export.families.reader import Reader
 from kosine_export.files.weights import Float32
 
@@ -47,6 +47,8 @@ class Family:
         layer_norm_eps: Where no config states it.
         has_token_types: Whether there is a table of token types.
         position_rule: See `Positions`.
+        pad_id: What positions are counted from, where the config has no say in it.
+        buckets: Of distances, in families whose layers share a table of them.
         word_embeddings: The tensor's name; by it an encoder is found in a file.
         parts: How the names of the encoder's tensors begin.
         spec: config.json to a spec, where the layers are not BERT's.
@@ -65,6 +67,8 @@ class Family:
     layer_norm_eps: float | None = None
     has_token_types: bool = True
     position_rule: PositionRule = "absolute"
+    pad_id: int | None = None
+    buckets: Buckets | None = None
     word_embeddings: str = "embeddings.word_embeddings.weight"
     parts: tuple[str, ...] = ("embeddings.", "embeddings_project.", "encoder.", "transformer.")
     spec: Callable[[Mapping[str, Any]], EncoderSpec] | None = None

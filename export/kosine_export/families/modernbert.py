@@ -88,6 +88,7 @@ def spec(stated: Mapping[str, Any]) -> EncoderSpec:
             head_size=hidden_size // num_heads,
             positions="rope",
             rope_theta=theta(config, kind),
+            buckets=None,
             window=size("local_attention") // 2 if kind == LOCAL else None,
             bias=bias,
         )

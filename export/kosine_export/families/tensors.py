@@ -106,6 +106,11 @@ def embeddings(spec: EncoderSpec, reader: Reader) -> Iterator[tuple[str, Float32
             reader.read("embeddings.token_type_embeddings.weight", (sizes.token_types, width)),
         )
     yield from named("embeddings.norm", reader.norm("embeddings.LayerNorm", width))
+    buckets = spec.layers[0].attention.buckets
+    if buckets is not None:
+        table = (buckets.count, spec.layers[0].attention.num_heads)
+        name = "encoder.relative_attention_bias.weight"
+        yield "attention.buckets.weight", reader.read(name, table)
     if width != spec.hidden_size:
         projection = reader.linear("embeddings_project", width, spec.hidden_size)
         yield from named("embeddings.project", projection)

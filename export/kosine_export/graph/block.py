@@ -9,10 +9,11 @@ from typing import Any, get_args
 from onnx import TensorProto
 
 from kosine.errors import UnsupportedCheckpoint
-from kosine.positions import rotary_frequencies
+from kosine.positions import distance_buckets, rotary_frequencies
 from kosine.spec import (
     Attention,
     Block,
+    Buckets,
     EncoderSpec,
     FeedForward,
     Norm,
@@ -33,7 +34,7 @@ RUNS: Mapping[str, Container[Any] | str] = {
     "layers.norm_placement": ("post", "pre"),
     "layers.norm.kind": ("layer_norm",),
     "layers.attention.num_key_value_heads": "num_heads",
-    "layers.attention.positions": ("none", "rope"),
+    "layers.attention.positions": ("none", "rope", "buckets"),
     "layers.feed_forward.activation": ("gelu",),
     "final_norm.kind": ("layer_norm",),
     "pooling.modes": get_args(PoolingMode),
@@ -67,7 +68,7 @@ def embed(g: Graph, spec: EncoderSpec, words: str, rows: str | None, types: str 
 def reads_places(spec: EncoderSpec) -> bool:
     """Whether a layer asks where in its sentence a token is."""
     wanted = [block.attention for block in spec.layers]
-    return any(a.window is not None or a.positions == "rope" for a in wanted)
+    return any(a.window is not None or a.positions != "none" for a in wanted)
 
 
 class Sight:
@@ -87,29 +88,52 @@ class Sight:
         self._allowed = allowed
         self._places = places or ""  # an empty name is no input
         self.edges = edges
-        self._biases: dict[int | None, list[str]] = {}
+        self._biases: dict[tuple[int | None, Buckets | None], list[str]] = {}
         self._turns: dict[tuple[float, int], tuple[str, str]] = {}
 
-    def biases(self, window: int | None) -> list[str]:
-        """float32 for each part: 0 where a token is seen, MASKED elsewhere."""
-        if window not in self._biases:
+    def biases(self, attention: Attention) -> list[str]:
+        """float32 (R, 1 or heads, queries, S) for each part: 0, or what a head adds for the
+        distance, where a token is seen, and MASKED elsewhere.
+        """
+        window, buckets = asked = attention.window, attention.buckets
+        if asked not in self._biases:
             allowed = list(self._allowed)
             if window is not None:
                 near = self._near(window)
                 allowed = [self._g.op("And", *pair) for pair in zip(allowed, near, strict=True)]
-            self._biases[window] = [_attention_bias(self._g, part) for part in allowed]
-        return self._biases[window]
+            found = [_attention_bias(self._g, part) for part in allowed]
+            if buckets is not None:
+                added = self._by_distance(buckets)
+                found = [self._g.op("Add", *pair) for pair in zip(found, added, strict=True)]
+            self._biases[asked] = found
+        return self._biases[asked]
 
-    def _near(self, window: int) -> list[str]:
-        """Whether two places are at most `window` apart, for each part of the queries."""
+    def _distances(self) -> list[str]:
+        """int64 (R, 1, queries, S), how far behind a query a key is, for each part."""
         g = self._g
         own = g.op("Unsqueeze", self._places, g.ints("axes_1_3", [1, 3]))
         other = g.op("Unsqueeze", self._places, g.ints("axes_1_2", [1, 2]))
-        limit = g.ints("window", window)
-        return [
-            g.op("LessOrEqual", g.op("Abs", g.op("Sub", part, other)), limit)
-            for part in g.cut(own, self.edges)
-        ]
+        return [g.op("Sub", other, part) for part in g.cut(own, self.edges)]
+
+    def _near(self, window: int) -> list[str]:
+        """Whether two places are at most `window` apart."""
+        g, limit = self._g, self._g.ints("window", window)
+        return [g.op("LessOrEqual", g.op("Abs", each), limit) for each in self._distances()]
+
+    def _by_distance(self, buckets: Buckets) -> list[str]:
+        """float32 (R, heads, queries, S): what each head adds."""
+        g, reach = self._g, buckets.max_distance
+        ends = g.ints("farthest_before", -reach), g.ints("farthest_behind", reach)
+        known = g.ints("buckets", distance_buckets(buckets).tolist())
+        table = g.op("Gather", g.weight("attention.buckets.weight"), known, half=True)
+        table = g.op("Transpose", g.to_float(table), perm=[1, 0])  # (heads, 2 reach + 1)
+        added = []
+        for distances in self._distances():
+            places = g.op("Add", g.op("Clip", distances, *ends), g.ints("reach", reach))
+            # (heads, R, 1, queries, S) to (R, heads, queries, S)
+            each = g.op("Squeeze", g.op("Gather", table, places, axis=1), g.ints("axes_2", [2]))
+            added.append(g.op("Transpose", each, perm=[1, 0, 2, 3]))
+        return added
 
     def turn(self, theta: float, size: int) -> tuple[str, str]:
         """float32 cosines and sines, (R, S, 1, size / 2)."""
@@ -129,7 +153,7 @@ def _attention_bias(g: Graph, allowed: str) -> str:
 
 def layers(g: Graph, spec: EncoderSpec, x: str, sight: Sight) -> str:
     """(R, S, hidden) in the working precision to (R, S, hidden) float32."""
-    sight.biases(spec.layers[0].attention.window)  # before the layers, as engines know it
+    sight.biases(spec.layers[0].attention)  # before the layers, as engines know it
     for number, block in enumerate(spec.layers):
         at = f"layers.{number}"
         if block.norm_placement == "post":
@@ -182,7 +206,7 @@ def _attend(g: Graph, attention: Attention, at: str, x: str, sight: Sight) -> st
     k = g.op("Transpose", k, half=True, perm=[0, 2, 3, 1])
     v = g.op("Transpose", v, half=True, perm=[0, 2, 1, 3])
     contexts = []
-    biases = sight.biases(attention.window)
+    biases = sight.biases(attention)
     for part, bias in zip(g.cut(q, sight.edges), biases, strict=True):
         scores = g.op("Add", g.to_float(g.op("MatMul", part, k, half=True)), bias)
         shares = g.to_half(g.op("Softmax", scores, axis=-1))

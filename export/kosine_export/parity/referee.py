@@ -35,6 +35,7 @@ WEIGHT_FILES = ("model.", "model-", "pytorch_model", "adapter_model")
 TOKENIZER_TYPES = {
     "BertTokenizer": "bert",
     "RobertaTokenizer": "roberta",
+    "MPNetTokenizer": "mpnet",
     "PreTrainedTokenizerFast": "modernbert",
 }
 

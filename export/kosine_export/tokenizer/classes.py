@@ -43,6 +43,7 @@ CLASSES: Mapping[str, Kind | None] = {
     "BertTokenizer": "wordpiece",
     "DistilBertTokenizer": "wordpiece",
     "ElectraTokenizer": "wordpiece",
+    "MPNetTokenizer": "wordpiece",
     "RobertaTokenizer": "byte-level",
     "XLMRobertaTokenizer": "unigram",
     "CamembertTokenizer": "unigram",

@@ -31,7 +31,7 @@ from kosine_export.tokenizer.classes import (
     guarded,
     lowercases,
 )
-from kosine_export.tokenizer.special_tokens import CLASS_TOKENS, add_tokens, ids_of, special_tokens
+from kosine_export.tokenizer.special_tokens import add_tokens, ids_of, special_tokens
 
 __all__ = ["MAX_TOKENIZER_BYTES", "TokenizerFiles", "has_tokenizer", "read_tokenizer"]
 
@@ -100,7 +100,7 @@ def read_tokenizer(
         "read_as": read_as,
         "transformers": str(TRANSFORMERS),
     }
-    tokens = special_tokens(settings, CLASS_TOKENS.get(kind, {}))
+    tokens = special_tokens(settings, kind, read_as)
     rows = config.get("vocab_size", 0)
     if kind is None:
         tokenizer = of_json(vocabulary.json)

@@ -12,7 +12,7 @@ from kosine.bundle.tokenizerscan import Kind
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
 from kosine_export.files.folder import optional_object
 
-__all__ = ["CLASS_TOKENS", "add_tokens", "ids_of", "special_tokens"]
+__all__ = ["add_tokens", "ids_of", "special_tokens"]
 
 BERT_TOKENS = {
     "unk_token": "[UNK]",
@@ -31,11 +31,13 @@ ROBERTA_TOKENS = {
     "mask_token": "<mask>",
 }
 # Special tokens that the classes of a kind assume; the generic class assumes none.
-CLASS_TOKENS: Mapping[Kind | None, Mapping[str, str]] = {
+KIND_TOKENS: Mapping[Kind | None, Mapping[str, str]] = {
     "wordpiece": BERT_TOKENS,
     "byte-level": ROBERTA_TOKENS,
     "unigram": ROBERTA_TOKENS,
 }
+# Classes whose own are others.
+MPNET_TOKENS = {**ROBERTA_TOKENS, "unk_token": "[UNK]"}
 NAMED_TOKENS = tuple(ROBERTA_TOKENS)  # in the order in which transformers adds them
 TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
@@ -51,14 +53,18 @@ def special_token(token: object) -> AddedToken | None:
 
 
 def special_tokens(
-    settings: Mapping[str, Any], defaults: Mapping[str, str]
+    settings: Mapping[str, Any], kind: Kind | None, name: str
 ) -> dict[str, AddedToken]:
-    """Named special tokens: the class's defaults, then what the config states."""
-    tokens = {name: AddedToken(text, special=True) for name, text in defaults.items()}
-    for name in NAMED_TOKENS:
-        token = special_token(settings.get(name))
+    """Named special tokens: what the class `name` of that kind assumes, then what is stated."""
+    mpnet = name == "MPNetTokenizer"
+    assumed = MPNET_TOKENS if mpnet else KIND_TOKENS.get(kind, {})
+    tokens = {}
+    for role in NAMED_TOKENS:
+        token = special_token(settings.get(role)) or special_token(assumed.get(role))
         if token is not None:
-            tokens[name] = token
+            tokens[role] = token
+    if mpnet and not isinstance(settings.get("mask_token"), dict):
+        tokens["mask_token"] = AddedToken(tokens["mask_token"].content, special=True, lstrip=True)
     return tokens
 
 

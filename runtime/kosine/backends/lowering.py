@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
+from functools import cache
 from typing import Any, get_args
 
 from kosine.errors import BackendError
-from kosine.spec import Block, EncoderSpec, PoolingMode, unsupported
+from kosine.positions import distance_buckets
+from kosine.spec import Block, Buckets, EncoderSpec, PoolingMode, unsupported
 from kosine.spec import Norm as SpecNorm
 from kosine_kernels.steps import (
     Attention,
     Dense,
+    Distances,
     Embed,
     FeedForward,
     Linear,
@@ -30,7 +33,7 @@ RUNS: Mapping[str, Container[Any] | str] = {
     "layers.norm.kind": ("layer_norm",),
     "layers.attention.num_key_value_heads": "num_heads",
     "layers.attention.head_size": range(16, 129, 16),
-    "layers.attention.positions": ("none", "rope"),
+    "layers.attention.positions": ("none", "rope", "buckets"),
     "layers.feed_forward.activation": ("gelu",),
     "final_norm.kind": ("layer_norm",),
     "pooling.modes": get_args(PoolingMode),
@@ -90,6 +93,7 @@ def _block(block: Block, at: str, rows: int) -> Iterator[Step]:
         bias=wanted.bias,
         rotary=None if wanted.rope_theta is None else Rotary(wanted.rope_theta, rows),
         window=wanted.window,
+        distances=None if wanted.buckets is None else _distances(wanted.buckets),
     )
     gate = f"{at}.ffn.gate" if forward.gated else None
     feed_forward = FeedForward(f"{at}.ffn.up", f"{at}.ffn.down", gate, forward.bias)
@@ -104,6 +108,11 @@ def _block(block: Block, at: str, rows: int) -> Iterator[Step]:
     yield attention
     yield _norm(f"{at}.ffn.norm", block.norm, keeps_x=True)
     yield feed_forward
+
+
+@cache
+def _distances(buckets: Buckets) -> Distances:
+    return Distances("attention.buckets", tuple(distance_buckets(buckets).tolist()))
 
 
 def _norm(name: str, norm: SpecNorm, *, keeps_x: bool = False) -> Norm:

@@ -195,6 +195,11 @@ def _check_spec(spec: EncoderSpec) -> None:
         attention, at = layer.attention, f"$.spec.layers[{i}].attention"
         if (attention.positions == "rope") != (attention.rope_theta is not None):
             raise bad(f"{at}.rope_theta", str(attention.rope_theta), "a number with 'rope' alone")
+        buckets = attention.buckets
+        if (attention.positions == "buckets") != (buckets is not None):
+            raise bad(f"{at}.buckets", str(buckets)[:40], "an object with 'buckets' alone")
+        if buckets is not None and not 4 <= buckets.count < 2 * buckets.max_distance:
+            raise bad(f"{at}.buckets.count", str(buckets.count), "from 4 to twice max_distance")
         if attention.positions == "rope" and attention.head_size % 2:
             raise bad(f"{at}.head_size", str(attention.head_size), "an even number with 'rope'")
         if not layer.attention_norm and layer.norm_placement == "post":

@@ -92,7 +92,9 @@ def _spec(model: _Model) -> EncoderSpec:
         norm_placement="post",
         norm=norm,
         attention_norm=True,
-        attention=Attention(a.num_heads, a.num_heads, head_size, "none", None, None, bias=True),
+        attention=Attention(
+            a.num_heads, a.num_heads, head_size, "none", None, None, None, bias=True
+        ),
         feed_forward=FeedForward(a.intermediate_size, "gelu", gated=False, bias=True),
     )
     return EncoderSpec(
