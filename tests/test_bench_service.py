@@ -18,10 +18,10 @@ from kosine_bench.reliability import hostile_http, service_soak
 BROKEN = """
 import http.server, sys
 class Handler(http.server.BaseHTTPRequestHandler):
-    def answer(self):
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.send_response(500)
         self.end_headers()
-    do_POST = answer
     def do_GET(self):
         self.send_response(200)
         self.end_headers()

@@ -272,6 +272,34 @@ def test_no_text_is_logged(service, post):
     assert answered[-1]["tokens"] > 0
 
 
+def test_spans(sample_bundle, monkeypatch):
+    """OpenTelemetry's, below the caller's own span, with no text in them."""
+    sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="opentelemetry-sdk is not here")
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    provider, exporter = sdk.TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with InThread(sample_bundle) as service:
+        body = {"inputs": [SECRET, "b"]}
+        headers = {"traceparent": parent}
+        assert httpx.post(f"{service.url}/embed", json=body, headers=headers).status_code == 200
+        assert httpx.post(f"{service.url}/{SECRET}", json=body).status_code == 404
+        service.wait(lambda: len(exporter.get_finished_spans()) == 2)
+    span, unknown = exporter.get_finished_spans()
+    assert format(span.context.trace_id, "032x") == parent.split("-")[1]
+    assert format(span.parent.span_id, "016x") == parent.split("-")[2]
+    assert span.attributes["http.route"] == "/embed"
+    assert span.attributes["http.response.status_code"] == 200
+    assert span.attributes["kosine.texts"] == 2
+    assert span.end_time > span.start_time
+    assert unknown.attributes["http.route"] == "unknown"
+    assert SECRET not in span.to_json() + unknown.to_json()
+
+
 def test_the_openapi_document_lists_every_route(service):
     value = httpx.get(f"{service.url}/openapi.json").json()
     assert value["openapi"].startswith("3.")

@@ -301,4 +301,4 @@ def send(address: tuple[str, int], data: bytes, patience: float = 0.5) -> bytes:
 
 def status_of(answer: bytes) -> int:
     """The status of an answer; 0 where none came."""
-    return int(answer[9:12]) if answer.startswith(b"HTTP/1.1 ") else 0
+    return int(answer[9:12]) if answer.startswith(b"HTTP/1.") else 0

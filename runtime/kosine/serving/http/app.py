@@ -117,7 +117,7 @@ class Service:
         models: What it serves.
         keys: Who may ask; without any, everybody.
         endpoints: Its routes.
-        observe: Told of every answered request: (route, status, seconds).
+        observers: Each is told of every answered request: (call, route, status, seconds).
 
     Attributes:
         draining: Since SIGTERM.
@@ -130,7 +130,7 @@ class Service:
         models: Models,
         keys: Keys,
         endpoints: Iterable[Endpoint],
-        observe: Callable[[str, int, float], None] | None = None,
+        observers: Iterable[Callable[[Call, str, int, float], None]] = (),
     ) -> None:
         self.settings = settings
         self.models = models
@@ -138,7 +138,7 @@ class Service:
         self.draining = False
         self.in_progress = 0
         self.endpoints = list(endpoints)
-        self._observe = observe
+        self._observers = tuple(observers)
         self._routes: dict[str, dict[str, Endpoint]] = {}
         for endpoint in self.endpoints:
             self._routes.setdefault(endpoint.path, {})[endpoint.method] = endpoint
@@ -176,8 +176,8 @@ class Service:
         finally:
             self.in_progress -= 1
         seconds = time.monotonic() - call.started
-        if self._observe is not None:
-            self._observe(route, status, seconds)
+        for observe in self._observers:
+            observe(call, route, status, seconds)
         if logger.isEnabledFor(logging.INFO):
             logger.info(
                 "%s %s",

@@ -37,7 +37,7 @@ class Metrics:
         # Looking a child up by its labels takes longer than counting.
         self._children: dict[tuple[str, int], tuple[Any, Any]] = {}
 
-    def observe(self, route: str, status: int, seconds: float) -> None:
+    def observe(self, _: Call, route: str, status: int, seconds: float) -> None:
         """Count an answered request."""
         found = self._children.get((route, status))
         if found is None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kosine.serving.http import cohere, health, openai, openapi, page, reload, tei
+from kosine.serving.http import cohere, health, openai, openapi, page, reload, tei, traces
 from kosine.serving.http.app import Service
 from kosine.serving.http.metrics import Metrics
 from kosine.serving.http.models import Model, Models
@@ -33,7 +33,8 @@ def make_service(paths: Mapping[str, Path], settings: Settings, keys: Keys) -> S
         reload.endpoint(),
     ]
     endpoints.append(openapi.endpoint(endpoints))
-    service = Service(settings, models, keys, endpoints, metrics.observe)
+    observers = [metrics.observe, *filter(None, [traces.tracer()])]
+    service = Service(settings, models, keys, endpoints, observers)
     metrics.watch(service)
     return service
 
