@@ -22,14 +22,14 @@ SHARED = ROOT.parent / "shared"
 LONG = {
     "backends_auto", "batcher_model", "batcher_promises", "bench_contestant",
     "bench_contestant_state", "bench_gpu", "bench_isa_levels", "bench_load", "bench_pictures",
-    "bench_report", "bench_run", "bench_tei", "bench_worker", "bundle_arrival", "bundle_hostile",
-    "checkpoint", "cli", "cli_bad_input", "e5", "ecosystem", "encoder_copies",
-    "encoder_properties", "examples", "exit_gate", "export", "families", "five", "fork",
-    "full_size", "golden", "graph", "kernels_amx", "kernels_engine", "kernels_native",
-    "kernels_process", "kernels_seats", "limits", "long_texts", "minilm", "native", "onnx_cuda",
-    "onnx_session", "optimum", "parity", "prefork_memory", "readme", "serving", "tensorrt",
-    "tensorrt_export", "tokenizer_classes", "tokenizer_files", "torch_needed", "variants",
-    "verify",
+    "bench_report", "bench_run", "bench_tei", "bench_worker", "bench_workload", "bundle_arrival",
+    "bundle_hostile", "checkpoint", "cli", "cli_bad_input", "e5", "ecosystem", "encoder_copies",
+    "encoder_properties", "examples", "exit_gate", "export", "families", "five", "fixed_seeds",
+    "fork", "full_size", "golden", "graph", "info", "kernels_amx", "kernels_engine",
+    "kernels_native", "kernels_process", "kernels_seats", "limits", "long_texts", "minilm",
+    "native", "onnx_cuda", "onnx_session", "optimum", "parity", "prefork_memory", "readme",
+    "referee", "serving", "tensorrt", "tensorrt_export", "tokenizer_classes", "tokenizer_files",
+    "torch_needed", "variants", "verify",
 }  # fmt: skip
 
 # No test may reach for a model hub, and forks after tokenising are meant.

@@ -27,7 +27,8 @@ def test_say():
 def drawn(folder: Path, *options: str) -> str:
     """What two runs of a property test draw under the suite's own conftest."""
     (folder / "test_probe.py").write_text(PROBE, encoding="utf-8")
-    (folder / "conftest.py").write_text((TESTS / "conftest.py").read_text("utf-8"), "utf-8")
+    for name in ("conftest.py", "torch_needed.py"):
+        (folder / name).write_text((TESTS / name).read_text("utf-8"), "utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *options, "."],
         cwd=folder,
