@@ -5,7 +5,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 CMAKE = PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/cmake
 SAMPLE = out/sample.kosine
 
-.PHONY: help setup demo engine native sanitize check test test-gpu fuzz lint format bench bench-report load soak soak-serve clean
+.PHONY: help setup demo engine native sanitize check test test-gpu fuzz lint format bench bench-report load bench-serve soak soak-serve clean
 
 help:
 	@echo "make setup   .venv with kosine, ONNX Runtime and the exporter (no PyTorch), and the native"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench   kosine and its rivals side by side: about an hour (says first)"
 	@echo "make bench-report  pictures and the README's table from the newest result"
 	@echo "make load    latency against load, packed beside padded: about an hour (LOAD_ARGS)"
+	@echo "make bench-serve  the HTTP service beside a bare route and its rivals (needs wrk)"
 	@echo "make soak    the batcher under mixed faults for 8 hours (SOAK_ARGS to change it)"
 	@echo "make soak-serve  the service: 50,000 mutations, slow clients, an hour of load"
 
@@ -106,6 +107,11 @@ soak: .venv/.test native
 	  tests/test_encoder_properties.py tests/test_kernels_engine.py \
 	  -k "test_batcher_model or test_fork or needles"
 	.venv/bin/python -m kosine_bench.reliability.soak $(SOAK_ARGS)
+
+bench-serve: .venv/.bench engine
+	@mkdir -p out
+	.venv/bin/kosine export export/sample $(SAMPLE) --force
+	.venv/bin/python -m kosine_bench.load.service $(SAMPLE) --checkpoint export/sample $(BENCH_ARGS)
 
 soak-serve: .venv/.bench engine
 	@mkdir -p out

@@ -18,6 +18,19 @@ from torch_needed import REFEREE, needs_torch
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "export" / "sample"
 SHARED = ROOT.parent / "shared"
+# Files of tests that take many seconds of CPU, or start many processes: not for `make check`.
+LONG = {
+    "backends_auto", "batcher_model", "batcher_promises", "bench_contestant",
+    "bench_contestant_state", "bench_gpu", "bench_isa_levels", "bench_load", "bench_pictures",
+    "bench_report", "bench_run", "bench_tei", "bench_worker", "bundle_arrival", "bundle_hostile",
+    "checkpoint", "cli", "cli_bad_input", "e5", "ecosystem", "encoder_copies",
+    "encoder_properties", "examples", "exit_gate", "export", "families", "five", "fork",
+    "full_size", "golden", "graph", "kernels_amx", "kernels_engine", "kernels_native",
+    "kernels_process", "kernels_seats", "limits", "long_texts", "minilm", "native", "onnx_cuda",
+    "onnx_session", "optimum", "parity", "prefork_memory", "readme", "serving", "tensorrt",
+    "tensorrt_export", "tokenizer_classes", "tokenizer_files", "torch_needed", "variants",
+    "verify",
+}  # fmt: skip
 
 # No test may reach for a model hub, and forks after tokenising are meant.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -46,9 +59,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what needs PyTorch, and leave it out where that is asked for."""
+    """Mark what is long and what needs PyTorch, and leave this out where that is asked for."""
     left = []
     for item in items:
+        if item.path.stem.removeprefix("test_") in LONG or item.path.parent.name == "bench":
+            item.add_marker("long")
         if needs_torch(item):
             item.add_marker("torch")
             left.append(item)

@@ -85,6 +85,7 @@ USAGE = {
     "compare": [(), ("a",), ("a", "b"), ("a", "b", "--texts"), ("a", "b", "--texts", "none"),
                 ("a", "b", "--texts", "-"), ("a", "b", "--texts", "t", "--min-cosine", "x")],
     "search": [(), ("b",), ("b", "c"), ("b", "c", "q", "-k", "0"), ("b", "none", "q")],
+    "completion": [(), ("csh",)],
     "export": [(), ("c",), ("c", "b", "--max-tokens", "x"), ("c", "b", "--target")],
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ FLOORS = [
     {"errors", "packed", "spec", "threads", "progress", "clock", "exit_gate"},
     {"backend", "batching", "positions", "quantization", "texts"},
     {"bundle", "scoring"},
-    {"tokenizer", "backends", "backends.rows"},
+    {"tokenizer", "mining", "backends", "backends.rows"},
     {"backends.onnx", "backends.tensorrt", "computing", "counting"},
     {"encoder"},
     {"serving", "jobs"},
@@ -29,6 +29,7 @@ FLOORS = [
     {"serving.http"},
     {"commands"},
     {"cli"},
+    {"completion"},
 ]
 OPTIONAL = ("tokenizers", "tqdm", "onnxruntime", "prometheus_client", "pyarrow")
 
@@ -51,7 +52,7 @@ OUTSIDE = {
     "onnxruntime": {"backends.onnx.cpu", "backends.onnx.library"},
     "kosine_kernels": {"backends.lowering", "backends.native"},
     "prometheus_client": {"serving.stats", "serving.http.metrics"},
-    "uvicorn": {"serving.http.server"},
+    "uvicorn": {"serving.http.server", "serving.http.connection"},
     "starlette": {"serving.http.serve"},
     "orjson": {"serving.http.wire"},
     "msgspec": {name for name in RUNTIME if name.startswith("serving.http.")},

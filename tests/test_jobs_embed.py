@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import pty
@@ -531,6 +532,30 @@ def test_an_interrupt_keeps_what_is_done(embed, tmp_path, monkeypatch):
     code, out, _ = embed(source, "-o", path, "--resume", "--json")
     assert json.loads(out)["resumed_at"] == 24
     assert np.load(path).shape == (50, 256)
+
+
+def test_an_interrupt_of_a_pipe_leaves_nothing(embed, tmp_path, monkeypatch):
+    def interrupted(_self, _window):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encoding.RecordEncoder, "encode", interrupted)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\n")))
+    assert embed("-", "-o", tmp_path / "v.npy")[0] == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_of_vectors_that_goes_away(sample_bundle, tmp_path):
+    """As in `kosine embed ... -o - | head -1`."""
+    source = many_texts(tmp_path / "t.txt", 3000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kosine.cli", "embed", sample_bundle, source, "-o", "-"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert json.loads(process.stdout.readline())["id"] == 0
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(300), err) == (0, b"")
 
 
 def test_null_rows_are_remembered(embed, stopped, tmp_path, monkeypatch):

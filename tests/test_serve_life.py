@@ -291,3 +291,17 @@ def test_pipelined_requests_are_answered_in_order(thread):
     answer = raw(thread.address[:2], one + two)
     assert answer.count(b"HTTP/1.1 ") == 2
     assert answer.index(b"200 OK") < answer.index(b"400 Bad Request")
+
+
+def test_the_next_request_may_come_slowly_while_one_is_answered(sample_bundle):
+    """Its first bytes are there, and the deadline for its arrival passes: the one under way is
+    answered all the same."""
+    with InThread(sample_bundle, read_timeout=0.5) as service:
+        service.engine.gate.clear()
+        one = request(b'{"model":"sample","input":"a"}').replace(b"Connection: close\r\n", b"")
+        with socket.create_connection(service.address[:2], 10) as connection:
+            connection.sendall(one + b"POST /v1/emb")
+            service.wait(lambda: service.engine.runs == 1)
+            time.sleep(2)
+            service.engine.gate.set()
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200 OK")

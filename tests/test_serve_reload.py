@@ -3,10 +3,13 @@ broken changes nothing."""
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import shutil
 import signal
 import threading
 import time
+import weakref
 
 import httpx
 import numpy as np
@@ -16,7 +19,9 @@ from kosine.errors import ParityError
 
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
-from kosine.serving.http.models import load_verified
+from kosine.serving.http.embedding import embed
+from kosine.serving.http.models import Models, load_verified
+from kosine.serving.http.settings import Settings
 from rehash import change_tensor
 from serve_machine import PROMPTS, InThread, ask, running, variant
 
@@ -121,6 +126,31 @@ def test_weights_that_are_wrong_but_whole_keep_the_old(versions, tmp_path):
     change_tensor(folder, "embeddings.word.weight", lambda weight: weight * 1.01 + 0.01)
     with pytest.raises(ParityError):
         load_verified(folder, {"backend": "onnx"})
+
+
+def test_the_old_version_leaves_memory(sample_bundle):
+    """At once, not when the garbage collector happens to come by: it holds all the weights."""
+
+    async def main() -> None:
+        models = Models({"m": sample_bundle}, Settings(engine={"backend": "onnx"}))
+        await models.load()
+        for _ in range(3):
+            old = models.by_name["m"]
+            gone = [weakref.ref(thing) for thing in (old, old.encoder, old.encoder.backend)]
+            await embed(old, TEXTS, deadline=time.monotonic() + 60)
+            del old
+            await models.reload()
+            ends = time.monotonic() + 10
+            while any(ref() is not None for ref in gone):
+                assert time.monotonic() < ends, [ref() for ref in gone]
+                await asyncio.sleep(0.02)
+        await models.close(10)
+
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 def test_the_route_is_off_without_a_key_and_takes_no_path(sample_bundle, tmp_path):

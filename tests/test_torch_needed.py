@@ -40,7 +40,6 @@ def test_collection_passes_where_pytorch_cannot_be_imported():
     assert found == set(FILES) - {"test_reference.py"}  # that one is nothing without it
 
 
-@pytest.mark.long
 def test_what_needs_it_is_left_out():
     pytest.importorskip("torch")
     whole, without = collect(("-m", "pytest")), collect(("-m", "pytest"), "--without-torch")

@@ -18,6 +18,7 @@ from kosine.packed import Packed, Pooled
 from kosine.scoring import TopK, cosine, top_k
 
 if TYPE_CHECKING:
+    from kosine.mining import community_detection, paraphrase_mining, semantic_search
     from kosine.serving.batcher import Batcher
 
     __version__: str
@@ -29,11 +30,15 @@ __all__ = [
     "Packed",
     "Pooled",
     "TopK",
+    "community_detection",
     "cosine",
     "errors",
     "load",
+    "paraphrase_mining",
+    "semantic_search",
     "top_k",
 ]
+MINING = ("community_detection", "paraphrase_mining", "semantic_search")
 
 
 def __getattr__(name: str) -> Any:
@@ -50,4 +55,8 @@ def __getattr__(name: str) -> Any:
         from kosine.serving.batcher import Batcher
 
         return Batcher
+    if name in MINING:
+        from kosine import mining
+
+        return getattr(mining, name)
     raise AttributeError(f"module 'kosine' has no attribute {name!r}")

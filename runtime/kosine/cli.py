@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from kosine.errors import KosineError, MissingExtra, ParityError
 
-__all__ = ["VERBS", "guarded", "main"]
+__all__ = ["VERBS", "guarded", "import_verb", "main"]
 
 # verb -> (module with `add_arguments(parser)` and `run(args) -> exit code`, one line of help)
 VERBS = {
@@ -30,6 +30,7 @@ VERBS = {
     "compare": ("kosine.commands.compare", "compare two bundles, or one and stored vectors"),
     "search": ("kosine.commands.search", "find the texts of a file that are most like a query"),
     "bench": ("kosine_bench.command", "measure kosine and its rivals side by side"),
+    "completion": ("kosine.completion", "print a script of completions for bash, zsh or fish"),
 }
 EXTRA_OF = {"kosine_export": "onnx,export", "kosine_bench": "bench"}
 
@@ -76,7 +77,7 @@ def _top(words: list[str]) -> int:
         description="Sentence encoders: checkpoint to bundle, text to unit vectors.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="commands:\n"
-        + "\n".join(f"  {verb:<8} {text}" for verb, (_, text) in VERBS.items()),
+        + "\n".join(f"  {verb:<10} {text}" for verb, (_, text) in VERBS.items()),
     )
     parser.add_argument("--version", action="version", version=f"kosine {_version()}")
     parser.add_argument("command", choices=list(VERBS), metavar="COMMAND")
@@ -85,7 +86,7 @@ def _top(words: list[str]) -> int:
 
 
 def _run(verb: str, words: list[str]) -> int:
-    module = _import(verb, VERBS[verb][0])
+    module = import_verb(verb, VERBS[verb][0])
     parser = Parser(prog=f"kosine {verb}", description=module.__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     module.add_arguments(parser)
@@ -100,7 +101,8 @@ def _run(verb: str, words: list[str]) -> int:
     return code
 
 
-def _import(verb: str, name: str) -> Any:
+def import_verb(verb: str, name: str) -> Any:
+    """The module of a verb, or MissingExtra."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -118,11 +118,16 @@ def dequantize(
             remedy="name the precision that `encode` was given, and keep its dtype",
         )
     # Without the sign: 0 to 255.
-    steps = vectors if expected is np.uint8 else (vectors.astype(np.int16) + 128).astype(np.uint8)
+    steps = vectors if expected is np.uint8 else vectors.view(np.uint8) ^ np.uint8(128)
     if precision in BITS:
         return np.unpackbits(steps, axis=-1, count=dim) * np.float32(2) - np.float32(1)
     low, high = _limits(ranges, vectors.shape[-1], precision)
-    return np.asarray(low + (steps + np.float32(0.5)) * ((high - low) / 255), np.float32)
+    # low + (steps + 0.5) * width, in one array
+    floats = steps.astype(np.float32)
+    floats += np.float32(0.5)
+    floats *= (high - low) / 255
+    floats += low
+    return floats
 
 
 def clipped_components(vectors: Float32, ranges: Ranges | None) -> int:

@@ -13,6 +13,7 @@ ceil(d / 8) columns are bits and more are integers. Where it cannot, the call is
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,10 +24,21 @@ from kosine.errors import InputError, UnknownOption
 from kosine.packed import Float32
 from kosine.quantization import BITS, INTEGERS, PRECISIONS, Ranges, dequantize, ranges_dim
 
-__all__ = ["SIMILARITIES", "TopK", "cosine", "pairwise", "score_matrix", "top_k"]
+__all__ = [
+    "SIMILARITIES",
+    "TopK",
+    "as_rows",
+    "best_of",
+    "cosine",
+    "pairwise",
+    "score_matrix",
+    "top_k",
+]
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 BLOCK = 1 << 20  # scores, and numbers of the corpus, that top_k holds at once: 4 MiB of float32
+MOST_QUERIES = 1 << 11  # that are scored together: a block of the corpus is read once for them all
+MOST_SORTED = 4  # times k, for each query: where more may be among the best, they are thinned first
 
 
 class TopK(NamedTuple):
@@ -157,10 +169,37 @@ def top_k(
     if similarity == "cosine":
         left, similarity = (_unit(left) if normalise else left), "dot"
         scale = right.dim if sides.bits else 1
+    k = min(k, len(right.array))
+    best = [
+        best_of(_blocks(part, right, k, similarity, normalise), len(part), k)
+        for part in (left[i : i + MOST_QUERIES] for i in range(0, len(left), MOST_QUERIES))
+    ] or [best_of((), 0, k)]
+    indices = np.concatenate([part.indices for part in best])
+    scores = np.concatenate([part.scores for part in best])
+    return TopK(indices, np.asarray(scores / scale, np.float32))
+
+
+def best_of(blocks: Iterable[Float32], queries: int, k: int) -> TopK:
+    """The k best of (queries, b) scores that come block after block of the corpus.
+
+    With fewer than k in all of them, all; ties go to the lower index, NaN comes last.
+    """
+    best = TopK(np.empty((queries, 0), np.int64), np.empty((queries, 0), np.float32))
+    begin = 0
+    for scores in blocks:
+        if scores.size:
+            best = _merged(best, scores, begin, k)
+        begin += scores.shape[1]
+    if not queries:
+        return TopK(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
+    return best
+
+
+def _blocks(
+    left: NDArray[Any], right: _Vectors, k: int, similarity: str, normalise: bool
+) -> Iterator[Float32]:
+    """(q, b) scores of all of `right`; each is gone when the next is taken."""
     count = len(right.array)
-    k = min(k, count)
-    best_scores = np.empty((len(left), 0), np.float32)
-    best = np.empty((len(left), 0), np.int64)
     step = max(1, k, BLOCK // max(1, len(left)))
     rows = max(1, min(step, BLOCK // max(1, right.dim)))
     for begin in range(0, count, step):
@@ -168,17 +207,51 @@ def top_k(
         scores = np.empty((len(left), end - begin), np.float32)
         for start in range(begin, end, rows):
             block = right.floats(start, min(start + rows, end))
-            block = _unit(block) if normalise else block
             at = slice(start - begin, start - begin + len(block))
-            scores[:, at] = score_matrix(left, block, similarity)
-        ids = np.broadcast_to(np.arange(begin, end), scores.shape)
-        best_scores = np.concatenate([best_scores, scores], axis=1)
-        best = np.concatenate([best, ids], axis=1)
-        # A stable sort over ascending ids settles ties; argpartition would not.
-        order = np.argsort(-best_scores, axis=1, kind="stable")[:, :k]
-        best_scores = np.take_along_axis(best_scores, order, axis=1)
-        best = np.take_along_axis(best, order, axis=1)
-    return TopK(best, best_scores / np.float32(scale))
+            block = _unit(block) if normalise else block
+            if similarity == "dot" and left.dtype == block.dtype == np.float32:
+                np.matmul(left, block.T, out=scores[:, at])
+            else:
+                scores[:, at] = score_matrix(left, block, similarity)
+        yield scores
+
+
+def _merged(best: TopK, scores: Float32, begin: int, k: int) -> TopK:
+    """The k best of those so far and of a block whose first column is the row `begin`.
+
+    Sorting is for the few that can be among them: more than the k-th best so far, and at least
+    the k-th best of the block. An equal score so far has the lower index.
+    """
+    queries, width = scores.shape
+    if best.scores.shape[1] == k:
+        least = best.scores[:, -1]
+        chosen = scores > least[:, None]
+        chosen[np.isnan(least)] = True  # NaN comes last: anything else goes before it
+    else:
+        chosen = np.ones(scores.shape, bool)
+    if width > k and np.count_nonzero(chosen) > MOST_SORTED * k * queries:
+        of_block = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
+        chosen &= ~(scores < of_block)  # NaN too, where there are not k others
+    at = np.flatnonzero(chosen)
+    if not len(at):
+        return best
+    row = at // width
+    touched, first, per_row = np.unique(row, return_index=True, return_counts=True)
+    held = best.scores.shape[1]
+    # One row for each query that anything changes for: what it has, then its new ones in order.
+    line = np.repeat(np.arange(len(touched)), per_row)
+    column = held + np.arange(len(at)) - np.repeat(first, per_row)
+    shape = (len(touched), held + int(per_row.max()))
+    values, ids = np.full(shape, np.nan, np.float32), np.zeros(shape, np.int64)
+    values[:, :held], ids[:, :held] = best.scores[touched], best.indices[touched]
+    values[line, column], ids[line, column] = scores.reshape(-1)[at], at - row * width + begin
+    # A stable sort over ascending ids settles ties; the filling comes last, as all NaN does.
+    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
+    values, ids = (np.take_along_axis(x, order, axis=1) for x in (values, ids))
+    if len(touched) == queries:
+        return TopK(ids, values)
+    best.indices[touched], best.scores[touched] = ids, values
+    return best
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +359,20 @@ def _small(array: NDArray[Any]) -> bool:
     return array.dtype in (np.int8, np.uint8)
 
 
+def as_rows(x: ArrayLike) -> NDArray[Any]:
+    """(n, d) numbers; 1-D input counts as one row.
+
+    Raises:
+        InputError: Anything else.
+    """
+    array = _numbers(x)
+    if array.ndim != 2:
+        raise InputError(
+            f"vectors of shape {array.shape}", limit="(n, d)", remedy="pass what `encode` returns"
+        )
+    return array
+
+
 def _numbers(x: ArrayLike) -> NDArray[Any]:
     try:
         array = np.atleast_2d(np.asarray(x))
@@ -309,10 +396,16 @@ def _misfit(left: NDArray[Any], right: NDArray[Any]) -> InputError:
 
 
 def _unit(x: NDArray[Any]) -> NDArray[Any]:
-    # In float64, where the squares of no float32 overflow or vanish.
-    norms = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))[:, None]
-    out = np.empty(x.shape, x.dtype)
-    np.divide(x, np.where(norms == 0, 1, norms), out=out, casting="same_kind")
+    squares = np.einsum("ij,ij->i", x, x)
+    # Where squares of float32 may overflow or vanish: in float64, row by row, so that no row's
+    # rounding depends on another row.
+    odd = ~((squares > 1e-30) & (squares < 1e30))
+    squares[odd] = 1
+    out = np.asarray(x / np.sqrt(squares)[:, None], x.dtype)
+    if odd.any():
+        rows = x[odd].astype(np.float64)
+        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+        out[odd] = rows / np.where(norms == 0, 1, norms)[:, None]
     return out
 
 

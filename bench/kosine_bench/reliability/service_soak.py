@@ -1,4 +1,4 @@
-"""The service's promises at full size: mutations, slow clients, and an hour of load.
+"""The service's promises at full size: mutations, slow clients, drains, swaps, an hour of load.
 
     python -m kosine_bench.reliability.service_soak BUNDLE [--mutations N] [--hours H] [--out F]
 
@@ -13,6 +13,7 @@ import json
 import socket
 import statistics
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -20,20 +21,22 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from kosine_bench.load.service_process import ServiceProcess, serving
 from kosine_bench.reliability.harness import Figures
 from kosine_bench.reliability.hostile_http import mutations, request, send, status_of
-from kosine_bench.reliability.service_process import ServiceProcess, serving
 
-__all__ = ["load", "main", "mutated", "slow_clients"]
+__all__ = ["drains", "load", "main", "mutated", "reloads", "slow_clients"]
 
 GROWTH_MIB = 16.0
+KEY = "a-key-of-the-soak"
 BODY = json.dumps({"model": "sample", "input": "오늘 서울의 날씨는 맑다"}).encode()
 
 
-def post(service: ServiceProcess, body: bytes = BODY) -> float:
+def post(service: ServiceProcess, body: bytes = BODY, path: str = "/v1/embeddings") -> float:
     """Seconds of one good request, on a connection of its own."""
-    url = f"http://{service.address[0]}:{service.address[1]}/v1/embeddings"
-    asked = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    url = f"http://{service.address[0]}:{service.address[1]}{path}"
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    asked = urllib.request.Request(url, body, headers)
     started = time.perf_counter()
     with urllib.request.urlopen(asked, timeout=60) as answer:
         answer.read()
@@ -95,6 +98,89 @@ def slow_clients(bundle: str, writers: int = 500, readers: int = 100, good: int 
     }
 
 
+def drains(bundle: str, times: int = 20, callers: int = 8) -> Figures:
+    """SIGTERM under load, again and again: requests that were sent and got no whole answer.
+
+    Each request has a connection of its own. One that the kernel refuses was accepted by nobody.
+    """
+    lost: list[str] = []
+    answered = [0] * callers
+    for _ in range(times):
+        with serving(f"sample={bundle}", "--drain-delay", "0.5") as service:
+            many = threading.Barrier(callers + 1)
+
+            def call(number: int, service: ServiceProcess, many: threading.Barrier) -> None:
+                sent = 0
+                while True:
+                    answer = b""
+                    try:
+                        answer = send(service.address, request(BODY), 30.0)
+                    except ConnectionRefusedError:
+                        break
+                    except OSError as error:
+                        lost.append(repr(error))
+                    if status_of(answer) == 200 and answer.endswith(b"}}"):
+                        answered[number] += 1
+                    else:
+                        lost.append(repr(answer[:80]))
+                    sent += 1
+                    if sent == 20:
+                        many.wait(60)
+
+            threads = [
+                threading.Thread(target=call, args=(number, service, many))
+                for number in range(callers)
+            ]
+            for thread in threads:
+                thread.start()
+            many.wait(60)
+        for thread in threads:
+            thread.join()
+    return {
+        "drains": times,
+        "answered": sum(answered),
+        "lost": len(lost),
+        "first_lost": lost[:3],
+        "passed": not lost,
+    }
+
+
+def reloads(bundle: str, times: int = 200, callers: int = 3) -> Figures:
+    """A bundle loaded anew under load, again and again: requests that failed."""
+    failures: list[str] = []
+    answered = [0] * callers
+    ended = threading.Event()
+    with tempfile.TemporaryDirectory() as folder:
+        keys = Path(folder) / "keys"
+        keys.write_text(KEY, "ascii")
+        with serving(f"sample={bundle}", "--api-key-file", str(keys)) as service:
+
+            def call(number: int) -> None:
+                body = json.dumps({"model": "sample", "input": ["가", "나", "다"] * 100}).encode()
+                while not ended.is_set():
+                    try:
+                        post(service, body)
+                        answered[number] += 1
+                    except OSError as error:
+                        failures.append(repr(error))
+
+            threads = [threading.Thread(target=call, args=(number,)) for number in range(callers)]
+            for thread in threads:
+                thread.start()
+            for _ in range(times):
+                post(service, b"", "/reload")
+            ended.set()
+            for thread in threads:
+                thread.join()
+    return {
+        "swaps": times,
+        "answered": sum(answered),
+        "failures": len(failures),
+        "first_failures": failures[:3],
+        "passed": not failures,
+    }
+
+
 def load(bundle: str, seconds: float, callers: int = 8) -> Figures:
     """Good requests of all sizes for long: failures, and resident memory after the warm-up."""
     failures: list[str] = []
@@ -147,6 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = {
         "mutations": mutated(options.bundle, options.mutations),
         "slow_clients": slow_clients(options.bundle),
+        "drains": drains(options.bundle),
+        "reloads": reloads(options.bundle),
         "load": load(options.bundle, options.hours * 3_600),
     }
     text = json.dumps(report, indent=2) + "\n"

@@ -209,6 +209,8 @@ def _write(
         except KeyboardInterrupt:
             if checkpoint is not None and source.is_file:
                 sys.stderr.write("kosine: interrupted; the same command with --resume goes on\n")
+            elif checkpoint is not None:
+                checkpoint.discard()  # nobody can go on with it
             raise
         except (KosineError, OSError):
             if checkpoint is not None and not args.resume:

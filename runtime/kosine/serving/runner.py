@@ -16,7 +16,7 @@ from kosine.errors import BackendError, BatcherClosed, DeadlineExceeded, NonFini
 from kosine.packed import Float32, Packed, Pooled
 from kosine.serving.queue import Batch, Limits, Queue
 from kosine.serving.request import BatchFuture, Text, pack
-from kosine.serving.stages import RunsBatches
+from kosine.serving.stages import StagedEncoder
 from kosine.serving.stats import Counters
 
 __all__ = ["Runner", "closed_error"]
@@ -38,7 +38,7 @@ class Runner:
         expiring: What is about to fail since its deadline has passed.
     """
 
-    def __init__(self, encoder: RunsBatches, limits: Limits, clock: Clock) -> None:
+    def __init__(self, encoder: StagedEncoder, limits: Limits, clock: Clock) -> None:
         self.encoder = encoder
         self.clock = clock
         self.lock = threading.RLock()

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from kosine.packed import Float32, Packed, Pooled
 
-__all__ = ["Prepared", "RunsBatches", "StagedEncoder"]
+__all__ = ["Prepared", "StagedEncoder"]
 
 
 class Prepared(Protocol):
@@ -27,27 +27,23 @@ class Prepared(Protocol):
     def unknown(self) -> int: ...
 
 
-class RunsBatches(Protocol):
-    """The part of an encoder that the runner uses; called from its thread alone."""
-
-    @property
-    def dim(self) -> int: ...
-
-    def compute(self, batch: Packed) -> Pooled: ...
-
-    def finish(self, pooled: Pooled, *, truncate_dim: int | None = None) -> Float32: ...
-
-
-class StagedEncoder(RunsBatches, Protocol):
+class StagedEncoder(Protocol):
     """An encoder as the batcher uses it: one method per stage, called from several threads.
 
     Attributes:
+        dim: Length of the vectors.
         max_batch_tokens: Tokens that suit one call of its backend.
     """
 
+    @property
+    def dim(self) -> int: ...
     @property
     def max_batch_tokens(self) -> int: ...
 
     def prepare(
         self, texts: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None
     ) -> Prepared: ...
+
+    def compute(self, batch: Packed) -> Pooled: ...
+
+    def finish(self, pooled: Pooled, *, truncate_dim: int | None = None) -> Float32: ...

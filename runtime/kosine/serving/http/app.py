@@ -19,19 +19,15 @@ import msgspec
 from kosine.serving.http.models import Model, Models
 from kosine.serving.http.problems import Problem, problem_of, told
 from kosine.serving.http.settings import Keys, Settings
-from kosine.serving.http.wire import JSON, Reply, check_nesting, decode
+from kosine.serving.http.wire import JSON, Receive, Reply, check_nesting, decode, read_body
 
 __all__ = ["Call", "Endpoint", "Service"]
 
-# A body over the limit is read up to this many times the limit and thrown away, so that the client
-# gets as far as reading the answer that says so.
-READ_ANYWAY: Final = 4
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 logger = logging.getLogger("kosine.http")
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +247,7 @@ class Service:
             )
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise Problem("unsupported_media_type", "the body must not be compressed", close=True)
-        data = await _read(receive, headers, settings.max_body)
+        data = await read_body(receive, headers, settings.max_body)
         check_nesting(data, settings.max_depth, settings.max_items + 64)
         return decode(endpoint.decoder, data, endpoint.remedies)
 
@@ -291,33 +287,3 @@ class Service:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             await asyncio.sleep(0)  # others are served between the pieces
         await send({"type": "http.response.body", "body": b""})
-
-
-async def _read(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
-    too_large = Problem(
-        "body_too_large",
-        f"the body is over {limit} bytes; send it in several requests",
-        close=True,
-    )
-    length = headers.get(b"content-length")
-    if length is not None and int(length) > READ_ANYWAY * limit:
-        raise too_large
-    message = await receive()
-    data = message.get("body", b"")
-    if not message.get("more_body", False) and len(data) <= limit:
-        if message["type"] == "http.disconnect":
-            raise asyncio.CancelledError
-        return bytes(data)
-    parts, size = [data], len(data)
-    while message.get("more_body", False):
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise asyncio.CancelledError
-        size += len(message.get("body", b""))
-        if size > READ_ANYWAY * limit:
-            raise too_large
-        if size <= limit:
-            parts.append(message.get("body", b""))
-    if size > limit:
-        raise too_large
-    return b"".join(parts)

@@ -13,8 +13,9 @@ from kosine.packed import Float32
 from kosine.quantization import quantize
 from kosine.serving.http.app import Call, Endpoint
 from kosine.serving.http.embedding import embed, prompt_for, refuse_long
-from kosine.serving.http.models import Model, TokenIds
+from kosine.serving.http.models import Model
 from kosine.serving.http.problems import Problem
+from kosine.serving.http.stages import TokenIds
 from kosine.serving.http.wire import Reply, base64_rows, float_rows
 
 __all__ = ["endpoints"]

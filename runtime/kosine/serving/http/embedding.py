@@ -15,7 +15,8 @@ import numpy as np
 from kosine.encoder import DOCUMENT_PROMPTS
 from kosine.errors import DeadlineExceeded, InputError, QueueFull, TextTooLong
 from kosine.packed import Float32
-from kosine.serving.http.models import Model, TokenIds
+from kosine.serving.http.models import Model
+from kosine.serving.http.stages import TokenIds
 from kosine.serving.request import BatchFuture
 
 __all__ = ["Embedded", "embed", "prompt_for", "refuse_long"]

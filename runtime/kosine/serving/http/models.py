@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,85 +11,18 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 import kosine
-from kosine import Batcher, Encoder, Packed, Pooled
+from kosine import Batcher, Encoder
 from kosine.backends.registry import make_backend
 from kosine.bundle.canary import GATES, Canary, compare
 from kosine.errors import InputError, ParityError, TextError
-from kosine.packed import Float32
 from kosine.serving.http.settings import Settings
-from kosine.tokenizer import Tokenized
+from kosine.serving.http.stages import StagedModel, TokenIds
 
-__all__ = ["Model", "Models", "StagedModel", "TokenIds", "load_verified"]
+__all__ = ["Model", "Models", "load_verified"]
 
 # A call takes at most this share of the queue, so that large requests go through in parts.
 QUEUE_SHARE: Final = 4
-
-
-class TokenIds(str):
-    """A text given as the model's own token ids, special tokens included.
-
-    As a str it is as long as it has tokens, which is what the queue counts by.
-    """
-
-    ids: tuple[int, ...]
-
-    @classmethod
-    def of(cls, ids: Sequence[int]) -> TokenIds:
-        text = cls(" " * len(ids))
-        text.ids = tuple(ids)
-        return text
-
-
-class StagedModel:
-    """An encoder's stages as the batcher calls them, measured, and one lane for all models.
-
-    Args:
-        encoder: Does the work.
-        lane: Held while a batch is computed: models take turns, since each uses every processor.
-
-    Attributes:
-        seen: Per thread, what its last call of `prepare` found: `tokens`, `truncated`, `seconds`.
-        last_run: When the last batch began and ended, by `time.perf_counter`.
-    """
-
-    def __init__(self, encoder: Encoder, lane: threading.Lock) -> None:
-        self.encoder = encoder
-        self.dim = encoder.dim
-        self.max_batch_tokens = encoder.max_batch_tokens
-        self.seen = threading.local()
-        self.last_run = (0.0, 0.0)
-        self._lane = lane
-
-    def prepare(
-        self, texts: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None
-    ) -> Tokenized:
-        """Tokenise texts; `TokenIds` are taken as they are."""
-        started = time.perf_counter()
-        if texts and isinstance(texts[0], TokenIds):
-            rows = [np.array(text.ids, np.int32) for text in texts if isinstance(text, TokenIds)]
-            tokenized = Tokenized(Packed.of(rows), 0, 0)
-        else:
-            tokenized = self.encoder.prepare(texts, prompt_name=prompt_name, prompt=prompt)
-        self.seen.tokens = tokenized.batch.num_tokens
-        self.seen.truncated = tokenized.truncated
-        self.seen.seconds = time.perf_counter() - started
-        return tokenized
-
-    def compute(self, batch: Packed) -> Pooled:
-        """Run a batch when its turn comes. A thread that waits gets the lane before the one that
-        has just left it comes again: that one has a batch to answer and the next to put together.
-        """
-        with self._lane:
-            started = time.perf_counter()
-            pooled = self.encoder.compute(batch)
-            self.last_run = (started, time.perf_counter())
-        return pooled
-
-    def finish(self, pooled: Pooled, *, truncate_dim: int | None = None) -> Float32:
-        return self.encoder.finish(pooled, truncate_dim=truncate_dim)
 
 
 class Model:
@@ -217,7 +151,8 @@ class Model:
         while self.users:
             self._idle.clear()
             await self._idle.wait()
-        await asyncio.to_thread(self.batcher.close, True, timeout)
+        if await asyncio.to_thread(self.batcher.close, True, timeout):
+            self.encoder.backend.close()
 
 
 class Models:
@@ -256,10 +191,18 @@ class Models:
             fresh = {name: await self._loaded(name) for name in self.paths}
             old, self.by_name = self.by_name, fresh
             for model in old.values():
-                task = asyncio.create_task(model.retire())
+                task = asyncio.create_task(self._retire(model))
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
             return list(fresh.values())
+
+    @staticmethod
+    async def _retire(model: Model) -> None:
+        await model.retire()
+        del model
+        # Encoders lie in circles of references, and a service makes too few of these to have them
+        # collected: each would hold its weights for hours.
+        asyncio.get_running_loop().call_soon(gc.collect)
 
     async def close(self, timeout: float) -> None:
         """Serve what is queued, and end."""

@@ -1,24 +1,25 @@
-"""The server below the application: connections and their deadlines, signals, the drain."""
+"""The server below the application: the listener, signals, the drain."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from types import FrameType
 from typing import Any, Final
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kosine.errors import InputError, KosineError
 from kosine.serving.http.app import Service
+from kosine.serving.http.connection import Connection
 
-__all__ = ["Connection", "Server", "bind"]
+__all__ = ["Server", "bind"]
 
 BACKLOG: Final = 2_048
 SWEEP_S: Final = 0.5
@@ -49,118 +50,6 @@ def bind(host: str, port: int) -> socket.socket:
         ) from None
     listener.setblocking(False)
     return listener
-
-
-class Connection(HttpToolsProtocol):
-    """A client's connection, with limits that hold however slowly it speaks or listens.
-
-    Attributes:
-        task: Answers the request under way; broken off when the client goes away.
-        receiving: Since when a request is awaited or arriving; None while none is.
-        sending: (how many answers were begun, since when one is not taken), or None.
-    """
-
-    service: Service
-
-    def connection_made(self, transport: Any) -> None:
-        self.task: asyncio.Task[None] | None = None
-        self.receiving: float | None = self.loop.time()
-        self.sending: tuple[int, float] | None = None
-        self._header_bytes = 0
-        self._answers = 0
-        super().connection_made(transport)
-        if len(self.connections) > self.service.settings.max_connections:
-            self._refuse(503, b"Retry-After: 1\r\n")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        busy = self.busy
-        super().connection_lost(exc)
-        if busy and self.task is not None:
-            self.task.cancel()
-
-    @property
-    def busy(self) -> bool:
-        """A request is being answered."""
-        return self.cycle is not None and not self.cycle.response_complete
-
-    def data_received(self, data: bytes) -> None:
-        if self.receiving is None:
-            self.receiving = self.loop.time()
-        super().data_received(data)
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._header_bytes = 0
-        self.scope["connection"] = self  # type: ignore[typeddict-unknown-key]
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + 4)
-        super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        if self.transport.is_closing():
-            return
-        super().on_headers_complete()
-        self._answers += 1
-        if self.service.draining:
-            self.cycle.keep_alive = False
-
-    def on_body(self, body: bytes) -> None:
-        if not self.transport.is_closing():
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        self.receiving = None
-        if not self.transport.is_closing():
-            super().on_message_complete()
-
-    def _count(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > self.service.settings.max_headers:
-            self._refuse(431)
-
-    def _refuse(self, status: int, headers: bytes = b"") -> None:
-        """Answer below the application, and close."""
-        if not self.transport.is_closing():
-            line = b"HTTP/1.1 %d \r\n%bContent-Length: 0\r\nConnection: close\r\n\r\n"
-            self.transport.write(line % (status, headers))
-            self.transport.close()
-
-    def check_deadlines(self, now: float) -> None:
-        """Break off what takes too long. Called for all connections, every half second."""
-        settings = self.service.settings
-        if self.receiving is not None and self.flow.read_paused:
-            self.receiving = now  # it is the service that does not read
-        if self.receiving is not None and now - self.receiving > settings.read_timeout:
-            if self.busy and self.cycle.response_started:
-                self.transport.abort()
-            else:
-                self._refuse(408)
-        if not self.transport.get_write_buffer_size():
-            self.sending = None
-        elif self.sending is None or self.sending[0] != self._answers:
-            self.sending = (self._answers, now)
-        elif now - self.sending[1] > settings.write_timeout:
-            self.transport.abort()
-
-    def close_if_idle(self) -> None:
-        """Close, unless a request is under way or waits in the socket to be read."""
-        if self.busy or self.pipeline or self._begun():
-            return
-        handle = self.transport.get_extra_info("socket")
-        with contextlib.suppress(OSError, AttributeError, ValueError):
-            peek = socket.socket(fileno=os.dup(handle.fileno()))
-            with peek:
-                if peek.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                    return
-        self.transport.close()
-
-    def _begun(self) -> bool:
-        return self.receiving is not None and self.cycle is not None
 
 
 class Server(uvicorn.Server):
@@ -216,6 +105,10 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield  # signals are the business of whoever runs it there
             return
+        if sys.platform == "win32":
+            with super().capture_signals():
+                yield
+            return
         loop = asyncio.get_running_loop()
         handlers = {
             signal.SIGTERM: self.end,
@@ -229,6 +122,10 @@ class Server(uvicorn.Server):
         finally:
             for number in handlers:
                 loop.remove_signal_handler(number)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """What a signal does on Windows, which knows no others."""
+        self.end()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

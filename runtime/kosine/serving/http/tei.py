@@ -9,8 +9,9 @@ from msgspec import Meta, Struct
 
 from kosine.serving.http.app import Call, Endpoint
 from kosine.serving.http.embedding import Embedded, embed, refuse_long
-from kosine.serving.http.models import Model, TokenIds
+from kosine.serving.http.models import Model
 from kosine.serving.http.problems import Problem
+from kosine.serving.http.stages import TokenIds
 from kosine.serving.http.wire import Reply, float_rows, in_pieces, json_reply
 
 __all__ = ["endpoints"]

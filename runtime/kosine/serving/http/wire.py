@@ -3,9 +3,10 @@ native code, large answers in pieces from one array."""
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -17,6 +18,7 @@ from kosine.serving.http.problems import Problem
 
 __all__ = [
     "JSON",
+    "Receive",
     "Reply",
     "base64_rows",
     "check_nesting",
@@ -24,15 +26,19 @@ __all__ = [
     "float_rows",
     "in_pieces",
     "json_reply",
+    "read_body",
 ]
 
 JSON: Final = b"application/json"
+# A body over the limit is read up to this many times the limit, and thrown away.
+READ_ANYWAY: Final = 4
 # Rows that are written at a time: an answer of fewer goes out as one piece.
 ROWS_PER_PIECE: Final = 64
 # Brackets and quotes that are looked at one by one; a request has far fewer, or is hostile.
 TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 
 Body = TypeVar("Body")
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 @dataclass(slots=True)
@@ -54,6 +60,43 @@ class Reply:
 
 def json_reply(value: Any, status: int = 200) -> Reply:
     return Reply(msgspec.json.encode(value), status)
+
+
+async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
+    """A request's body.
+
+    Raises:
+        Problem: It is over the limit. One that is not far over is read to its end first, so that
+            the client gets as far as reading the answer.
+        CancelledError: The client went away.
+    """
+    too_large = Problem(
+        "body_too_large",
+        f"the body is over {limit} bytes; send it in several requests",
+        close=True,
+    )
+    length = headers.get(b"content-length")
+    if length is not None and int(length) > READ_ANYWAY * limit:
+        raise too_large
+    message = await receive()
+    data = message.get("body", b"")
+    if not message.get("more_body", False) and len(data) <= limit:
+        if message["type"] == "http.disconnect":
+            raise asyncio.CancelledError
+        return bytes(data)
+    parts, size = [data], len(data)
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise asyncio.CancelledError
+        size += len(message.get("body", b""))
+        if size > READ_ANYWAY * limit:
+            raise too_large
+        if size <= limit:
+            parts.append(message.get("body", b""))
+    if size > limit:
+        raise too_large
+    return b"".join(parts)
 
 
 def check_nesting(data: bytes, depth: int, items: int) -> None:

@@ -1,0 +1,227 @@
+"""The HTTP service beside other services on the same machine, under `wrk`.
+
+    python -m kosine_bench.load.service BUNDLE [--checkpoint DIR] [--seconds 20] [--rounds 3]
+        [--clients 64] [--out FILE]
+
+Needs wrk (apt install wrk). Each service runs in a process of its own, one at a time, in rounds of
+opposite order; figures are medians of the rounds. Every client sends one text of the korsts
+workload's mean length at a time, as fast as it is answered.
+
+- kosine: `kosine serve`, OpenAI's route, base64
+- kosine_float: the same with numbers
+- bare: a Starlette route on the same server that reads the body and returns the same bytes
+- naive: FastAPI's usual service around sentence-transformers (with --checkpoint)
+- infinity: infinity_emb, where its environment is installed (with --checkpoint)
+
+Beside them, under "batcher", what the batcher answers in its own process with as many callers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import kosine
+from kosine.errors import InputError
+from kosine_bench.load.service_process import ServiceProcess, free_port, serving, started
+from kosine_bench.measuring import machine
+
+__all__ = ["main", "measure"]
+
+TEXT = "한 남자가 무대 위에서 기타를 치며 노래하고 있다."
+SCRIPT = """
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+wrk.body = [==[%s]==]
+done = function(summary, latency, requests)
+  io.write(string.format("RESULT %%d %%d %%d %%.1f %%.1f\\n", summary.requests, summary.duration,
+    summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout,
+    latency:percentile(50), latency:percentile(99)))
+end
+"""
+BARE = """
+import base64, sys
+import numpy as np, uvicorn
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
+data = open(sys.argv[2], "rb").read()
+async def route(request):
+    await request.body()
+    return Response(data, media_type="application/json")
+app = Starlette(routes=[Route("/v1/embeddings", route, methods=["POST"])])
+uvicorn.run(app, port=int(sys.argv[1]), log_level="critical", access_log=False)
+"""
+NAIVE = """
+import sys
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer(sys.argv[2], device="cpu")
+class Body(BaseModel):
+    input: str | list[str]
+app = FastAPI()
+@app.post("/v1/embeddings")
+def embed(body: Body):
+    return {"data": model.encode(body.input, normalize_embeddings=True).tolist()}
+uvicorn.run(app, port=int(sys.argv[1]), log_level="critical", access_log=False)
+"""
+
+
+def measure(
+    bundle: str, checkpoint: str | None, seconds: int, rounds: int, clients: int
+) -> dict[str, Any]:
+    """All services, in turns.
+
+    Returns:
+        By service: requests/s, p50 and p99 in ms, CPU seconds per 1,000 requests, resident MiB
+        after them, errors; and the ratios of kosine's requests/s to the bare route's and to the
+        batcher's own.
+
+    Raises:
+        InputError: wrk is not installed.
+    """
+    if shutil.which("wrk") is None:
+        raise InputError("wrk is not installed", remedy="apt install wrk")
+    found: dict[str, list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        names = ["bare", "kosine", "kosine_float"]
+        names += ["naive"] if checkpoint and find_spec("fastapi") else []
+        names += ["infinity"] if checkpoint and find_spec("infinity_emb") else []
+        _write_answer(folder, bundle)
+        for number in range(rounds):
+            for service in names if number % 2 == 0 else names[::-1]:
+                with _start(service, folder, bundle, checkpoint) as process:
+                    figures = _load(process, service, folder, seconds, clients)
+                found.setdefault(service, []).append(figures)
+            found.setdefault("batcher", []).append(_batcher(bundle, seconds, clients))
+    services = {
+        service: {key: statistics.median(each[key] for each in runs) for key in runs[0]}
+        for service, runs in found.items()
+    }
+    rate = {service: figures["requests_per_s"] for service, figures in services.items()}
+    return {
+        "machine": machine.describe(1),
+        "commit": machine.commit(),
+        "text_characters": len(TEXT),
+        "clients": clients,
+        "seconds": seconds,
+        "rounds": rounds,
+        "services": services,
+        "to_bare": round(rate["kosine"] / rate["bare"], 3),
+        "to_batcher": round(rate["kosine"] / rate["batcher"], 3),
+    }
+
+
+def _body(encoding: str) -> str:
+    body = {"model": "model", "input": TEXT, "encoding_format": encoding}
+    return json.dumps(body, ensure_ascii=False)
+
+
+def _write_answer(folder: Path, bundle: str) -> None:
+    """What kosine answers, for the bare route to return; and the scripts."""
+    (folder / "bare.py").write_text(BARE, "utf-8")
+    (folder / "naive.py").write_text(NAIVE, "utf-8")
+    with serving(f"model={bundle}") as process:
+        url = f"http://127.0.0.1:{process.address[1]}/v1/embeddings"
+        headers = {"Content-Type": "application/json"}
+        asked = urllib.request.Request(url, _body("base64").encode(), headers)
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            (folder / "answer.json").write_bytes(answer.read())
+
+
+def _start(
+    service: str, folder: Path, bundle: str, checkpoint: str | None
+) -> AbstractContextManager[ServiceProcess]:
+    if service.startswith("kosine"):
+        return serving(f"model={bundle}")
+    port = free_port()
+    if service == "infinity":
+        words = ["-m", "infinity_emb", "v2", "--model-id", str(checkpoint), "--port", str(port)]
+        words += ["--served-model-name", "model", "--url-prefix", "/v1", "--device", "cpu"]
+    else:
+        argument = str(folder / "answer.json") if service == "bare" else str(checkpoint)
+        words = [str(folder / f"{service}.py"), str(port), argument]
+    return started([sys.executable, *words], port)
+
+
+def _load(
+    process: ServiceProcess, service: str, folder: Path, seconds: int, clients: int
+) -> dict[str, float]:
+    script = folder / "load.lua"
+    script.write_text(SCRIPT % _body("float" if service == "kosine_float" else "base64"), "utf-8")
+    url = f"http://127.0.0.1:{process.address[1]}/v1/embeddings"
+    command = ["wrk", "-t", "1", "-c", str(clients), "-s", str(script), "--timeout", "60"]
+    subprocess.run([*command, "-d", "2", url], capture_output=True, check=True)  # warms up
+    before = process.cpu_seconds()
+    done = subprocess.run(
+        [*command, "-d", str(seconds), url], capture_output=True, check=True, text=True
+    )
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
+    requests, micros, errors, p50, p99 = map(float, line.split()[1:])
+    return {
+        "requests_per_s": round(requests / (micros / 1e6), 1),
+        "p50_ms": p50 / 1e3,
+        "p99_ms": p99 / 1e3,
+        "cpu_s_per_1000": round((process.cpu_seconds() - before) / requests * 1e3, 3),
+        "resident_mib": round(process.resident_bytes() / 2**20, 1),
+        "errors": errors,
+    }
+
+
+def _batcher(bundle: str, seconds: int, callers: int) -> dict[str, float]:
+    """As many callers as there are clients, on the batcher itself."""
+    counts = [0] * callers
+    with kosine.Batcher(kosine.load(bundle)) as batcher:
+        ends = time.monotonic() + seconds
+
+        def call(number: int) -> None:
+            while time.monotonic() < ends:
+                batcher.submit(TEXT).result()
+                counts[number] += 1
+
+        batcher.submit(TEXT).result()
+        began = time.monotonic()
+        threads = [threading.Thread(target=call, args=(number,)) for number in range(callers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return {"requests_per_s": round(sum(counts) / (time.monotonic() - began), 1)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("bundle")
+    parser.add_argument("--checkpoint", help="what the bundle was made of, for the rivals")
+    parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--out", type=Path, help="where to write the JSON")
+    given = parser.parse_args(argv)
+    report = measure(given.bundle, given.checkpoint, given.seconds, given.rounds, given.clients)
+    text = json.dumps(report, indent=2) + "\n"
+    if given.out is not None:
+        given.out.write_text(text, "utf-8")
+    sys.stdout.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
