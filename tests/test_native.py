@@ -17,7 +17,7 @@ from kosine.bundle import Bundle
 from kosine.bundle.canary import GATES, Canary, replay
 from kosine.errors import BackendError, BackendUnavailable, UnknownOption
 from kosine.packed import Packed
-from kosine.spec import Dense, leaves
+from kosine.spec import Dense, Norm, leaves
 from kosine_kernels import engine
 from native_machine import each_table, needs_native
 
@@ -121,18 +121,27 @@ class TestFields:
     @pytest.fixture
     def spec(self, bundle):
         dense = Dense(bundle.manifest.dim, 64, bias=True, activation="tanh", use_residual=False)
-        return replace(bundle.manifest.spec, dense=(dense,))
+        norm = Norm("layer_norm", 1e-5, bias=False)
+        return replace(bundle.manifest.spec, dense=(dense,), final_norm=norm)
 
     def test_every_field_with_alternatives_has_an_answer(self, spec):
         named = {path for _, path, value, _ in leaves(spec) if isinstance(value, str)}
-        switches = {
-            path
-            for _, path, value, _ in leaves(spec.layers[0], "layers[0]")
-            if isinstance(value, bool) or value is None
-        }
         assert len(named) >= 8
-        assert len(switches) >= 4
-        assert (named | switches) - set(RUNS) == {"family"}
+        assert named - set(RUNS) == {"family"}
+
+    def test_every_switch_of_a_layer_is_lowered(self, spec):
+        block = replace(spec.layers[-1], norm_placement="pre")
+        spec = replace(spec, layers=(*spec.layers[:-1], block))
+        switches = [
+            where
+            for where, path, value, _ in leaves(spec)
+            if where.startswith(f"layers[{len(spec.layers) - 1}]")
+            and (isinstance(value, bool) or value is None)
+            and not path.endswith("buckets")  # which come with positions of that name
+        ]
+        assert len(switches) == 7
+        found = [lower(changed(spec, where)) for where in switches]
+        assert len({*found, lower(spec)}) == 1 + len(switches)
 
     @pytest.mark.parametrize("path", sorted(RUNS))
     def test_an_unknown_value_is_refused_by_its_name(self, spec, path):
@@ -160,7 +169,8 @@ def changed(spec, where: str):
     value = getattr(spec, name)
     if number:
         at = int(number[:-1])
-        return replace(spec, **{name: (*value[:at], changed(value[at], rest), *value[at + 1 :])})
+        part = changed(value[at], rest) if rest else "another"
+        return replace(spec, **{name: (*value[:at], part, *value[at + 1 :])})
     if rest:
         return replace(spec, **{name: changed(value, rest)})
     unknown = 7 if value is None or isinstance(value, int) else "another"
