@@ -146,7 +146,7 @@ def test_info(service, sample):
     assert found["models"] == ["ko", "prompted"]
     assert found["max_input_length"] == sample.max_tokens
     assert found["fingerprint"] == sample.fingerprint
-    assert found["model_type"] == {"embedding": {"pooling": "+".join(sample.manifest.spec.pooling.modes)}}
+    assert found["model_type"] == {"embedding": {"pooling": "mean"}}
 
 
 @pytest.mark.parametrize(
