@@ -8,11 +8,17 @@
 
 namespace {
 
-struct Dot {
+struct BfloatDot {
   using Activation = std::uint16_t;
   using Words = __m512bh;
   static constexpr kosine::Dtype kDtype = kosine::Dtype::kBfloat16;
+  static constexpr bool kQuantized = false;
+  static constexpr bool kStaged = false;
+  static constexpr bool kScaled = false;
   static constexpr std::size_t kStep = 2;
+  static constexpr std::size_t kVectorBytes = sizeof(Vec);
+  using Weight = float;
+  using Packed = std::uint16_t;
 
   static Words load(const char* p) { return (__m512bh)_mm512_loadu_si512(p); }
   static Words broadcast(const char* p) {
@@ -26,7 +32,7 @@ struct Dot {
   static void store(Vec x, Activation* p) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x.v));
   }
-  static Activation round(float x) {
+  static Packed round(Weight x) {
     Activation lanes[8];
     _mm_storeu_si128(reinterpret_cast<__m128i*>(lanes),
                      (__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)));

@@ -13,7 +13,7 @@ struct OutputOf {
 };
 template <>
 struct OutputOf<kosine::Epilogue::kGelu> {
-  using Type = Dot::Activation;
+  using Type = Output::Activation;
 };
 
 // `at`: elements from the start of `out`.
@@ -26,7 +26,7 @@ template <kosine::Epilogue kEpilogue>
     float* sum = static_cast<float*>(out) + at;
     (Vec::load(sum) + y).store(sum);
   } else {
-    Dot::store(gelu(y), static_cast<Dot::Activation*>(out) + at);
+    Output::store(gelu(y), static_cast<Output::Activation*>(out) + at);
   }
 }
 
