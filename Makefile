@@ -5,12 +5,13 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 CMAKE = PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/cmake
 SAMPLE = out/sample.kosine
 
-.PHONY: help setup demo engine native sanitize check test test-gpu fuzz lint format bench bench-report load soak clean
+.PHONY: help setup demo engine native sanitize check test test-gpu fuzz lint format bench bench-report load soak soak-serve clean
 
 help:
 	@echo "make setup   .venv with kosine, ONNX Runtime and the exporter (no PyTorch), and the native"
 	@echo "             engine where there is a C++ compiler"
 	@echo "make demo    export the sample encoder, replay its canary, score Korean sentences"
+	@echo "make check   lint, and the tests that are quick and need no PyTorch: two minutes"
 	@echo "make test    the whole test suite (installs PyTorch, the referee)"
 	@echo "make fuzz    its property tests again and again, on random seeds (FUZZ_ROUNDS)"
 	@echo "make test-gpu  the tests that need an NVIDIA GPU, in an environment of their own"
@@ -22,6 +23,7 @@ help:
 	@echo "make bench-report  pictures and the README's table from the newest result"
 	@echo "make load    latency against load, packed beside padded: about an hour (LOAD_ARGS)"
 	@echo "make soak    the batcher under mixed faults for 8 hours (SOAK_ARGS to change it)"
+	@echo "make soak-serve  the service: 50,000 mutations, slow clients, an hour of load"
 
 setup: .venv/.runtime engine
 
@@ -56,6 +58,13 @@ sanitize: .venv/.test
 	  PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 .venv/bin/python -c 'import sys, \
 	  kosine_kernels as k; k.__path__.insert(0, "build/sanitize"); import pytest; \
 	  sys.exit(pytest.main(sys.argv[1:]))' -m "not slow" tests/test_kernels_*.py tests/test_native.py
+
+# Needs no PyTorch, and does not look at it where it is. mypy reads all of it under `make lint`.
+check: .venv/.check native
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy runtime/kosine kernels/kosine_kernels
+	.venv/bin/python -m pytest -q --without-torch -m "not slow and not long" $(PYTEST_ARGS)
 
 test: .venv/.test native .venvs/optimum/.done
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
@@ -98,6 +107,11 @@ soak: .venv/.test native
 	  -k "test_batcher_model or test_fork or needles"
 	.venv/bin/python -m kosine_bench.reliability.soak $(SOAK_ARGS)
 
+soak-serve: .venv/.bench engine
+	@mkdir -p out
+	.venv/bin/kosine export export/sample $(SAMPLE) --force
+	.venv/bin/python -m kosine_bench.reliability.service_soak $(SAMPLE) $(SOAK_ARGS)
+
 clean:
 	rm -rf .venv .venvs out
 
@@ -105,23 +119,27 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/.runtime: pyproject.toml constraints.txt | .venv/bin/python
-	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export]'
+	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,serve]'
 	@touch $@
 
 .venv/.build: .venv/.runtime
 	PIP_CONSTRAINT=constraints.txt $(PIP) install cmake ninja nanobind
 	@touch $@
 
+.venv/.check: .venv/.build
+	PIP_CONSTRAINT=constraints.txt $(PIP) install ruff mypy pytest pytest-benchmark hypothesis
+	@touch $@
+
 # torch first and by version: what is asked for plain torch later takes it as it is, and no
 # multi-gigabyte CUDA build comes along.
 .venv/.test: .venv/.build
 	$(PIP) install torch==2.13.0
-	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,torch,bench,test]'
+	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,serve,torch,bench,test]'
 	PIP_CONSTRAINT=constraints.txt $(PIP) install ./export/optimum_plugin
 	@touch $@
 
 .venv/.bench: .venv/.runtime
-	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,bench]'
+	PIP_CONSTRAINT=constraints.txt $(PIP) install -e '.[onnx,export,serve,bench]'
 	@touch $@
 
 # sentence-transformers' own ONNX backend needs optimum-onnx, which pins an older transformers.

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 import kosine
 from kosine_export.export import export
+from torch_needed import REFEREE, needs_torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "export" / "sample"
@@ -28,6 +29,32 @@ UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("fixed", derandomize=True, **UNTIMED)
 settings.register_profile("random", derandomize=False, print_blob=True, **UNTIMED)
 settings.load_profile("fixed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--without-torch",
+        action="store_true",
+        help="hide PyTorch and what comes with it, and leave out the tests that need it",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--without-torch"):
+        for name in REFEREE:
+            sys.modules[name] = None  # type: ignore[assignment]  # what `import` calls missing
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what needs PyTorch, and leave it out where that is asked for."""
+    left = []
+    for item in items:
+        if needs_torch(item):
+            item.add_marker("torch")
+            left.append(item)
+    if left and config.getoption("--without-torch"):
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
 
 
 @pytest.fixture(scope="session")

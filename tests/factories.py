@@ -264,6 +264,38 @@ def write_byte_level(
     return len(vocab)
 
 
+def write_generic(folder: Path, *, settings: dict | None = None) -> int:
+    """ModernBERT's: byte-level BPE framed by BERT's tokens, which tokenizer.json alone states."""
+    size = write_byte_level(folder)
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    renamed = {"<s>": "[CLS]", "</s>": "[SEP]", "<pad>": "[PAD]", "<unk>": "[UNK]"}
+    for old, new in {**renamed, "<mask>": "[MASK]"}.items():
+        text = text.replace(f'"{old}"', f'"{new}"')
+    data = json.loads(text)
+    cls, sep = (data["model"]["vocab"][token] for token in ("[CLS]", "[SEP]"))
+    data["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {
+            "[CLS]": {"id": "[CLS]", "ids": [cls], "tokens": ["[CLS]"]},
+            "[SEP]": {"id": "[SEP]", "ids": [sep], "tokens": ["[SEP]"]},
+        },
+    }
+    write_json(folder / "tokenizer.json", data)
+    names = ("cls", "sep", "pad", "unk", "mask")
+    config = {f"{name}_token": f"[{name.upper()}]" for name in names}
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", **(settings or {})}
+    write_json(folder / "tokenizer_config.json", config)
+    for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
+        (folder / name).unlink()
+    return size
+
+
 def write_unigram(
     folder: Path, *, specials: tuple[str, ...] = ROBERTA_SPECIALS, settings: dict | None = None
 ) -> int:
@@ -364,6 +396,28 @@ def transformers_config(family: str, vocab_size: int, **sizes: int | float | str
             "pad_token_id": 0,
             "sinusoidal_pos_embds": False,
         }
+    elif family == "modernbert":
+        config = {
+            "architectures": ["ModernBertModel"],
+            "attention_bias": False,
+            "cls_token_id": 0,
+            "global_attn_every_n_layers": 3,
+            "global_rope_theta": 160000.0,
+            "hidden_activation": "gelu",
+            "hidden_size": hidden,
+            "intermediate_size": ffn,
+            "local_attention": 16,
+            "local_rope_theta": 10000.0,
+            "max_position_embeddings": 512,
+            "mlp_bias": False,
+            "model_type": "modernbert",
+            "norm_bias": False,
+            "norm_eps": 1e-05,
+            "num_attention_heads": hidden // 32,
+            "num_hidden_layers": layers,
+            "pad_token_id": 1,
+            "sep_token_id": 2,
+        }
     else:
         roberta = family in ("roberta", "xlm-roberta", "camembert")
         classes = {
@@ -458,27 +512,28 @@ def write_weights(
 
 
 def write_pooling(
-    folder: Path, mode: str, width: int, generation: str, include_prompt: bool
+    folder: Path, mode: str | tuple[str, ...], width: int, generation: str, include_prompt: bool
 ) -> None:
     if generation == "5.4":
         config = {
             "embedding_dimension": width,
-            "pooling_mode": mode,
+            "pooling_mode": mode if isinstance(mode, str) else list(mode),
             "include_prompt": include_prompt,
         }
     else:
-        flags = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
-        config = {
-            "word_embedding_dimension": width,
-            **{f"pooling_mode_{flag}": name == mode for name, flag in flags.items()},
-            "pooling_mode_mean_sqrt_len_tokens": False,
+        modes = (mode,) if isinstance(mode, str) else mode
+        flags = {
+            "cls": "cls_token",
+            "mean": "mean_tokens",
+            "max": "max_tokens",
+            "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
         }
+        newer = {"weightedmean": "weightedmean_tokens", "lasttoken": "lasttoken"}
+        config = {"word_embedding_dimension": width}
         if generation != "1.x":
-            config |= {
-                "pooling_mode_weightedmean_tokens": False,
-                "pooling_mode_lasttoken": False,
-                "include_prompt": include_prompt,
-            }
+            flags |= newer
+            config["include_prompt"] = include_prompt
+        config |= {f"pooling_mode_{flag}": name in modes for name, flag in flags.items()}
     write_json(folder / "config.json", config)
 
 
@@ -555,7 +610,7 @@ def build(
     specials: tuple[str, ...] | None = None,
     tokenizer_settings: dict | None = None,
     lowercase: bool = False,
-    pooling: str = "mean",
+    pooling: str | tuple[str, ...] = "mean",
     include_prompt: bool = True,
     normalize: bool | str = False,
     dense: list[dict] | None = None,
@@ -574,15 +629,18 @@ def build(
 ) -> Path:
     """Write a checkpoint folder and return it.
 
-    `tokenizer`: wordpiece, vocab.txt, byte-level, vocab.json or unigram; the family's own if
-    None. `generation`: 1.x, 2.x (to 5.3), 5.4, or bare (transformers files alone).
+    `tokenizer`: wordpiece, vocab.txt, byte-level, vocab.json, unigram or generic; the family's own
+    if None. `generation`: 1.x, 2.x (to 5.3), 5.4, or bare (transformers files alone).
     `normalize` may be the module's dotted path. `dense`: keyword arguments of `write_dense`
     with `outputs` instead of both sizes. `sizes`: entries for config.json, None to drop one.
     """
     transformer = path / "0_Transformer" if generation == "1.x" else path
-    own = {"roberta": "byte-level", "xlm-roberta": "unigram", "camembert": "unigram"}.get(
-        family, "wordpiece"
-    )
+    own = {
+        "roberta": "byte-level",
+        "xlm-roberta": "unigram",
+        "camembert": "unigram",
+        "modernbert": "generic",
+    }.get(family, "wordpiece")
     kind = tokenizer or own
     settings = dict(tokenizer_settings or {})
     if max_length is not None and generation in ("5.4", "bare"):
@@ -600,6 +658,8 @@ def build(
         vocab_size = write_byte_level(
             transformer, vocab_only=kind == "vocab.json", settings=settings
         )
+    elif kind == "generic":
+        vocab_size = write_generic(transformer, settings=settings)
     else:
         camembert = family == "camembert"
         if camembert:
@@ -624,6 +684,7 @@ def build(
     modules = [(transformer.name if generation == "1.x" else "", paths["Transformer"])]
     write_pooling(path / "1_Pooling", pooling, width, generation, include_prompt)
     modules.append(("1_Pooling", paths["Pooling"]))
+    width *= 1 if isinstance(pooling, str) else len(pooling)
     for options in dense or []:
         folder = f"{len(modules)}_Dense"
         chosen = dict(options)

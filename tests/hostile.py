@@ -131,7 +131,7 @@ def read_everything(folder: Path) -> None:
     for name in sorted(bundle.manifest.files()):
         if name.endswith(".onnx"):
             bundle.graph(name)
-    RuntimeTokenizer(bundle).prepare(["가 나"])
+    RuntimeTokenizer(bundle).tokenize(["가 나"])
     Canary.read(bundle)
 
 

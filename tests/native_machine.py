@@ -21,6 +21,7 @@ from kosine_kernels.steps import (
     Linear,
     Norm,
     Pool,
+    Rotary,
     Step,
 )
 
@@ -116,13 +117,17 @@ class Encoder:
         positions: int = 64,
         embedding: int | None = None,
         types: int = 2,
-        pooling: str = "mean",
+        pooling: str | tuple[str, ...] = "mean",
         dense: Sequence[tuple[int, str, bool, bool]] = (),
+        modern: bool = False,
+        windows: Sequence[int | None] = (None, 7),
         seed: int = 0,
     ) -> None:
         """`dense` is (columns, activation, use_residual, has a bias) of each Dense module.
 
-        The heads share `hidden` among them, unless `head_size` says otherwise.
+        The heads share `hidden` among them, unless `head_size` says otherwise. A `modern` encoder
+        has norms before its sublayers, rotary positions, a window in each layer, taken in turn
+        from `windows`, a gated feed-forward, and no bias.
         """
         self.rng = rng = np.random.default_rng(seed)
         self.vocab, self.positions = vocab, positions
@@ -140,23 +145,30 @@ class Encoder:
 
         def norm(name: str, size: int) -> None:
             tensors[f"{name}.weight"] = 1 + normal(size, scale=0.1)
-            tensors[f"{name}.bias"] = normal(size, scale=0.1)
+            if not modern:
+                tensors[f"{name}.bias"] = normal(size, scale=0.1)
 
+        types = 0 if modern else types
         tensors["embeddings.word.weight"] = normal(vocab, width)
-        tensors["embeddings.position.weight"] = normal(positions, width)
+        if not modern:
+            tensors["embeddings.position.weight"] = normal(positions, width)
         if types:
             tensors["embeddings.token_type.weight"] = normal(types, width)
         norm("embeddings.norm", width)
         if width != hidden:
             linear("embeddings.project", width, hidden)
         for i in range(layers):
-            linear(f"layers.{i}.attention.qkv", hidden, 3 * heads * head_size)
-            linear(f"layers.{i}.attention.output", heads * head_size, hidden)
+            linear(f"layers.{i}.attention.qkv", hidden, 3 * heads * head_size, not modern)
+            linear(f"layers.{i}.attention.output", heads * head_size, hidden, not modern)
             norm(f"layers.{i}.attention.norm", hidden)
-            linear(f"layers.{i}.ffn.up", hidden, inner)
-            linear(f"layers.{i}.ffn.down", inner, hidden)
+            linear(f"layers.{i}.ffn.up", hidden, inner, not modern)
+            linear(f"layers.{i}.ffn.down", inner, hidden, not modern)
             norm(f"layers.{i}.ffn.norm", hidden)
-        columns = hidden
+            if modern:
+                linear(f"layers.{i}.ffn.gate", hidden, inner, False)
+        if modern:
+            norm("final.norm", hidden)
+        columns = hidden * (1 if isinstance(pooling, str) else len(pooling))
         for i, (out, _, _, bias) in enumerate(dense):
             linear(f"dense.{i}", columns, out, bias)
             columns = out
@@ -169,21 +181,37 @@ class Encoder:
             "dense": [(activation, residual) for _, activation, residual, _ in dense],
         }
         token_type = "embeddings.token_type" if types else None
+        place = None if modern else "embeddings.position"
         walk: list[Step] = [
-            Embed("embeddings.word", "embeddings.position", token_type),
-            Norm("embeddings.norm", 1e-5),
+            Embed("embeddings.word", place, token_type),
+            Norm("embeddings.norm", 1e-5, not modern),
         ]
         if width != hidden:
             walk.append(Linear("embeddings.project"))
         for i in range(layers):
             at = f"layers.{i}"
-            walk += [
-                Attention(f"{at}.attention.qkv", f"{at}.attention.output", heads, head_size),
-                Norm(f"{at}.attention.norm", 1e-5),
-                FeedForward(f"{at}.ffn.up", f"{at}.ffn.down"),
-                Norm(f"{at}.ffn.norm", 1e-5),
-            ]
-        walk.append(Pool(pooling))
+            names = f"{at}.attention.qkv", f"{at}.attention.output"
+            if modern:
+                rotary = Rotary((10_000.0, 160_000.0)[i % 2], positions)
+                window = windows[i % len(windows)]
+                before = Norm(f"{at}.attention.norm", 1e-5, bias=False, keeps_x=True)
+                walk += [
+                    *([before] if i else []),
+                    Attention(*names, heads, head_size, False, rotary, window),
+                    Norm(f"{at}.ffn.norm", 1e-5, bias=False, keeps_x=True),
+                    FeedForward(f"{at}.ffn.up", f"{at}.ffn.down", f"{at}.ffn.gate", bias=False),
+                ]
+            else:
+                walk += [
+                    Attention(*names, heads, head_size),
+                    Norm(f"{at}.attention.norm", 1e-5),
+                    FeedForward(f"{at}.ffn.up", f"{at}.ffn.down"),
+                    Norm(f"{at}.ffn.norm", 1e-5),
+                ]
+        if modern:
+            walk.append(Norm("final.norm", 1e-5, bias=False))
+        modes = (pooling,) if isinstance(pooling, str) else pooling
+        walk.append(Pool(modes))
         for i, (_, activation, residual, bias) in enumerate(dense):
             walk.append(Dense(f"dense.{i}", bias, activation, residual))
         self.steps: Sequence[Step] = tuple(walk)
@@ -198,7 +226,9 @@ class Encoder:
             if part != "weight" or weight.ndim == 1 or not inside:
                 continue
             factors = None
-            if smooth:
+            if product.endswith("ffn.gate"):  # it reads what `up` reads
+                factors = other.tensors.get(product.replace("gate", "up") + ".smooth")
+            elif smooth:
                 spread = np.exp(0.3 * self.rng.standard_normal(len(weight)))
                 factors = other.tensors[f"{product}.smooth"] = spread.astype(np.float32)
             found = quantize_weight(weight, factors)

@@ -19,7 +19,7 @@ def token_ids(checkpoint: Checkpoint, texts: list[str]) -> list[list[int]]:
 
 
 def positions(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
-    if checkpoint.spec.embeddings.positions.rule == "absolute":
+    if checkpoint.spec.embeddings.positions.rule != "roberta":
         return np.arange(len(ids), dtype=np.int32)
     pad = checkpoint.spec.embeddings.positions.pad_id
     real = ids != pad

@@ -30,17 +30,18 @@ def spec_of_sizes(
     pad_id: int = 0,
     token_types: int = 2,
     eps: float = 1e-12,
-    pooling: PoolingMode = "mean",
+    pooling: PoolingMode | tuple[PoolingMode, ...] = "mean",
     include_prompt: bool = True,
     dense: tuple[Dense, ...] = (),
     normalize: bool = False,
     family: str = "bert",
 ) -> EncoderSpec:
-    norm = Norm("layer_norm", eps)
+    norm = Norm("layer_norm", eps, bias=True)
     block = Block(
         norm_placement="post",
         norm=norm,
-        attention=Attention(heads, heads, hidden // heads, "none", None, bias=True),
+        attention_norm=True,
+        attention=Attention(heads, heads, hidden // heads, "none", None, None, bias=True),
         feed_forward=FeedForward(inner, "gelu", gated=False, bias=True),
     )
     return EncoderSpec(
@@ -50,7 +51,8 @@ def spec_of_sizes(
             vocab, embedding or hidden, Positions(rule, positions, pad_id), token_types, norm
         ),
         layers=(block,) * layers,
-        pooling=Pooling(pooling, include_prompt),
+        final_norm=None,
+        pooling=Pooling((pooling,) if isinstance(pooling, str) else pooling, include_prompt),
         dense=dense,
         normalize=normalize,
     )

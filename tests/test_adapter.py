@@ -110,7 +110,7 @@ def test_the_adapter_s_own_files_win_over_the_base_s(legal):
     checkpoint = read_checkpoint(adapter, base=base)
     assert checkpoint.prompts == {"query": "질문: "}
     assert checkpoint.max_tokens == 64
-    assert checkpoint.spec.pooling.mode == "cls"
+    assert checkpoint.spec.pooling.modes == ("cls",)
     assert checkpoint.spec.pooling.include_prompt is False
 
 
@@ -124,7 +124,7 @@ def test_what_the_adapter_leaves_out_is_the_base_s(tmp_path):
     )
     factories.write_adapter(tmp_path / "adapter", base)
     checkpoint = read_checkpoint(tmp_path / "adapter", base=base)
-    assert checkpoint.spec.pooling.mode == "max"
+    assert checkpoint.spec.pooling.modes == ("max",)
     assert checkpoint.max_tokens == 40
     assert checkpoint.prompts == {"query": "q: "}
     assert checkpoint.similarity == "dot"

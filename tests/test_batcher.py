@@ -130,7 +130,7 @@ class TestAnswers:
             own = batcher.submit(TEXTS, prompt="질문: ", prompt_name="query")
             for (name, dim), future in futures.items():
                 prepared = encoder.prepare(TEXTS, prompt_name=name)
-                right = encoder.finish(encoder.run(prepared.batch), truncate_dim=dim)
+                right = encoder.finish(encoder.compute(prepared.batch), truncate_dim=dim)
                 np.testing.assert_array_equal(future.result(10), right)
             np.testing.assert_array_equal(
                 own.result(10), encoder.encode(TEXTS, prompt_name="query")

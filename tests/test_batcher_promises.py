@@ -19,7 +19,7 @@ import pytest
 from kosine.errors import NonFiniteVector
 from kosine.packed import Packed
 from kosine.serving.queue import Queue
-from kosine.serving.runner import Runner
+from kosine.serving.workers import Workers
 from kosine.testing import FakeBackend, FakeEncoder, linear_cost
 from kosine_bench.load.simulation import capacity_tps, simulate
 from kosine_bench.reliability import concurrency, kills, overload, soak
@@ -92,7 +92,7 @@ class TestPoison:
         assert figures["most_runs_for_one_faulty"] <= 1 + 2 * 5  # 32 texts
 
     def test_failing_the_whole_batch_is_noticed(self, monkeypatch):
-        run = FakeEncoder.run
+        run = FakeEncoder.compute
 
         def blame_all(self, batch):
             try:
@@ -101,7 +101,7 @@ class TestPoison:
                 everyone = tuple(range(len(batch)))
                 raise NonFiniteVector("some row is not finite", indices=everyone) from None
 
-        monkeypatch.setattr(FakeEncoder, "run", blame_all)
+        monkeypatch.setattr(FakeEncoder, "compute", blame_all)
         figures = concurrency.poison(5)
         show("row 5, negative control", figures)
         assert figures["healthy_failed"] > 0
@@ -119,7 +119,7 @@ class TestWorkerKilled:
 
     def test_a_worker_that_stays_dead_is_noticed(self, monkeypatch):
         monkeypatch.setattr(kills, "PATIENCE_S", 0.5)
-        monkeypatch.setattr(Runner, "recover", lambda *_: None)
+        monkeypatch.setattr(Workers, "recover", lambda *_: None)
         with pytest.raises(TimeoutError):
             kills.kills(3, seconds=0.5)
 

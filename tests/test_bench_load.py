@@ -33,7 +33,7 @@ def test_padding_makes_rectangles():
     backend = FakeBackend()
     encoder = PaddedEncoder(FakeEncoder(backend))
     batch = encoder.prepare(["a", "abc", "abcdefg"]).batch
-    encoder.run(batch)
+    encoder.compute(batch)
     assert backend.batches == [(3, 3 * 8)]
 
 

@@ -243,6 +243,6 @@ def test_random_checkpoints_are_the_same_everywhere_and_readable(tmp_path: Path)
     read = read_checkpoint(first)
     spec = read.spec
     assert (spec.hidden_size, len(spec.layers), spec.layers[0].attention.num_heads) == (32, 2, 2)
-    assert (spec.family, spec.pooling.mode, read.max_tokens) == ("roberta", "mean", 64)
+    assert (spec.family, spec.pooling.modes, read.max_tokens) == ("roberta", ("mean",), 64)
     checkpoint = Checkpoint(first, tmp_path)
     assert (checkpoint.dim, checkpoint.pad_id, checkpoint.max_tokens) == (32, 1, 64)

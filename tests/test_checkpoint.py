@@ -88,14 +88,14 @@ def test_the_source_says_which_format_was_read(generation, tmp_path):
     path = factories.build(tmp_path / "m", generation=generation)
     checkpoint = read_checkpoint(path)
     assert checkpoint.source["format"] == GENERATIONS[generation]
-    assert checkpoint.spec.pooling.mode == "mean"
+    assert checkpoint.spec.pooling.modes == ("mean",)
     assert checkpoint.max_tokens == 128
 
 
 def test_a_bare_folder_means_mean_pooling_and_says_so(tmp_path):
     path = factories.build(tmp_path / "m", generation="bare")
     checkpoint = read_checkpoint(path)
-    assert (checkpoint.spec.pooling.mode, checkpoint.spec.normalize) == ("mean", False)
+    assert (checkpoint.spec.pooling.modes, checkpoint.spec.normalize) == (("mean",), False)
     assert any("mean pooling" in note for note in checkpoint.notes)
 
 
@@ -279,14 +279,10 @@ def flags(**modes):
 @pytest.mark.parametrize(
     ("entries", "named"),
     [
-        (flags(mean_tokens=False, lasttoken=True), "pooling lasttoken"),
-        (flags(mean_tokens=False, weightedmean_tokens=True), "pooling weightedmean"),
-        (flags(mean_tokens=False, mean_sqrt_len_tokens=True), "mean_sqrt_len_tokens"),
-        (flags(cls_token=True), r"cls \+ mean"),
-        (flags(attention=True), "pooling_mode_attention"),
-        ({"pooling_mode": "lasttoken"}, "lasttoken"),
-        ({"pooling_mode": ["mean", "max"]}, r"mean \+ max"),
+        (flags(attention=True), r"mean \+ pooling_mode_attention"),
         ({"pooling_mode": "attention"}, "attention"),
+        ({"pooling_mode": ["mean", "attention"]}, r"mean \+ attention"),
+        ({"pooling_mode": ["mean", 3]}, r"mean \+ 3"),
     ],
     ids=str,
 )
@@ -294,19 +290,38 @@ def test_other_poolings_are_refused_by_name(entries, named, damaged):
     path = damaged("1_Pooling/config.json", lambda c: c.update(entries))
     with pytest.raises(UnsupportedCheckpoint, match=named) as caught:
         read_checkpoint(path)
-    assert "mean, cls and max" in caught.value.limit
+    assert "mean, cls, max, mean_sqrt_len_tokens, weightedmean, last" in caught.value.limit
+
+
+def test_several_poolings_stand_in_the_order_of_the_referee(damaged):
+    """Flags have an order of their own; a list is taken as it stands."""
+    every = flags(
+        lasttoken=True,
+        weightedmean_tokens=True,
+        mean_sqrt_len_tokens=True,
+        mean_tokens=True,
+        max_tokens=True,
+        cls_token=True,
+    )
+    path = damaged("1_Pooling/config.json", lambda c: c.update(every))
+    found = read_checkpoint(path).spec
+    modes = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+    assert found.pooling.modes == modes
+    assert found.dim == 6 * 64
+    path = damaged("1_Pooling/config.json", lambda c: c.update(pooling_mode=["mean", "cls"]))
+    assert read_checkpoint(path).spec.pooling.modes == ("mean", "cls")
 
 
 def test_one_pooling_in_a_list_is_that_pooling(damaged):
     path = damaged("1_Pooling/config.json", lambda c: c.update(pooling_mode=["max"]))
-    assert read_checkpoint(path).spec.pooling.mode == "max"
+    assert read_checkpoint(path).spec.pooling.modes == ("max",)
 
 
 def test_a_pooling_config_without_a_mode_is_mean_as_in_the_referee(damaged):
     pytest.importorskip("sentence_transformers", reason="the referee, kosine[torch], is absent")
     path = damaged("1_Pooling/config.json", lambda _: {"word_embedding_dimension": 64})
     checkpoint = read_checkpoint(path)
-    assert checkpoint.spec.pooling.mode == "mean"
+    assert checkpoint.spec.pooling.modes == ("mean",)
     assert any("no mode" in note for note in checkpoint.notes)
     assert factories.referee(path)[1].pooling_mode == "mean"
 

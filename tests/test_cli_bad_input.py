@@ -9,7 +9,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from conftest import SAMPLE
@@ -79,9 +78,13 @@ USAGE = {
                ("b", "--texts", "x"), ("b", "--revision", "x"), ("b", "--allow-pickle")],
     "embed": [("b",), ("b", "t"), ("b", "t", "-o"), ("b", "t", "-o", "v", "--truncate-dim", "x"),
               ("b", "t", "-o", "v", "--prompt", "a", "--prompt-name", "b"),
-              ("b", "t", "-o", "v", "--on-error", "skip")],
+              ("b", "t", "-o", "v", "--on-error", "skip"), ("b", "t", "-o", "-", "--json"),
+              ("b", "t", "-o", "-", "--resume"), ("b", "-", "-o", "v.npy", "--resume")],
     "score": [(), ("b",), ("b", "t", "--threads", "1.5")],
     "eval": [(), ("b",)],
+    "compare": [(), ("a",), ("a", "b"), ("a", "b", "--texts"), ("a", "b", "--texts", "none"),
+                ("a", "b", "--texts", "-"), ("a", "b", "--texts", "t", "--min-cosine", "x")],
+    "search": [(), ("b",), ("b", "c"), ("b", "c", "q", "-k", "0"), ("b", "none", "q")],
     "export": [(), ("c",), ("c", "b", "--max-tokens", "x"), ("c", "b", "--target")],
 }  # fmt: skip
 
@@ -94,7 +97,7 @@ def test_wrong_usage(refused, verb, words):
 # Engines and options
 
 
-@pytest.mark.parametrize("verb", ["verify", "embed", "score", "eval"])
+@pytest.mark.parametrize("verb", ["verify", "embed", "score", "eval", "compare", "search"])
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -110,7 +113,10 @@ def test_wrong_usage(refused, verb, words):
     ],
 )
 def test_engines_that_do_not_exist(refused, sample_bundle, texts, tmp_path, verb, words, message):
-    more = {"embed": (texts, "-o", tmp_path / "v.npy"), "score": ("가",), "verify": ()}
+    more = {
+        "embed": (texts, "-o", tmp_path / "v.npy"), "score": ("가",), "verify": (),
+        "compare": (sample_bundle, "--texts", texts), "search": (texts, "가"),
+    }  # fmt: skip
     (tmp_path / "p.tsv").write_text("가\t나\t1\n가\t다\t2\n", encoding="utf-8")
     given = more.get(verb, (tmp_path / "p.tsv", "--columns", "1,2,3"))
     assert message in refused(verb, sample_bundle, *given, *words)
@@ -123,6 +129,12 @@ def test_engines_that_do_not_exist(refused, sample_bundle, texts, tmp_path, verb
         (("--prompt-name", "querry"), "unknown prompt name 'querry'; the bundle has: "),
         (("--truncate-dim", "0"), "truncate_dim is 0; 1 to 256"),
         (("--truncate-dim", "999"), "truncate_dim is 999"),
+        (("--precision", "int4"), "unknown precision 'int4'; known: float32"),
+        (("--batch-tokens", "0"), "max_batch_tokens is 0"),
+        (("--text-field", "text"), "--text-field and --id-field go with records"),
+        (("--id-field", "id"), "--id-field"),
+        (("--precision", "int8", "--on-error", "null"), "has no null for --on-error null"),
+        (("-o", "{tmp}/v.txt"), "unknown ending '.txt'"),
         (("-o", "{tmp}/none/v.npy"), "is no folder"),
         (("-o", "{tmp}"), "is no regular file"),
         (("-o", "{tmp}/pipe"), "is no regular file"),
@@ -193,10 +205,11 @@ def test_hostile_names_do_not_reach_the_terminal(refused, tmp_path):
         (LATIN1, "line 1 of '{file}' is not UTF-8 (byte 0xbe at column 1)"),
         ("가\n나".encode() + b"\xff\n", "line 2 of '{file}' is not UTF-8 (byte 0xff at column 4)"),
         ("가".encode("utf-16"), "line 1 of '{file}' is not UTF-8"),
-        (b"a\nb\0c\n", "text 1 has a NUL character at 1"),
+        (b"a\nb\0c\n", "line 2 of '{file}' has a NUL character at 1"),
+        (b"a\n" * 4099 + b"\0", "line 4100 of '{file}' has a NUL character at 0"),
         (
             f"가\n{SECRET * 8000}\n".encode(),
-            "text 1 has 88000 characters, and no word of its first",
+            "line 2 of '{file}' has 88000 characters, and no word of its first",
         ),
         (b"a\n" * 3000 + b"\xed\xa0\x80", "line 3001 of '{file}' is not UTF-8"),
     ],
@@ -234,11 +247,10 @@ def test_an_interrupted_write_leaves_the_old_file(
     out.write_bytes(b"an older file")
     before = tree(tmp_path)
 
-    def failing(file, _array):
-        file.write(b"half")
+    def failing(_file):
         raise OSError(28, "No space left on device", str(out))
 
-    monkeypatch.setattr(np, "save", failing)
+    monkeypatch.setattr(os, "fsync", failing)
     assert "No space left" in refused("embed", sample_bundle, texts, "-o", out)
     assert tree(tmp_path) == before
 

@@ -81,7 +81,7 @@ def small(tmp_path):
 
 @pytest.fixture(autouse=True)
 def nothing_was_said_before(monkeypatch):
-    monkeypatch.setattr("kosine.encoder._told_of_unknown", {})
+    monkeypatch.setattr("kosine.counting._told_of_unknown", {})
 
 
 def close(a, b, atol=2e-6):
@@ -915,8 +915,8 @@ def test_eight_threads_at_once_get_what_one_gets(sample):
 
 
 def test_stages_make_up_encode(sample):
-    pooled = sample.run(sample.prepare(TEXTS).batch)
+    pooled = sample.compute(sample.prepare(TEXTS).batch)
     np.testing.assert_array_equal(sample.finish(pooled), sample.encode(TEXTS))
     assert dataclasses.is_dataclass(pooled)
-    none = sample.run(sample.prepare([]).batch)
+    none = sample.compute(sample.prepare([]).batch)
     assert none.vectors.shape == (0, 256)

@@ -63,7 +63,7 @@ def test_manifest_says_what_the_card_says(name: str, exported: dict[str, Exporte
     assert manifest.spec.embeddings.token_types == types
     assert manifest.spec.layers[0].norm.eps == eps
     assert manifest.special_ids == special_ids
-    assert manifest.spec.pooling.mode == "mean"
+    assert manifest.spec.pooling.modes == ("mean",)
     assert manifest.spec.pooling.include_prompt
     assert not manifest.spec.normalize
     assert manifest.similarity == "cosine"
@@ -105,7 +105,7 @@ def test_the_ecosystem_face_agrees(name: str, exported: dict[str, Exported]) -> 
     encoder = kosine.load(exported[name].path, backend="onnx")
     texts = parity_texts(encoder.max_tokens)[-12:]
     batch = encoder.prepare(texts).batch
-    found = compare(run_model_graph(encoder.bundle, batch), encoder.run(batch).vectors)
+    found = compare(run_model_graph(encoder.bundle, batch), encoder.compute(batch).vectors)
     assert found.min_cosine >= 1 - 1e-9
 
 

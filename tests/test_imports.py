@@ -22,22 +22,15 @@ FLOORS = [
     {"backend", "batching", "positions", "quantization", "texts"},
     {"bundle", "scoring"},
     {"tokenizer", "backends", "backends.rows"},
-    {"backends.onnx", "backends.tensorrt"},
+    {"backends.onnx", "backends.tensorrt", "computing", "counting"},
     {"encoder"},
-    {"serving"},
+    {"serving", "jobs"},
     {"__init__", "batcher_stats", "testing"},
+    {"serving.http"},
     {"commands"},
     {"cli"},
 ]
-# What the runtime's modules may take from outside the standard library.
-OUTSIDE = {
-    "numpy": None,  # anywhere
-    "tokenizers": {"tokenizer"},
-    "tqdm": {"progress"},
-    "onnxruntime": {"backends.onnx.cpu", "backends.onnx.library"},
-    "kosine_kernels": {"backends.lowering", "backends.native"},
-    "prometheus_client": {"serving.stats"},
-}
+OPTIONAL = ("tokenizers", "tqdm", "onnxruntime", "prometheus_client", "pyarrow")
 
 
 def modules(package: str) -> dict[str, ast.Module]:
@@ -46,6 +39,23 @@ def modules(package: str) -> dict[str, ast.Module]:
         ".".join(path.relative_to(folder).with_suffix("").parts): ast.parse(path.read_text("utf-8"))
         for path in sorted(folder.rglob("*.py"))
     }
+
+
+RUNTIME = modules("kosine")
+# What the runtime's modules may take from outside the standard library.
+OUTSIDE = {
+    "numpy": None,  # anywhere
+    "tokenizers": {"tokenizer", "serving.http.models"},
+    "tqdm": {"progress"},
+    "pyarrow": {"jobs.inputs", "jobs.outputs"},
+    "onnxruntime": {"backends.onnx.cpu", "backends.onnx.library"},
+    "kosine_kernels": {"backends.lowering", "backends.native"},
+    "prometheus_client": {"serving.stats", "serving.http.metrics"},
+    "uvicorn": {"serving.http.server"},
+    "starlette": {"serving.http.serve"},
+    "orjson": {"serving.http.wire"},
+    "msgspec": {name for name in RUNTIME if name.startswith("serving.http.")},
+}
 
 
 def imports(tree: ast.Module) -> list[tuple[str, bool]]:
@@ -60,9 +70,6 @@ def imports(tree: ast.Module) -> list[tuple[str, bool]]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             found += [(name, id(node) in top) for name in (node.module, *names)]
     return found
-
-
-RUNTIME = modules("kosine")
 
 
 def room_of(name: str) -> str:
@@ -159,10 +166,18 @@ def test_the_runtime_takes_little_from_outside(name):
         assert OUTSIDE[head] is None or name in OUTSIDE[head], f"{name} imports {target}"
 
 
-@pytest.mark.parametrize("name", RUNTIME)
+# The room of the service is itself imported only when it is used: by the verb `serve`.
+@pytest.mark.parametrize("name", [name for name in RUNTIME if not name.startswith("serving.http.")])
 def test_optional_packages_are_imported_when_they_are_used(name):
+    assert not any("serving.http" in target and at_top for target, at_top in imports(RUNTIME[name]))
     for target, at_top in imports(RUNTIME[name]):
-        if target.partition(".")[0] in ("tokenizers", "tqdm", "onnxruntime", "prometheus_client"):
+        if target.partition(".")[0] in (
+            "tokenizers",
+            "tqdm",
+            "onnxruntime",
+            "prometheus_client",
+            "pyarrow",
+        ):
             assert not at_top, f"{name} imports {target} at once"
 
 

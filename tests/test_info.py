@@ -67,6 +67,15 @@ def test_nothing_but_the_manifest_is_read_and_no_engine_is_made(info, sample_bun
     assert info(sample_bundle) == expected
 
 
+def test_the_flat_values_of_schema_1_are_still_there(info, sample_bundle):
+    value, _ = info(sample_bundle)
+    assert (value["dim"], value["max_tokens"], value["normalized"]) == (256, 128, False)
+    assert value["pooling"] == {"mode": "mean", "include_prompt": True}
+    assert value["dense"] == []
+    assert value["architecture"]["num_layers"] == len(value["spec"]["layers"]) == 4
+    assert value["architecture"]["position_rule"] == "roberta"
+
+
 def test_it_takes_less_than_half_a_second_of_its_own(sample_bundle):
     """Processor time, so that a busy machine does not matter; without the interpreter's start."""
     code = f"""

@@ -7,14 +7,16 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kosine.spec import PoolingMode
 from kosine_kernels import engine
-from kosine_kernels.steps import Attention, Dense, Norm
+from kosine_kernels.steps import Attention, Dense, Norm, Rotary
 from native_machine import (
     AMX_TABLES,
     NAN_ORDERS,
@@ -52,7 +54,7 @@ def check(encoder: Encoder, lengths, dtype: str, isa: str, skip=None, **options)
 @each_table()
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("guard", ["none", "after", "before"])
-@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("pooling", [*get_args(PoolingMode), ("lasttoken", "max", "cls")])
 def test_against_numpy(dtype, isa, threads, guard, pooling):
     encoder = Encoder(pooling=pooling)
     skip = np.array([0, 0, 3, 33, 70, 1, 15, 16, 2, 0], np.int32)
@@ -75,6 +77,9 @@ def test_against_numpy(dtype, isa, threads, guard, pooling):
         {"hidden": 48, "heads": 3, "embedding": 80},
         {"hidden": 48, "heads": 5, "head_size": 32},  # heads wider than the rows, and narrower
         {"hidden": 112, "heads": 1, "head_size": 16},
+        {"modern": True, "layers": 3},
+        {"modern": True, "layers": 3, "windows": (0, 1, 40), "hidden": 96, "heads": 2, "inner": 37},
+        {"modern": True, "hidden": 240, "heads": 5, "inner": 1100},
     ],
     ids=lambda shape: "-".join(f"{key}{value}" for key, value in shape.items()),
 )
@@ -97,6 +102,20 @@ def test_dense_layers(dtype, isa, activation):
 
 
 @each_table()
+def test_lengths_around_windows_to_512(dtype, isa):
+    encoder = Encoder(modern=True, positions=512, layers=2, windows=(64, None))
+    check(encoder, [1, 63, 64, 65, 66, 128, 129, 130, 511, 512], dtype, isa, threads=2)
+
+
+@needs_native
+def test_a_sentence_longer_than_rotary_positions_is_refused():
+    encoder = Encoder(modern=True, positions=40)
+    ids, starts, positions = encoder.batch([3, 41])
+    with pytest.raises(ValueError, match="sentence 1 has 41 tokens; at most 40"):
+        encoder.engine().forward(ids, starts, positions)
+
+
+@each_table()
 def test_lengths_from_1_to_512(dtype, isa):
     encoder = Encoder(positions=512, layers=1)
     check(encoder, [511, 1, 512, 257, 130, 256], dtype, isa, threads=2)
@@ -104,18 +123,19 @@ def test_lengths_from_1_to_512(dtype, isa):
 
 @each_table()
 @settings(max_examples=25, deadline=None)
-@given(st.data())
-def test_a_sentence_has_the_same_bits_in_any_company(dtype, isa, data):
-    encoder = COMPANY
+@given(st.booleans(), st.data())
+def test_a_sentence_has_the_same_bits_in_any_company(dtype, isa, modern, data):
+    encoder = MODERN if modern else COMPANY
     lengths = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=24))
     place = data.draw(st.integers(0, len(lengths) - 1))
     threads = data.draw(st.integers(1, 4))
     ids, starts, positions = encoder.batch(lengths)
     skip = np.asarray(data.draw(st.lists(st.integers(0, 5), min_size=24, max_size=24)), np.int32)
     skip = skip[: len(lengths)]
-    whole, norms = shared_engine(dtype, isa, threads).forward(ids, starts, positions, skip)
+    together, single = (shared_engine(dtype, isa, n, encoder) for n in (threads, 1))
+    whole, norms = together.forward(ids, starts, positions, skip)
     part = slice(starts[place], starts[place + 1])
-    alone, norm = shared_engine(dtype, isa, 1).forward(
+    alone, norm = single.forward(
         ids[part],
         np.array([0, lengths[place]], np.int32),
         positions[part],
@@ -127,13 +147,14 @@ def test_a_sentence_has_the_same_bits_in_any_company(dtype, isa, data):
 
 # Wide enough for several slices of the feed-forward and more panels than threads.
 COMPANY = Encoder(hidden=96, heads=2, inner=1300)
-_ENGINES: dict[tuple[str, str, int], engine.Engine] = {}
+MODERN = Encoder(modern=True, hidden=96, heads=2, inner=1300, windows=(3, None))
+_ENGINES: dict[tuple[str, str, int, int], engine.Engine] = {}
 
 
-def shared_engine(dtype: str, isa: str, threads: int) -> engine.Engine:
-    key = (dtype, isa, threads)
+def shared_engine(dtype: str, isa: str, threads: int, encoder: Encoder = COMPANY) -> engine.Engine:
+    key = (dtype, isa, threads, id(encoder))
     if key not in _ENGINES:
-        _ENGINES[key] = COMPANY.engine(dtype, isa, threads=threads)
+        _ENGINES[key] = encoder.engine(dtype, isa, threads=threads)
     return _ENGINES[key]
 
 
@@ -318,8 +339,12 @@ class TestRefusals:
             (2, {"head_size": 0}, "head size is 0"),
             (2, {"head_size": 8}, "head size is 8"),
             (2, {"head_size": 144}, "head size is 144"),
+            (2, {"rotary": Rotary(1.0, 64)}, "theta 1"),
+            (2, {"rotary": Rotary(1e4, 0)}, "0 rows"),
+            (4, {"gate": "gates"}, r"gates\.weight is missing"),
             (4, {"up": "layers.0.attention.qkv"}, r"ffn\.down\.weight has shape \(96, 64\)"),
-            (-1, {"mode": "sum"}, "unknown pooling 'sum'"),
+            (-1, {"modes": ("mean", "sum")}, "unknown pooling 'sum'"),
+            (-1, {"modes": ()}, "Pool has no mode"),
         ],
     )
     def test_of_steps(self, place, fields, message):
@@ -364,6 +389,7 @@ class TestRefusals:
             (None, "step NoneType is unknown"),
             (Norm("embeddings.norm", "small"), r"Norm\.eps is 'small'"),
             (Norm(3, 1e-5), r"Norm\.name is 3"),
+            (Attention("a", "b", 1, 16, window=-1), r"Attention\.window is -1"),
             (Attention("a", "b", -1, 16), r"Attention\.num_heads is -1"),
             (Attention("a", "b", 2.5, 16), r"Attention\.num_heads is 2\.5"),
         ],

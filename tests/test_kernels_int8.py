@@ -219,6 +219,7 @@ class TestEncoders:
             {"hidden": 64, "embedding": 32, "types": 1},
             {"hidden": 48, "heads": 3, "embedding": 80},
             {"hidden": 48, "heads": 5, "head_size": 32},
+            {"hidden": 64, "heads": 2, "inner": 600, "modern": True},
         ],
         ids=lambda shape: "-".join(f"{key}{value}" for key, value in shape.items()),
     )

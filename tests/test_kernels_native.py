@@ -42,11 +42,14 @@ def check_gemm(
     bound = (depth + 3) * EPS * (np.abs(a) @ np.abs(weight) + np.abs(bias) + np.abs(out) + 1)
     if epilogue == "add":
         expected = expected + out
+    if epilogue == "gate":
+        seen = as_operand(out, dtype)
+        expected, bound = expected * seen, bound * np.abs(seen) + EPS * np.abs(expected * seen)
     if epilogue == "gelu":
         expected = reference.gelu(expected)
         bound = 1.2 * bound + 1e-6 + EPS * np.abs(expected)  # gelu's slope stays under 1.13
-        if dtype == "bfloat16":
-            bound = bound + 2.0**-8 * np.abs(expected)
+    if epilogue in ("gate", "gelu") and dtype == "bfloat16":
+        bound = bound + 2.0**-8 * np.abs(expected)
     assert found.shape == (rows, columns)
     assert (np.abs(found - expected) <= bound).all()
 
@@ -60,11 +63,16 @@ def check_attention(
     seed: int,
     spread: float = 1.0,
     away: float = 0.0,
+    window: int | None = None,
 ) -> None:
     q, k, v = random(seed, *[(length, head_size)] * 3)
     q, k = q * np.float32(spread) - np.float32(away), k + np.float32(away)
-    found = kernels().attention(dtype, isa, q, k, v, guard)
+    seen = {} if window is None else {"window": window}
+    found = kernels().attention(dtype, isa, q, k, v, guard, **seen)
     scores = q.astype(np.float64) @ k.astype(np.float64).T / np.sqrt(head_size)
+    if window is not None:
+        places = np.arange(length)
+        scores[np.abs(places[:, None] - places) > window] = -np.inf
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     expected = weights / weights.sum(axis=1, keepdims=True) @ v.astype(np.float64)
     # A score's error is an error of its weight, relative; the context is a mean of v.
@@ -77,7 +85,7 @@ def check_attention(
 
 @each_table()
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(small, small, small, st.sampled_from(["store", "add", "gelu"]), guards, seeds)
+@given(small, small, small, st.sampled_from(["store", "add", "gelu", "gate"]), guards, seeds)
 def test_gemm(dtype, isa, rows, depth, columns, epilogue, guard, seed):
     check_gemm(dtype, isa, rows, depth, columns, epilogue, guard, seed)
 
@@ -87,6 +95,25 @@ def test_gemm(dtype, isa, rows, depth, columns, epilogue, guard, seed):
 @given(st.one_of(edges, st.integers(1, 130)), st.sampled_from(range(16, 129, 16)), guards, seeds)
 def test_attention(dtype, isa, length, head_size, guard, seed):
     check_attention(dtype, isa, length, head_size, guard, seed)
+
+
+@each_table()
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.integers(1, 200), st.sampled_from([16, 64]), st.integers(0, 80), guards, seeds)
+def test_attention_in_a_window(dtype, isa, length, head_size, window, guard, seed):
+    check_attention(dtype, isa, length, head_size, guard, seed, window=window)
+
+
+@each_table()
+def test_no_bit_comes_from_outside_the_window(dtype, isa):
+    q, k, v = random(7, *[(300, 64)] * 3)
+    plain = kernels().attention(dtype, isa, q, k, v, "after", window=20)
+    for x in (k, v):
+        x[200:] = 3 * x[200:] + 1
+    changed = kernels().attention(dtype, isa, q, k, v, "after", window=20)
+    same = (changed == plain).all(axis=1)
+    assert same[:180].all()
+    assert not same[180:].any()
 
 
 @each_table()
@@ -131,6 +158,9 @@ def test_layer_norm(dtype, isa, rows, sixteens, scale, guard, seed):
     expected = reference.layer_norm(x.astype(np.float64), gain, bias, 1e-5)
     assert np.abs(found - expected).max() <= 1e-5
     assert np.array_equal(rounded, as_operand(found, dtype))
+    kept, again = kernels().layer_norm(dtype, isa, x, gain, bias, 1e-5, guard, keeps_x=True)
+    assert np.array_equal(kept, x)
+    assert np.array_equal(again, rounded)
 
 
 @each_table()

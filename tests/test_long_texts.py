@@ -167,9 +167,9 @@ PROMPTS = st.sampled_from(["", "", "query: ", "질문:", "<mas", "e", "서울 "]
 @example(text="문장 " * 20 + " " * 200 + "<mask>" + " 문장" * 200, prompt="", cap=400)
 def test_the_ids_of_the_whole_text(base, theirs, text, prompt, cap):
     short, whole = (runtime(base, theirs, limit) for limit in (cap, 10**6))
-    expected = whole.prepare([text], prompt)
+    expected = whole.tokenize([text], prompt)
     try:
-        found = short.prepare([text, ""], prompt)
+        found = short.tokenize([text, ""], prompt)
     except TextError:
         assert len((prompt + text).encode()) > cap
         return
@@ -177,22 +177,22 @@ def test_the_ids_of_the_whole_text(base, theirs, text, prompt, cap):
     assert found.truncated == expected.truncated + (
         whole.count([""], prompt)[0] > MAX_TOKENS  # the neighbour
     )
-    assert found.batch.take([1]).ids.tolist() == whole.prepare([""], prompt).batch.ids.tolist()
+    assert found.batch.take([1]).ids.tolist() == whole.tokenize([""], prompt).batch.ids.tolist()
 
 
 ORDINARY = "한 남자가 기타를 치고 있다. The man's guitar is old, isn't it? 漢字 " * 40
 
 
 def test_ordinary_texts_are_cut_and_not_refused(base, theirs):
-    whole = runtime(base, theirs, 10**6).prepare([ORDINARY])
+    whole = runtime(base, theirs, 10**6).tokenize([ORDINARY])
     for cap in range(400, 2400, 100):
-        found = runtime(base, theirs, cap).prepare([ORDINARY])
+        found = runtime(base, theirs, cap).tokenize([ORDINARY])
         assert found.batch.ids.tolist() == whole.batch.ids.tolist()
         assert found.truncated == 1
     for form in ("NFD", "NFKC"):
         text = unicodedata.normalize(form, ORDINARY)
-        whole = runtime(base, theirs, 10**6).prepare([text])
-        assert runtime(base, theirs, 2000).prepare([text]).batch.ids.tolist() == (
+        whole = runtime(base, theirs, 10**6).tokenize([text])
+        assert runtime(base, theirs, 2000).tokenize([text]).batch.ids.tolist() == (
             whole.batch.ids.tolist()
         )
 
@@ -214,11 +214,11 @@ def test_wherever_the_cap_falls(base, monkeypatch, kind, piece, guard, guarded):
         spoiled = {"UNSETTLED_TOKENS": -4 * longest, "_parted": lambda _text, _at: True}
         monkeypatch.setattr(tokenizer_module, guard, spoiled[guard])
     text = piece * 8 + " 가 나 다" * 100
-    expected = runtime(base, theirs, 10**6).prepare([text]).batch.ids.tolist()
+    expected = runtime(base, theirs, 10**6).tokenize([text]).batch.ids.tolist()
     wrong = cut = 0
     for cap in range(8, 900):
         try:
-            found = runtime(base, theirs, cap).prepare([text])
+            found = runtime(base, theirs, cap).tokenize([text])
         except TextError:
             continue
         cut += 1
@@ -238,11 +238,11 @@ def test_wherever_the_cap_falls(base, monkeypatch, kind, piece, guard, guarded):
 )
 def test_a_text_with_no_end_of_a_word_is_refused_alone(base, text, found):
     if found is None:
-        ids = base.prepare([text, "가"]).batch
+        ids = base.tokenize([text, "가"]).batch
         assert ids.lengths.tolist() == [16, 3]
         return
     with pytest.raises(TextError) as caught:
-        base.prepare(["가", text], first=6)
+        base.tokenize(["가", text], first=6)
     assert str(caught.value).startswith(found)
     assert "token 16; at most 262144 bytes are tokenised" in str(caught.value)
 
@@ -250,16 +250,16 @@ def test_a_text_with_no_end_of_a_word_is_refused_alone(base, text, found):
 def test_what_lies_beyond_the_cap_is_not_read(base):
     text = "가 나 다 " * 50_000
     for tail in ("\0", "\ud800", "라"):
-        assert base.prepare([text + tail]).unknown == 0
+        assert base.tokenize([text + tail]).unknown == 0
     for head in ("\0", "\ud800"):
         with pytest.raises(TextError):
-            base.prepare([head + text])
+            base.tokenize([head + text])
 
 
 def test_without_truncation_and_in_counts_it_is_an_error(base):
     text = "가 나 다 " * 30_000
     with pytest.raises(TextTooLong, match=r"text 5 has 180000 characters; at most 262144 bytes"):
-        base.prepare(["가", text], truncate=False, first=4)
+        base.tokenize(["가", text], truncate=False, first=4)
     with pytest.raises(TextError, match=r"text 1 has 180002 characters; at most 262144 bytes"):
         base.count(["가", text], "나 ")
 
@@ -280,7 +280,7 @@ def test_a_text_of_any_length_takes_no_longer_than_the_cap(base, piece):
 
     def prepare(text):
         with contextlib.suppress(TextError):
-            base.prepare([text])
+            base.tokenize([text])
 
     short, long = (piece * (n * MAX_TEXT_BYTES // len(piece)) for n in (1, 150))
     short += piece  # over the cap as well

@@ -23,13 +23,21 @@ from kosine.bundle.manifest import (
 from kosine.bundle.plans import PlanProfile, TensorRTPlan
 from kosine.bundle.typed_json import build
 from kosine.errors import KosineError, ManifestError, SchemaTooNew
-from kosine.spec import Dense, EncoderSpec, Pooling, leaves
+from kosine.spec import Dense, EncoderSpec, Norm, Pooling, leaves
 from specs import spec_of_sizes
 
 SMALL = small_manifest().spec
 DENSE = (Dense(DIM, 8, True, "tanh", False), Dense(8, DIM, False, "identity", True))
+ROPE = dataclasses.replace(
+    SMALL.layers[0].attention, positions="rope", rope_theta=160_000.0, window=4
+)
 FULL = small_manifest(
-    spec=dataclasses.replace(SMALL, dense=DENSE, layers=SMALL.layers * 2),
+    spec=dataclasses.replace(
+        SMALL,
+        dense=DENSE,
+        layers=(SMALL.layers[0], dataclasses.replace(SMALL.layers[0], attention=ROPE)),
+        final_norm=Norm("layer_norm", 1e-5, bias=False),
+    ),
     ranges={"min": [-1.0, -0.5, -1.0, -1.0], "max": [1.0, 0.5, 1.0, 1.0]},
     default_prompt_name="query",
     artifacts=(
@@ -110,7 +118,9 @@ def paths(value: object, at: str = "") -> list[str]:
 
 
 PATHS = paths(value_of())
-NULLABLE = ("default_prompt_name", "ranges", "parity", "spec.layers.0.attention.window")
+NULLABLE = (
+    "default_prompt_name", "ranges", "parity", "spec.layers.0.attention.window", "spec.final_norm",
+)  # fmt: skip
 OPTIONAL = (
     "parity", "certificates", "plans", "plans.0.evidence", "prompts.query", "special_ids.mask",
     "special_ids.unk",
@@ -195,7 +205,9 @@ def test_unknown_keys(path):
 @pytest.mark.parametrize(
     ("path", "wrong"),
     [
-        ("spec.pooling.mode", "median"),
+        ("spec.pooling.modes", ["median"]),
+        ("spec.pooling.modes", []),
+        ("spec.pooling.modes", ["mean"] * (1 << 18)),
         ("similarity", "jaccard"),
         ("unicode", "NFKC"),
         ("spec.embeddings.positions.rule", "rotary"),
@@ -207,6 +219,14 @@ def test_unknown_keys(path):
         ("spec.layers.1.attention.num_key_value_heads", 3),
         ("spec.layers.0.attention.num_heads", 0),
         ("spec.layers.1.attention.window", -1),
+        ("spec.layers.0.attention.positions", "rope"),
+        ("spec.layers.0.attention.rope_theta", 10000.0),
+        ("spec.layers.1.attention.positions", "none"),
+        ("spec.layers.1.attention.rope_theta", 1.0),
+        ("spec.layers.1.attention.rope_theta", 1e12),
+        ("spec.layers.1.attention.head_size", 3),
+        ("spec.layers.0.attention_norm", False),
+        ("spec.final_norm.eps", 0.0),
         ("spec.hidden_size", 1 << 21),
         ("spec.embeddings.token_types", -1),
         ("spec.embeddings.positions.pad_id", 7),
@@ -292,7 +312,7 @@ NOT_JSON = {
     "lone surrogate": GOOD.replace("가".encode(), b"\\ud800"),
     "lone surrogate in a key": GOOD.replace(b'"largest"', b'"\\udfff"'),
     "key twice": GOOD.replace(b'"max_tokens": 16', b'"max_tokens": 16, "max_tokens": 16'),
-    "inner key twice": GOOD.replace(b'"mode"', b'"mode": "max", "mode"'),
+    "inner key twice": GOOD.replace(b'"rule"', b'"rule": "roberta", "rule"'),
     "5000 digits": GOOD.replace(b'"max_tokens": 16', b'"max_tokens": ' + b"4" * 5000),
     "4000 digits": GOOD.replace(b'"max_tokens": 16', b'"max_tokens": ' + b"4" * 4000),
     "deep list": b'{"schema": 1, "source": ' + b"[" * 500_000,
@@ -363,8 +383,8 @@ FACTS = {
     },
     "max_tokens": {"max_tokens": 15},
     "family": {"spec": dataclasses.replace(FULL.spec, family="electra")},
-    "pooling mode": {"spec": dataclasses.replace(FULL.spec, pooling=Pooling("cls", True))},
-    "include_prompt": {"spec": dataclasses.replace(FULL.spec, pooling=Pooling("mean", False))},
+    "pooling mode": {"spec": dataclasses.replace(FULL.spec, pooling=Pooling(("cls",), True))},
+    "include_prompt": {"spec": dataclasses.replace(FULL.spec, pooling=Pooling(("mean",), False))},
     "dense": {"spec": dataclasses.replace(FULL.spec, dense=())},
     "normalized": {"spec": dataclasses.replace(FULL.spec, normalize=True)},
     "prompts": {"prompts": {"query": "나 "}},
@@ -395,8 +415,11 @@ def test_each_fact_changes_the_fingerprint():
     assert all(len(each) == 32 and int(each, 16) >= 0 for each in prints.values())
 
 
-ALONE = ("post", "layer_norm", "none", "gelu")  # what has no other value yet
-OTHER = {"absolute": "roberta", "mean": "cls", "tanh": "relu", "identity": "gelu", "bert": "b"}
+ALONE = ("layer_norm", "gelu")  # what has no other value yet
+OTHER = {
+    "absolute": "roberta", "mean": "cls", "tanh": "relu", "identity": "gelu", "bert": "b",
+    "none": "rope", "rope": "none", "post": "pre",
+}  # fmt: skip
 
 
 def another(value):

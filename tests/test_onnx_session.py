@@ -18,13 +18,13 @@ def test_residuals_and_layer_norms_stay_apart(sample, tmp_path, monkeypatch, apa
     if not apart:
         monkeypatch.setattr("kosine.backends.onnx.cpu.SLOW_FUSIONS", [])
     batch = sample.prepare(["한 남자가 기타를 친다.", "비행기가 뜬다."]).batch
-    expected = sample.run(batch).vectors
+    expected = sample.compute(batch).vectors
     options = sample.backend._options(onnxruntime)
     options.enable_profiling = True
     options.profile_file_prefix = str(tmp_path / "profile")
     session = start_session(sample.backend._graph.data, sample.backend._weights, options)
     monkeypatch.setattr(sample.backend, "_session", session)
-    vectors = sample.run(batch).vectors
+    vectors = sample.compute(batch).vectors
     events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     ran = {event["args"].get("op_name") for event in events if "args" in event}
     assert ("SkipLayerNormalization" in ran) is not apart

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import numpy as np
+import onnxruntime
 import pytest
 
 import factories
+import kosine
 import numpy_encoder
 from kosine import cli
 from kosine.bundle import Bundle
 from kosine.errors import InputError, UnknownOption, UnsupportedCheckpoint
+from kosine.spec import PoolingMode
 from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.export import export
 from kosine_export.parity.referee import Referee
+from native_machine import MISSING
 
 pytest.importorskip("sentence_transformers", reason="the referee, kosine[torch], is absent")
 
@@ -38,17 +43,91 @@ def pooled_by_hand(path, mode):
     return SentenceTransformer(modules=[transformer, pooling], device="cpu")
 
 
-@pytest.mark.parametrize("mode", ["cls", "mean", "max"])
+@pytest.mark.parametrize("mode", get_args(PoolingMode))
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_a_given_pooling_is_that_of_sentence_transformers(mode, family, tmp_path):
     path = bare(tmp_path / "m", family=family)
     checkpoint = read_checkpoint(path, pooling=mode)
-    assert (checkpoint.spec.pooling.mode, checkpoint.pooling_stated) == (mode, False)
+    assert (checkpoint.spec.pooling.modes, checkpoint.pooling_stated) == ((mode,), False)
     assert any(f"{mode} pooling, as was asked for" in note for note in checkpoint.notes)
     expected = factories.referee_vectors(pooled_by_hand(path, mode), TEXTS)
-    assert np.abs(numpy_encoder.vectors(checkpoint, TEXTS) - expected).max() <= MAX_ABS_ERROR
+    # Sums over the root of the count grow with the text.
+    largest = np.abs(expected).max() if mode == "mean_sqrt_len_tokens" else 1
+    found = numpy_encoder.vectors(checkpoint, TEXTS)
+    assert np.abs(found - expected).max() <= MAX_ABS_ERROR * largest
     referee = Referee(path, pooling=mode)
-    assert np.abs(referee.encode(TEXTS, normalize=False) - expected).max() <= MAX_ABS_ERROR
+    found = referee.encode(TEXTS, normalize=False)
+    assert np.abs(found - expected).max() <= MAX_ABS_ERROR * largest
+
+
+SEVERAL = [*((mode,) for mode in get_args(PoolingMode)), ("lasttoken", "cls", "max", "mean")]
+
+
+# A prompt that is left out, and one that is longer than a text may be.
+PROMPTS = {"query": "검색 질문: ", "endless": "긴 지시문 " * 40}
+
+
+@pytest.fixture(scope="module", params=SEVERAL, ids="+".join)
+def pooled(request, tmp_path_factory):
+    """The modes, sentence-transformers, and the bundle."""
+    folder = tmp_path_factory.mktemp("pooled")
+    path = factories.build(
+        folder / "m",
+        family="xlm-roberta",
+        pooling=request.param,
+        generation="5.4",
+        max_length=64,
+        include_prompt=False,
+        prompts=PROMPTS,
+        sizes={"num_hidden_layers": 1},
+    )
+    done = export(path, folder / "b.kosine", prompts={"endless": ""})
+    assert done.parity["float32"].passed
+    return request.param, factories.referee(path), done.path
+
+
+def test_every_engine_pools_as_sentence_transformers(pooled):
+    modes, model, bundle = pooled
+    prompts = ["", PROMPTS["query"]]
+    if "max" not in modes:  # of nothing the referee's is -inf
+        prompts.append(PROMPTS["endless"])
+    for backend in ("onnx", *(() if MISSING else ("native",))):
+        encoder = kosine.load(bundle, backend=backend, dtype="float32")
+        for prompt in prompts:
+            expected = factories.referee_vectors(
+                model, TEXTS, prompt=prompt, normalize_embeddings=True
+            )
+            found = encoder.encode(TEXTS, prompt=prompt)
+            assert found.shape == (len(TEXTS), 64 * len(modes))
+            assert np.abs(found - expected).max() <= MAX_ABS_ERROR, (backend, prompt)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_padded_graph_pools_whichever_side_is_padded(pooled, side):
+    _, model, bundle = pooled
+    ids = factories.referee_ids(model, TEXTS)
+    longest = max(map(len, ids))
+    padded = np.full((len(ids), longest), 1, np.int64)
+    mask = np.zeros_like(padded)
+    for row, marks, own in zip(padded, mask, ids, strict=True):
+        place = slice(longest - len(own), None) if side == "left" else slice(len(own))
+        row[place], marks[place] = own, 1
+    session = onnxruntime.InferenceSession(str(bundle / "model.onnx"))
+    (found,) = session.run(["sentence_embedding"], {"input_ids": padded, "attention_mask": mask})
+    expected = factories.referee_vectors(model, TEXTS, normalize_embeddings=True)
+    assert np.abs(found - expected).max() <= MAX_ABS_ERROR
+
+
+def test_other_tools_get_flags_only_where_flags_say_the_order(tmp_path):
+    for name, modes, stated in (("a", ("cls", "mean"), True), ("b", ("mean", "cls"), False)):
+        path = factories.build(tmp_path / name, pooling=modes, generation="5.4")
+        bundle = export(path, tmp_path / f"{name}.kosine").path
+        assert (bundle / "modules.json").is_file() == stated
+    config = json.loads((tmp_path / "a.kosine" / "1_Pooling" / "config.json").read_text("utf-8"))
+    assert [flag for flag, on in config.items() if flag.startswith("pooling") and on] == [
+        "pooling_mode_cls_token",
+        "pooling_mode_mean_tokens",
+    ]
 
 
 def test_the_export_records_a_given_pooling_and_verify_follows_it(tmp_path, capfd):
@@ -57,7 +136,7 @@ def test_the_export_records_a_given_pooling_and_verify_follows_it(tmp_path, capf
     assert cli.main(["export", str(path), str(bundle), "--pooling", "cls"]) == 0
     assert "cls pooling, as was asked for" in capfd.readouterr().out
     manifest = Bundle(bundle).manifest
-    assert manifest.spec.pooling.mode == "cls"
+    assert manifest.spec.pooling.modes == ("cls",)
     assert manifest.source["overrides"] == {"pooling": "cls"}
     assert manifest.parity is not None
     assert manifest.parity["passed"]
@@ -78,7 +157,7 @@ def test_a_stated_pooling_is_not_overridden(tmp_path):
     assert done.manifest.source["overrides"] == {}
 
 
-@pytest.mark.parametrize("mode", ["last", "lasttoken", "CLS", ""])
+@pytest.mark.parametrize("mode", ["last", "mean+max", "CLS", ""])
 def test_unknown_pooling_is_refused_with_the_known_ones(mode, tmp_path):
     with pytest.raises(UnknownOption, match="known: mean, cls, max"):
         export(factories.SAMPLE, tmp_path / "b.kosine", pooling=mode)
@@ -90,7 +169,7 @@ def test_a_pooling_module_without_a_mode_takes_the_given_one(asked, tmp_path):
     path = factories.build(tmp_path / "m", dense=[{"outputs": 32}])
     factories.write_json(path / "1_Pooling" / "config.json", {"word_embedding_dimension": 64})
     checkpoint = read_checkpoint(path, pooling=asked)
-    assert checkpoint.spec.pooling.mode == (asked or "mean")
+    assert checkpoint.spec.pooling.modes == (asked or "mean",)
     assert any("states no mode" in note for note in checkpoint.notes)
     expected = Referee(path, pooling=asked).encode(TEXTS, normalize=False)
     assert np.abs(numpy_encoder.vectors(checkpoint, TEXTS) - expected).max() <= MAX_ABS_ERROR
@@ -149,7 +228,7 @@ def test_the_transformer_alone_of_a_checkpoint_is_noticed(within, tmp_path, monk
         alone = "."
     with pytest.raises(UnsupportedCheckpoint, match="0_Transformer is the Transformer module"):
         read_checkpoint(alone)
-    assert read_checkpoint(path).spec.pooling.mode == "cls"
+    assert read_checkpoint(path).spec.pooling.modes == ("cls",)
     expected = Referee(alone, pooling="mean").encode(TEXTS, normalize=False)
     found = numpy_encoder.vectors(read_checkpoint(alone, pooling="mean"), TEXTS)
     assert np.abs(found - expected).max() <= MAX_ABS_ERROR
@@ -159,7 +238,7 @@ def test_the_transformer_alone_of_a_checkpoint_is_noticed(within, tmp_path, monk
 def test_a_modules_json_above_that_does_not_list_the_folder_is_nothing(listing, tmp_path):
     path = bare(tmp_path / "m")
     (tmp_path / "modules.json").write_text(listing, encoding="utf-8")
-    assert read_checkpoint(path).spec.pooling.mode == "mean"
+    assert read_checkpoint(path).spec.pooling.modes == ("mean",)
 
 
 def test_the_base_of_an_adapter_may_be_the_transformer_alone(tmp_path):
@@ -169,7 +248,7 @@ def test_the_base_of_an_adapter_may_be_the_transformer_alone(tmp_path):
     factories.write_json(folder / "modules.json", [{"path": "0_Transformer", "type": "x"}])
     (folder / "0_Transformer").symlink_to(base, target_is_directory=True)
     checkpoint = read_checkpoint(adapter, base=folder / "0_Transformer")
-    assert checkpoint.spec.pooling.mode == "mean"
+    assert checkpoint.spec.pooling.modes == ("mean",)
 
 
 # Modules that do nothing, and modules that hold modules

@@ -88,6 +88,7 @@ def test_names_that_sentence_transformers_users_know():
 def test_the_encoders_public_names():
     public = {name for name in vars(Encoder) if not name.startswith("_")}
     assert public == {
+        "compute",
         "count_tokens",
         "counts",
         "encode",
@@ -97,7 +98,6 @@ def test_the_encoders_public_names():
         "finish",
         "prepare",
         "prompt_text",
-        "run",
         "similarity",
         "similarity_pairwise",
     }
@@ -123,9 +123,11 @@ def test_every_public_thing_says_what_it_is():
 
 
 def test_verbs_come_in_the_designs_order():
-    order = ["export", "verify", "info", "embed", "score", "eval", "serve", "bench"]
+    order = [
+        "export", "verify", "info", "embed", "score", "eval", "compare", "search", "serve", "bench",
+    ]  # fmt: skip
     assert list(cli.VERBS) == [verb for verb in order if verb in cli.VERBS]
-    assert set(order[:6]) <= set(cli.VERBS)
+    assert set(order[:8]) <= set(cli.VERBS)
 
 
 # Importing

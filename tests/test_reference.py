@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from kosine.spec import PoolingMode
 from kosine_kernels import reference
 from kosine_kernels.steps import Attention, Dense, Embed, FeedForward, Linear, Norm, Pool
 
@@ -98,7 +100,7 @@ def run(
             FeedForward(f"{at}.ffn.up", f"{at}.ffn.down"),
             Norm(f"{at}.ffn.norm", eps),
         ]
-    steps += [Pool(pooling), *dense]
+    steps += [Pool((pooling,)), *dense]
     return reference.encode(steps, tensors, ids, starts, skip, positions, dtype=dtype)
 
 
@@ -113,12 +115,19 @@ def model(family):
 
 
 def pool(states: np.ndarray, mode: str, skip: int = 0) -> np.ndarray:
-    if mode == "cls":
-        return states[skip]
-    return states[skip:].mean(axis=0) if mode == "mean" else states[skip:].max(axis=0)
+    kept = states[skip:]
+    places = np.arange(1, len(states) + 1)[skip:, None]
+    return {
+        "cls": lambda: kept[0],
+        "mean": lambda: kept.mean(axis=0),
+        "max": lambda: kept.max(axis=0),
+        "mean_sqrt_len_tokens": lambda: kept.sum(axis=0) / len(kept) ** 0.5,
+        "weightedmean": lambda: (kept * places).sum(axis=0) / places.sum(),
+        "lasttoken": lambda: kept[-1],
+    }[mode]()
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("pooling", get_args(PoolingMode))
 def test_vectors_and_norms_are_those_of_torch(model, family, pooling):
     vectors, norms = run(model, family, SENTENCES, pooling=pooling)
     expected = np.stack([pool(hidden_states(model, s), pooling) for s in SENTENCES])
@@ -145,7 +154,7 @@ def test_sentences_do_not_see_their_neighbours(model, family):
         assert alone_norm[0] == norms[i]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("pooling", get_args(PoolingMode))
 def test_prompts_are_left_out_of_pooling(model, family, pooling):
     skip = np.array([1, 0, 5, 0, 2], np.int32)
     vectors, _ = run(model, family, SENTENCES, pooling=pooling, skip=skip)
@@ -157,7 +166,7 @@ def test_prompts_are_left_out_of_pooling(model, family, pooling):
 def test_nothing_left_to_pool():
     model = make("bert")
     skip = np.array([3], np.int32)
-    for pooling in ("mean", "max"):
+    for pooling in set(get_args(PoolingMode)) - {"cls"}:
         vectors, norms = run(model, "bert", [[0, 7, 2]], pooling=pooling, skip=skip)
         assert not vectors.any()
         assert not norms.any()

@@ -28,15 +28,16 @@ def make_call(
     skips = None if skip is None else np.full(len(tokens), skip, np.int32)
     packed = Packed.of([[n] * n for n in tokens], skips)
     if separate:
-        futures = [BatchFuture(None) for _ in tokens]
+        futures = [BatchFuture(None, index) for index in range(len(tokens))]
     else:
-        futures = [BatchFuture(None, len(tokens), matrix=len(tokens) > 1)]
-    return Call(packed, tokens, futures, priority=priority, deadline=deadline)
+        futures = [BatchFuture(None)]
+    matrix = len(tokens) > 1 and not separate
+    return Call(packed, tokens, futures, matrix=matrix, priority=priority, deadline=deadline)
 
 
 def refusal(queue: Queue, call: Call, now: float = NOW):
-    nbytes = sum(text.nbytes for text in call.texts)
-    return queue.refusal(call.tokens, len(call.futures), nbytes, call.priority, call.deadline, now)
+    size = call.tokens, len(call.futures), sum(call.sizes)
+    return queue.refusal(*size, call.priority, call.deadline, now)
 
 
 def admit(queue: Queue, *calls: Call, now: float = NOW) -> None:
@@ -53,7 +54,7 @@ def take(queue: Queue, now: float = NOW) -> Batch:
 
 
 def taken(queue: Queue, now: float = NOW) -> list[tuple[Call, int]]:
-    return [(text.call, text.index) for text in take(queue, now).texts]
+    return [(text.call, text.place) for text in take(queue, now).texts]
 
 
 def held(queue: Queue) -> tuple[int, int, int]:
@@ -119,7 +120,8 @@ class TestOrder:
         admit(queue, call)
         for future in call.futures[:-1]:
             queue.claim(future)
-        assert len(call.texts) <= 2
+        del future
+        assert call.futures[:-1] == [None] * 999
         assert held(queue) == (1, 1, 1)
 
 

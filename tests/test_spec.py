@@ -10,17 +10,23 @@ import pytest
 
 from kosine.bundle.tensorfile import TensorEntry
 from kosine.errors import UnsupportedCheckpoint
-from kosine.spec import Dense, EncoderSpec, leaves, unsupported
+from kosine.spec import Dense, EncoderSpec, Norm, leaves, unsupported
 from kosine_export.graph.block import RUNS
 from kosine_export.graph.packed import packed_graph
 from kosine_export.graph.padded import model_graph
 from specs import spec_of_sizes
 
-SPEC = spec_of_sizes(layers=2, dense=(Dense(32, 8, True, "tanh", False),))
+SPEC = dataclasses.replace(
+    spec_of_sizes(layers=2, dense=(Dense(32, 8, True, "tanh", False),)),
+    final_norm=Norm("layer_norm", 1e-5, bias=False),
+)
 # Sizes that every engine takes as they come, and what engines do not look at.
 FREE = {
     "family", "hidden_size", "normalize", "pooling.include_prompt", "embeddings.vocab_size",
-    "embeddings.size", "embeddings.token_types", "embeddings.positions.rows",
+    "embeddings.norm.bias", "layers.norm.bias", "layers.attention_norm", "layers.attention.bias",
+    "layers.attention.rope_theta", "layers.attention.window", "layers.feed_forward.gated",
+    "layers.feed_forward.bias", "final_norm.eps", "final_norm.bias", "embeddings.size",
+    "embeddings.token_types", "embeddings.positions.rows",
     "embeddings.positions.pad_id", "embeddings.norm.eps", "layers.norm.eps",
     "layers.attention.num_heads", "layers.attention.head_size",
     "layers.feed_forward.intermediate_size", "dense.in_features", "dense.out_features",
@@ -28,15 +34,11 @@ FREE = {
 }  # fmt: skip
 # The last layer differs from what engines run.
 UNKNOWN = {
-    "norm_placement": "pre",
+    "norm_placement": "sandwich",
     "norm.kind": "rms_norm",
     "attention.num_key_value_heads": 1,
-    "attention.positions": "rope",
-    "attention.window": 64,
-    "attention.bias": False,
+    "attention.positions": "buckets",
     "feed_forward.activation": "silu",
-    "feed_forward.gated": True,
-    "feed_forward.bias": False,
 }
 
 
@@ -92,4 +94,8 @@ def test_what_may_stand_there_is_said() -> None:
         "layers[1].attention.num_key_value_heads is 1",
         "num_heads, 2, is needed",
     )
-    assert unsupported(with_last_layer("attention.window", np.int64(3)), RUNS) is not None
+    runs = {**RUNS, "layers.attention.window": (None,)}
+    assert unsupported(with_last_layer("attention.window", np.int64(3)), runs) == (
+        "layers[1].attention.window is np.int64(3)",
+        "it runs None",
+    )

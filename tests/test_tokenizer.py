@@ -57,22 +57,22 @@ def sentences(batch) -> list[list[int]]:
     ],
 )
 def test_table(small, texts, prompt, ids):
-    prepared = small.prepare(texts, prompt)
+    prepared = small.tokenize(texts, prompt)
     assert sentences(prepared.batch) == ids
     assert prepared.batch.skip is None
     assert prepared.unknown == sum(sentence.count(UNK) for sentence in ids)
 
 
 def test_what_was_cut_is_counted(small):
-    prepared = small.prepare(["가 " * 14, "가 " * 15, "나", "가 " * 20])
+    prepared = small.tokenize(["가 " * 14, "가 " * 15, "나", "가 " * 20])
     assert prepared.truncated == 2
     assert prepared.batch.lengths.tolist() == [16, 16, 3, 16]
 
 
 def test_without_truncation_a_long_text_is_an_error(small):
-    assert len(small.prepare(["가 " * 14], truncate=False).batch) == 1
+    assert len(small.tokenize(["가 " * 14], truncate=False).batch) == 1
     with pytest.raises(TextTooLong, match=r"text 7 has 17 tokens; at most 16.*truncate=True"):
-        small.prepare(["가", "가 " * 15], truncate=False, first=6)
+        small.tokenize(["가", "가 " * 15], truncate=False, first=6)
 
 
 def test_counts_are_before_truncation(small):
@@ -86,8 +86,8 @@ def test_ids_are_those_of_the_checkpoint_alone_or_together(real, sample_bundle, 
     theirs = HuggingFaceTokenizer.from_file(str(sample_bundle / "tokenizer.json"))
     theirs.enable_truncation(128)
     expected = [theirs.encode(text).ids for text in texts]
-    assert sentences(real.prepare(texts).batch) == expected
-    assert [sentences(real.prepare([text]).batch)[0] for text in texts] == expected
+    assert sentences(real.tokenize(texts).batch) == expected
+    assert [sentences(real.tokenize([text]).batch)[0] for text in texts] == expected
 
 
 def test_a_tokenizer_file_cannot_pad_or_cut(tmp_path):
@@ -97,7 +97,7 @@ def test_a_tokenizer_file_cannot_pad_or_cut(tmp_path):
     spoiled.enable_padding(length=12, pad_id=1, pad_token="[PAD]")
     spoiled.enable_truncation(4)
     rewrite(path, "tokenizer.json", spoiled.to_str().encode())
-    prepared = Tokenizer(Bundle(path)).prepare(["가", "가 나 다 가 나"])
+    prepared = Tokenizer(Bundle(path)).tokenize(["가", "가 나 다 가 나"])
     assert sentences(prepared.batch) == [[0, 4, 2], [0, 4, 5, 6, 4, 5, 2]]
 
 
@@ -117,13 +117,13 @@ def left_out(tmp_path_factory) -> Tokenizer:
 )
 def test_the_prompt_is_counted_as_sentence_transformers_does(left_out, prompt, skip):
     """[CLS] is in the count, the closing [SEP] is not."""
-    prepared = left_out.prepare(["다", "다 다"], prompt)
+    prepared = left_out.tokenize(["다", "다 다"], prompt)
     if skip is None:
         assert prepared.batch.skip is None
     else:
         assert prepared.batch.skip.tolist() == [skip, skip]
         assert prepared.batch.skip.dtype == np.int32
-    assert left_out.prepare([], prompt).batch.lengths.tolist() == []
+    assert left_out.tokenize([], prompt).batch.lengths.tolist() == []
 
 
 # What is refused
@@ -152,7 +152,7 @@ class Text(str):
 )
 def test_refused_with_value_limit_and_remedy(small, bad, message):
     with pytest.raises(TextError) as caught:
-        small.prepare(["가", bad], first=10)
+        small.tokenize(["가", bad], first=10)
     assert str(caught.value).startswith(message)
     assert caught.value.limit
     assert caught.value.remedy
@@ -163,10 +163,10 @@ def test_refused_with_value_limit_and_remedy(small, bad, message):
 def test_the_limit_counts_bytes_of_prompt_and_text(small):
     short = Tokenizer.__new__(Tokenizer)
     short.__dict__.update({**vars(small), "max_text_bytes": 10})
-    assert len(short.prepare(["a" * 10, "가가가", "é" * 5]).batch) == 3
+    assert len(short.tokenize(["a" * 10, "가가가", "é" * 5]).batch) == 3
     for prompt, text in (("", "a" * 11), ("", "가가가가"), ("가 ", "가가 "), ("a", "a" * 10)):
         with pytest.raises(TextError, match="at most 10 bytes are tokenised"):
-            short.prepare([text], prompt)
+            short.tokenize([text], prompt)
     assert MAX_TEXT_BYTES == 262_144
 
 
@@ -174,13 +174,13 @@ def test_the_limit_counts_bytes_of_prompt_and_text(small):
 def test_prompts_are_held_to_the_same(small, left_out, prompt):
     for tokenizer in (small, left_out):
         with pytest.raises(TextError):
-            tokenizer.prepare(["가"], prompt)
+            tokenizer.tokenize(["가"], prompt)
 
 
 def test_subclasses_of_str_are_texts(small):
     texts = [Text("가"), np.str_("나"), *np.array(["가", "다"])]
-    assert [ids[1] for ids in sentences(small.prepare(texts).batch)] == [4, 5, 4, 6]
-    assert sentences(small.prepare([np.str_("나")]).batch) == [[0, 5, 2]]
+    assert [ids[1] for ids in sentences(small.tokenize(texts).batch)] == [4, 5, 4, 6]
+    assert sentences(small.tokenize([np.str_("나")]).batch) == [[0, 5, 2]]
 
 
 def test_a_panic_inside_the_tokenizer_is_a_typed_error(small):
@@ -197,7 +197,7 @@ def test_a_panic_inside_the_tokenizer_is_a_typed_error(small):
     broken.__dict__.update({**vars(small), "_tokenizer": Broken()})
     for texts in (["비밀"], ["비밀", "나"]):
         with pytest.raises(TextError, match=r"the tokenizer failed on . texts: Panic") as caught:
-            broken.prepare(texts)
+            broken.tokenize(texts)
         assert "비밀" not in str(caught.value)
 
 
@@ -210,7 +210,7 @@ def test_what_is_no_fault_of_the_text_goes_through(small, error):
     broken = Tokenizer.__new__(Tokenizer)
     broken.__dict__.update({**vars(small), "_tokenizer": Interrupted()})
     with pytest.raises(error):
-        broken.prepare(["가"])
+        broken.tokenize(["가"])
 
 
 def test_ids_that_the_model_does_not_know(tmp_path):
@@ -219,9 +219,9 @@ def test_ids_that_the_model_does_not_know(tmp_path):
     value["model"]["vocab"]["라"] = 7
     rewrite(path, "tokenizer.json", json.dumps(value).encode())
     tokenizer = Tokenizer(Bundle(path))
-    assert len(tokenizer.prepare(["다"]).batch) == 1
+    assert len(tokenizer.tokenize(["다"]).batch) == 1
     with pytest.raises(TextError, match="text 12 has the token id 7; the model knows ids below 7"):
-        tokenizer.prepare(["다", "", "라", "다"], first=10)
+        tokenizer.tokenize(["다", "", "라", "다"], first=10)
 
 
 # Hostile texts: pieces that are repeated to any length
@@ -286,14 +286,14 @@ def repeated(piece: str, size: int) -> str:
 @pytest.mark.parametrize("size", [1, 37, 5000])
 def test_hostile_texts_are_texts(real, name, size):
     text = PIECES[name] * size
-    prepared = real.prepare([text, "옆 문장"])
+    prepared = real.tokenize([text, "옆 문장"])
     ids = prepared.batch.take([0]).ids
     assert ids[0] == CLS
     assert ids[-1] == SEP
     assert 2 <= len(ids) <= real.max_tokens
-    assert sentences(real.prepare([text]).batch)[0] == ids.tolist()
+    assert sentences(real.tokenize([text]).batch)[0] == ids.tolist()
     assert prepared.truncated == (real.count([text])[0] > real.max_tokens)
-    assert sentences(prepared.batch)[1] == sentences(real.prepare(["옆 문장"]).batch)[0]
+    assert sentences(prepared.batch)[1] == sentences(real.tokenize(["옆 문장"]).batch)[0]
 
 
 def test_there_are_enough_classes():
@@ -332,10 +332,10 @@ def test_few_texts_have_the_ids_that_they_have_among_many(real):
         "끝",
         "e\u0301",
     ]
-    together = sentences(real.prepare(texts).batch)
+    together = sentences(real.tokenize(texts).batch)
     for stop in range(len(texts) + 1):
-        assert sentences(real.prepare(texts[:stop]).batch) == together[:stop]
-    assert [sentences(real.prepare([text]).batch)[0] for text in texts] == together
+        assert sentences(real.tokenize(texts[:stop]).batch) == together[:stop]
+    assert [sentences(real.tokenize([text]).batch)[0] for text in texts] == together
 
 
 # Threads
@@ -344,7 +344,7 @@ def test_few_texts_have_the_ids_that_they_have_among_many(real):
 def test_long_work_is_shared_out_and_comes_back_in_order(sample_bundle, real, monkeypatch):
     """Pieces go to as many threads as were asked for, and never to tokenizers' own pool."""
     texts = [f"문장 {i} " + "한국어 " * (i % 40) for i in range(1500)]
-    expected = sentences(real.prepare(texts).batch)
+    expected = sentences(real.tokenize(texts).batch)
     for threads in (1, 2, 5):
         shared = Tokenizer(Bundle(sample_bundle), threads=threads)
         seen = set()
@@ -355,11 +355,11 @@ def test_long_work_is_shared_out_and_comes_back_in_order(sample_bundle, real, mo
             return encode(piece)
 
         monkeypatch.setattr(shared, "_encode", noting)
-        assert sentences(shared.prepare(texts).batch) == expected
+        assert sentences(shared.tokenize(texts).batch) == expected
         assert threading.get_ident() in seen
         assert len(seen) <= threads
         seen.clear()
-        shared.prepare(texts[:64])
+        shared.tokenize(texts[:64])
         assert seen == {threading.get_ident()}  # too little to share
 
 
@@ -378,7 +378,7 @@ def seconds():
 texts = ["한국어 문장 임베딩 " * 20] * 500
 if sys.argv[2] == "ours":
     ours = Tokenizer(Bundle(sys.argv[1]), threads=1)
-    call = lambda: ours.prepare(texts)
+    call = lambda: ours.tokenize(texts)
 else:
     import tokenizers
     theirs = tokenizers.Tokenizer.from_file(sys.argv[1] + "/tokenizer.json")

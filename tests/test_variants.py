@@ -64,7 +64,7 @@ def test_variant(name: str, tmp_path: Path) -> None:
     raw = encoder.encode(texts, prompt="", normalize_embeddings=False)
     np.testing.assert_allclose(raw, referee.encode(texts, normalize=False), rtol=3e-5, atol=3e-5)
     batch = encoder.prepare(texts, prompt="").batch
-    padded = compare(run_model_graph(encoder.bundle, batch), encoder.run(batch).vectors)
+    padded = compare(run_model_graph(encoder.bundle, batch), encoder.compute(batch).vectors)
     assert padded.min_cosine >= 1 - 1e-9
 
 

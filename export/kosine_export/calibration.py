@@ -40,10 +40,10 @@ def calibration_vectors(encoder: Encoder, texts: Sequence[str], prompts: Iterabl
     parts += [(prompt, texts[i :: len(prompts)]) for i, prompt in enumerate(prompts)]
     # Not by `encode`, which would warn of the tokens that the vocabulary lacks.
     tokenizer = Tokenizer(encoder.bundle)
-    batches = [tokenizer.prepare(part, prompt).batch for prompt, part in parts]
+    batches = [tokenizer.tokenize(part, prompt).batch for prompt, part in parts]
     return np.concatenate(
         [
-            encoder.finish(encoder.run(batch.take(chosen)))
+            encoder.finish(encoder.compute(batch.take(chosen)))
             for batch in batches
             for chosen in split_batches(batch.lengths, encoder.max_batch_tokens)
         ]

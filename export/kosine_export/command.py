@@ -146,7 +146,7 @@ def _text(done: Exported, seconds: float) -> str:
     size = sum(entry.bytes for entry in m.files().values())
     lines = [
         f"{done.path}: {m.spec.family}, {len(m.spec.layers)} layers, "
-        f"{m.dim} dimensions, {m.spec.pooling.mode} pooling, {m.max_tokens} tokens; "
+        f"{m.dim} dimensions, {' + '.join(m.spec.pooling.modes)} pooling, {m.max_tokens} tokens; "
         f"targets {', '.join(m.targets)}; {size / 1e6:.1f} MB in {seconds:.1f} s"
     ]
     lines += [f"note: {note}" for note in done.notes]

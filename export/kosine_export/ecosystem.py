@@ -17,10 +17,14 @@ from kosine_export.families.registry import FAMILIES
 
 __all__ = ["write_ecosystem"]
 
+# In the order in which several of them are put end to end.
 POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
-    "mean": "pooling_mode_mean_tokens",
     "max": "pooling_mode_max_tokens",
+    "mean": "pooling_mode_mean_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
 }
 # Only ONNX Runtime's users read it, so the classes of the 2.x format serve every version.
 MODULES = "sentence_transformers.models"
@@ -62,9 +66,10 @@ def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
             "similarity_fn_name": checkpoint.similarity,
         },
     )
-    if spec.dense:
-        # Dense lives inside the graphs; tools that pool by themselves would leave it out, so
-        # they get no modules.json to misread and take `sentence_embedding` as it is.
+    ordered = tuple(mode for mode in POOLING_FLAGS if mode in spec.pooling.modes)
+    if spec.dense or ordered != spec.pooling.modes:
+        # Dense lives inside the graphs, and flags cannot tell poolings in another order. Tools
+        # that pool by themselves get no modules.json to misread and take `sentence_embedding`.
         return
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     if spec.normalize:
@@ -80,7 +85,7 @@ def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
 
 
 def _pooling(spec: EncoderSpec) -> dict[str, Any]:
-    flags = {flag: mode == spec.pooling.mode for mode, flag in POOLING_FLAGS.items()}
+    flags = {flag: mode in spec.pooling.modes for mode, flag in POOLING_FLAGS.items()}
     return {
         "word_embedding_dimension": spec.hidden_size,
         **flags,

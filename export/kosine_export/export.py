@@ -89,7 +89,7 @@ def export(
         revision: Of a hub id.
         prompts: Added to the checkpoint's own.
         max_tokens: Overrides the checkpoint's maximum length.
-        pooling: "mean", "cls" or "max", for a checkpoint that states none.
+        pooling: One of `kosine.spec.PoolingMode`, for a checkpoint that states none.
         unicode: "NFC" normalises texts before tokenising; "none" does what the checkpoint does.
         calibrate: Texts like those to be encoded, or a UTF-8 file with one a line; at least 32
             different ones. The ranges of int8 and uint8 vectors are made from their vectors (of

@@ -68,6 +68,7 @@ class kernels:  # noqa: N801  (a submodule)
         bias: NDArray[np.float32],
         eps: float,
         guard: str,
+        keeps_x: bool = False,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
     @staticmethod
     def round(dtype: str, isa: str, x: NDArray[np.float32], guard: str) -> NDArray[np.float32]: ...
@@ -79,6 +80,7 @@ class kernels:  # noqa: N801  (a submodule)
         k: NDArray[np.float32],
         v: NDArray[np.float32],
         guard: str,
+        window: int = ...,
     ) -> NDArray[np.float32]: ...
     @staticmethod
     def stray_read(guard: str) -> int: ...

@@ -122,7 +122,7 @@ class Engine:
             starts: (B + 1,) int32 offsets into `ids`, from 0 to T, each sentence of at least 1.
             positions: (T,) int32 rows of the position table.
             skip: (B,) int32 leading tokens that pooling leaves out, or None. Where nothing is
-                left, mean and max give zeros and cls falls back to the first token.
+                left, cls falls back to the first token and the other poolings give zeros.
 
         Returns:
             vectors (B, dim) float32 of unit length and norms (B,) float32 before normalising.

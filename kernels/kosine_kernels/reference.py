@@ -4,8 +4,8 @@ It walks the steps of `kosine_kernels.steps`. Attention and pooling go sentence 
 else is row by row, so nothing in it can mix neighbours. `dtype` sets the arithmetic: float64
 gives a yardstick well below float32's noise.
 
-Source of the semantics: transformers' `modeling_bert.py` / `modeling_roberta.py` (post-LayerNorm
-block, exact-erf GELU) and sentence-transformers' Pooling and Dense modules.
+Source of the semantics: transformers' `modeling_bert.py`, `modeling_roberta.py` and
+`modeling_modernbert.py`, and sentence-transformers' Pooling and Dense modules.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from kosine_kernels.steps import (
     Linear,
     Norm,
     Pool,
+    Rotary,
     Step,
 )
 
@@ -75,12 +76,13 @@ def gelu(x: Array) -> Array:
     return np.asarray(half * x * (1 + erf(x / x.dtype.type(math.sqrt(2.0)))))
 
 
-def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
     """Over the last axis, with the biased variance that torch uses."""
     mean = x.mean(axis=-1, keepdims=True)
     centred = x - mean
     variance = np.square(centred).mean(axis=-1, keepdims=True)
-    return np.asarray(centred / np.sqrt(variance + x.dtype.type(eps)) * weight + bias)
+    out = centred / np.sqrt(variance + x.dtype.type(eps)) * weight
+    return np.asarray(out if bias is None else out + bias)
 
 
 def activate(x: Array, name: str) -> Array:
@@ -119,7 +121,7 @@ def encode(
         ids: (T,) int32.
         starts: (B + 1,) int32 offsets into `ids`.
         skip: (B,) int32 leading tokens that pooling leaves out, or None. Where nothing is left,
-            mean and max give zeros and cls falls back to the first token.
+            cls falls back to the first token and the other poolings give zeros.
         positions: (T,) int32 rows of the position table.
         dtype: Arithmetic, float32 or float64.
         quantized: Round the inputs of int8 weights to bytes too, but of those in `bytes_only`:
@@ -133,32 +135,47 @@ def encode(
         for name, value in tensors.items()
     }
 
-    def linear(name: str, x: Array, *, bias: bool = True) -> Array:
-        return _linear(t, name, x, bias=bias, quantized=quantized and name not in bytes_only)
+    def linear(name: str, x: Array, *, bias: bool = True, reads: str | None = None) -> Array:
+        """`reads` names the product whose smoothing vector x is multiplied by; default `name`."""
+        as_bytes = quantized and (reads or name) not in bytes_only
+        return _linear(t, name, x, t.get(f"{reads or name}.smooth"), bias=bias, quantized=as_bytes)
 
     bounds = list(pairwise(starts.tolist()))
     skips = [0] * len(bounds) if skip is None else skip.tolist()
-    x = np.empty((0, 0), dtype)
+    x: Array = np.empty((0, 0), dtype)
+    y = x
     for step in steps:
         match step:
             case Embed():
-                x = t[f"{step.word}.weight"][ids] + t[f"{step.position}.weight"][positions]
+                x = t[f"{step.word}.weight"][ids]
+                if step.position is not None:
+                    x = x + t[f"{step.position}.weight"][positions]
                 if step.token_type is not None:
                     x = x + t[f"{step.token_type}.weight"][0]
             case Norm():
-                weight, bias = t[f"{step.name}.weight"], t[f"{step.name}.bias"]
-                x = layer_norm(x, weight, bias, step.eps)
+                bias = t[f"{step.name}.bias"] if step.bias else None
+                y = layer_norm(x, t[f"{step.name}.weight"], bias, step.eps)
+                x = x if step.keeps_x else y
             case Linear():
-                x = linear(step.name, x)
+                x = y = linear(step.name, y)
             case Attention():
-                qkv = linear(step.qkv, x).reshape(len(x), 3, step.num_heads, step.head_size)
-                context = np.concatenate([_attention(qkv[a:b]) for a, b in bounds])
-                x = x + linear(step.output, context)
+                qkv = linear(step.qkv, y, bias=step.bias)
+                qkv = qkv.reshape(len(x), 3, step.num_heads, step.head_size)
+                context = np.concatenate([_attention(step, qkv[a:b]) for a, b in bounds])
+                x = x + linear(step.output, context, bias=step.bias)
             case FeedForward():
-                x = x + linear(step.down, gelu(linear(step.up, x)))
+                inner = gelu(linear(step.up, y, bias=step.bias))
+                if step.gate is not None:
+                    inner = inner * linear(step.gate, y, bias=step.bias, reads=step.up)
+                x = x + linear(step.down, inner, bias=step.bias)
             case Pool():
                 sentences = zip(bounds, skips, strict=True)
-                x = np.stack([_pool(x[a:b], step.mode, left) for (a, b), left in sentences])
+                x = np.stack(
+                    [
+                        np.concatenate([_pool(x[a:b], mode, left) for mode in step.modes])
+                        for (a, b), left in sentences
+                    ]
+                )
             case Dense():
                 out = activate(linear(step.name, x, bias=step.bias), step.activation)
                 x = out + x if step.use_residual else out
@@ -167,11 +184,19 @@ def encode(
     return vectors.astype(np.float32), norms.astype(np.float32)
 
 
-def _linear(t: Mapping[str, Array], name: str, x: Array, *, bias: bool, quantized: bool) -> Array:
+def _linear(
+    t: Mapping[str, Array],
+    name: str,
+    x: Array,
+    smooth: Array | None,
+    *,
+    bias: bool,
+    quantized: bool,
+) -> Array:
     weight, offset = t[f"{name}.weight"], t[f"{name}.bias"] if bias else x.dtype.type(0)
     if weight.dtype != np.int8:
         return np.asarray(x @ weight + offset)
-    scale, smooth = t[f"{name}.scale"], t.get(f"{name}.smooth")
+    scale = t[f"{name}.scale"]
     if quantized:
         factors = None if smooth is None else smooth.astype(np.float32)
         rows = quantize_rows(x.astype(np.float32), factors)
@@ -180,13 +205,30 @@ def _linear(t: Mapping[str, Array], name: str, x: Array, *, bias: bool, quantize
     return np.asarray((x if smooth is None else x * smooth) @ (weight * scale) + offset)
 
 
-def _attention(qkv: Array) -> Array:
+def _attention(step: Attention, qkv: Array) -> Array:
     """(L, 3, heads, head_size) of one sentence to (L, heads * head_size)."""
+    if step.rotary is not None:
+        qkv[:, :2] = _rotated(step.rotary, qkv[:, :2])
     q, k, v = (qkv[:, j].transpose(1, 0, 2) for j in range(3))
     scores = q @ k.transpose(0, 2, 1) / qkv.dtype.type(math.sqrt(qkv.shape[-1]))
+    if step.window is not None:
+        places = np.arange(len(qkv))
+        far = np.abs(places[:, None] - places) > step.window
+        scores = np.where(far, qkv.dtype.type(-np.inf), scores)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     context = (scores / scores.sum(axis=-1, keepdims=True)) @ v
     return np.asarray(context.transpose(1, 0, 2).reshape(len(qkv), -1))
+
+
+def _rotated(rotary: Rotary, x: Array) -> Array:
+    """(L, ..., head_size), each row turned by its place."""
+    size = x.shape[-1]
+    frequencies = (1 / rotary.theta ** (np.arange(0, size, 2) / size)).astype(np.float32)
+    angles = np.arange(len(x), dtype=np.float32)[:, None] * frequencies
+    angles = angles.reshape(len(x), *[1] * (x.ndim - 2), size // 2).astype(np.float64)
+    cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
+    a, b = x[..., : size // 2], x[..., size // 2 :]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 def _pool(x: Array, mode: str, skip: int) -> Array:
@@ -197,4 +239,14 @@ def _pool(x: Array, mode: str, skip: int) -> Array:
         return np.asarray(kept.max(axis=0)) if len(kept) else np.zeros_like(x[0])
     if mode == "mean":
         return np.asarray(kept.sum(axis=0) / max(len(kept), COUNT_FLOOR), x.dtype)
-    raise ValueError(f"pooling {mode!r}; known: mean, cls, max")
+    if mode == "mean_sqrt_len_tokens":
+        return np.asarray(kept.sum(axis=0) / math.sqrt(max(len(kept), COUNT_FLOOR)), x.dtype)
+    if mode == "weightedmean":
+        weights = np.arange(1, len(x) + 1, dtype=x.dtype)[skip:]
+        total = (kept * weights[:, None]).sum(axis=0)
+        return np.asarray(total / max(weights.sum(), COUNT_FLOOR), x.dtype)
+    if mode == "lasttoken":
+        return np.asarray(kept[-1]) if len(kept) else np.zeros_like(x[0])
+    raise ValueError(
+        f"pooling {mode!r}; known: mean, cls, max, mean_sqrt_len_tokens, weightedmean, lasttoken"
+    )

@@ -1,72 +1,117 @@
 """What an encoder computes, step by step, in the order in which engines walk it.
 
 Steps name arrays and hold numbers, nothing else. `x` is what one step hands to the next: rows
-(T, width) of all tokens until `Pool`, then one row for each sentence. The name of a linear layer
-or a norm stands for its arrays `NAME.weight` and `NAME.bias`; a linear layer is
-`x @ weight + bias` with weight of shape (in, out).
+(T, width) of all tokens until `Pool`, then one row for each sentence. `y`, which products read, is
+what the last `Norm` or `Linear` gave. The name of a linear layer or a norm stands for its arrays
+`NAME.weight` and, with `bias`, `NAME.bias`; a linear layer is `y @ weight + bias` with weight of
+shape (in, out).
 
 An order that engines accept: `Embed`, any number of `Norm`, `Linear`, `Attention` and
-`FeedForward`, then `Pool`, then any number of `Dense`.
+`FeedForward`, then `Pool`, then any number of `Dense`. `Attention` and `FeedForward` follow a
+`Norm` or a `Linear`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Attention", "Dense", "Embed", "FeedForward", "Linear", "Norm", "Pool", "Step"]
+__all__ = [
+    "Attention",
+    "Dense",
+    "Embed",
+    "FeedForward",
+    "Linear",
+    "Norm",
+    "Pool",
+    "Rotary",
+    "Step",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """`x = word[ids] + position[positions]`, and row 0 of `token_type` where there is one."""
+    """`x = word[ids] + position[positions]`, and row 0 of `token_type`, where there are those."""
 
     word: str
-    position: str
+    position: str | None
     token_type: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """LayerNorm: `x = (x - mean) / sqrt(variance + eps) * weight + bias`, row by row."""
+    """LayerNorm: `y = (x - mean) / sqrt(variance + eps) * weight + bias`, row by row.
+
+    Attributes:
+        keeps_x: Whether x stays; else it becomes y.
+    """
 
     name: str
     eps: float
+    bias: bool = True
+    keeps_x: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """`x = linear(x)`"""
+    """`x = y = linear(y)`"""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
+class Rotary:
+    """Rotary positions of sentences of up to `rows` tokens.
+
+    In place p the halves a and b of a head become `a cos - b sin` and `b cos + a sin` of the
+    angles `p * theta ** (-2 i / head_size)`; frequencies and angles are rounded to float32.
+    """
+
+    theta: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
-    """`x += output(softmax(q kT / sqrt(head_size)) v)` inside each sentence, `q | k | v = qkv(x)`.
+    """`x += output(softmax(q kT / sqrt(head_size)) v)` inside each sentence, `q | k | v = qkv(y)`.
 
     The weight of `qkv` has 3 * num_heads * head_size columns: the heads of q end to end, then
     those of k, then those of v.
+
+    Attributes:
+        rotary: What turns q and k, or None.
+        window: The farthest rows that a row sees, to both sides; None sees all.
     """
 
     qkv: str
     output: str
     num_heads: int
     head_size: int
+    bias: bool = True
+    rotary: Rotary | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FeedForward:
-    """`x += down(gelu(up(x)))`, the erf form of GELU."""
+    """`x += down(gelu(up(y)))`, the erf form of GELU; with a gate `down(gelu(up(y)) * gate(y))`."""
 
     up: str
     down: str
+    gate: str | None = None
+    bias: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Rows of each sentence to one: "mean", "cls" or "max", over those that are not skipped."""
+    """Rows of each sentence to one, over those that are not skipped.
 
-    mode: str
+    Attributes:
+        modes: Of "mean", "cls" (the first row), "max", "mean_sqrt_len_tokens" (the sum over the
+            square root of the count), "weightedmean" (row i of the sentence weighs i + 1) and
+            "lasttoken": what they give stands end to end.
+    """
+
+    modes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

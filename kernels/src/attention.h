@@ -5,6 +5,9 @@
 //   2. For each tile of query rows: scores = q kT over all keys, softmax in place, then the
 //      context = scores v, divided by the row's sum on the way out.
 //
+// With a window, a tile multiplies with the keys that one of its rows sees, from a whole panel on,
+// and each row's weights are zero where it sees none.
+//
 // Whole score rows are kept: kTileRows x 512 keys are 28 KiB and stay in the L1 cache, so there
 // is nothing for an online softmax to save.
 #pragma once
@@ -63,14 +66,40 @@ inline float softmax_row(float* scores, std::size_t length, float scale) {
   return 1.0f / sum(total);
 }
 
+// What the rows begin .. end see of `length` keys: from a whole panel on.
+struct Keys {
+  std::size_t begin;
+  std::size_t end;
+};
+
+inline Keys keys_of(std::size_t begin, std::size_t end, std::size_t window, std::size_t length) {
+  constexpr std::size_t kPair = 2 * Vec::kLanes;
+  const std::size_t first = begin > window ? begin - window : 0;
+  return {first / kPair * kPair, length - end > window ? end + window : length};
+}
+
+// softmax_row over the keys that one row sees, out of those of its tile; zero for the others.
+inline float softmax_window(float* scores, Keys tile, std::size_t row, std::size_t window,
+                            std::size_t length, float scale) {
+  const std::size_t begin = row > window ? row - window : 0;
+  const std::size_t end = length - row > window ? row + window + 1 : length;
+  for (std::size_t i = tile.begin; i < begin; ++i) scores[i] = -__builtin_inff();
+  const float inverse = softmax_row(scores + tile.begin, end - tile.begin, scale);
+  for (std::size_t i = tile.begin; i < begin; ++i) scores[i] = 0.0f;
+  for (std::size_t i = end; i < tile.end; ++i) scores[i] = 0.0f;
+  return inverse;
+}
+
 template <int R>
 void attention_rows(const kosine::AttentionArgs& args, const float* keys, float* scores,
                     std::size_t row, float scale) {
   constexpr std::size_t kLanes = Vec::kLanes;
   const std::size_t padded = padded_keys(args.length);
   const char* q = reinterpret_cast<const char*>(args.q + row * args.ld);
-  std::size_t key = 0;
-  for (; key + 2 * kLanes <= padded; key += 2 * kLanes) {
+  const Keys seen = keys_of(row, row + R, args.window, args.length);
+  const std::size_t stop = padded_keys(seen.end);
+  std::size_t key = seen.begin;
+  for (; key + 2 * kLanes <= padded && key < stop; key += 2 * kLanes) {
     Vec acc[R][2];
     const auto* panel = reinterpret_cast<const char*>(keys + key * args.head_size);
     multiply<FloatDot, R, 2, false>(acc, q, args.ld * sizeof(float), {panel, 2 * sizeof(Vec)},
@@ -80,7 +109,7 @@ void attention_rows(const kosine::AttentionArgs& args, const float* keys, float*
       acc[r][1].store(scores + r * padded + key + kLanes);
     }
   }
-  if (key < padded) {
+  if (key < stop) {
     Vec acc[R][1];
     const auto* panel = reinterpret_cast<const char*>(keys + key * args.head_size);
     multiply<FloatDot, R, 1, false>(acc, q, args.ld * sizeof(float), {panel, sizeof(Vec)},
@@ -90,18 +119,21 @@ void attention_rows(const kosine::AttentionArgs& args, const float* keys, float*
 
   Vec inverse[R];
   for (int r = 0; r < R; ++r) {
-    inverse[r] = Vec::all(softmax_row(scores + r * padded, args.length, scale));
+    inverse[r] = Vec::all(softmax_window(scores + r * padded, seen, row + r, args.window,
+                                         args.length, scale));
   }
 
-  const char* weights = reinterpret_cast<const char*>(scores);
+  const char* weights = reinterpret_cast<const char*>(scores + seen.begin);
+  const float* v = args.v + seen.begin * args.ld;
+  const std::size_t count = seen.end - seen.begin;
   auto* out = static_cast<Output::Activation*>(args.out) + row * args.ldo;
   std::size_t d = 0;
   for (; d + 2 * kLanes <= args.head_size; d += 2 * kLanes) {
     Vec acc[R][2];
     multiply<FloatDot, R, 2, false>(acc, weights, padded * sizeof(float),
-                                  {reinterpret_cast<const char*>(args.v + d),
+                                  {reinterpret_cast<const char*>(v + d),
                                    args.ld * sizeof(float)},
-                                  args.length, {});
+                                  count, {});
     for (int r = 0; r < R; ++r) {
       Output::store(acc[r][0] * inverse[r], out + r * args.ldo + d);
       Output::store(acc[r][1] * inverse[r], out + r * args.ldo + d + kLanes);
@@ -110,9 +142,9 @@ void attention_rows(const kosine::AttentionArgs& args, const float* keys, float*
   if (d < args.head_size) {
     Vec acc[R][1];
     multiply<FloatDot, R, 1, false>(acc, weights, padded * sizeof(float),
-                                  {reinterpret_cast<const char*>(args.v + d),
+                                  {reinterpret_cast<const char*>(v + d),
                                    args.ld * sizeof(float)},
-                                  args.length, {});
+                                  count, {});
     for (int r = 0; r < R; ++r) Output::store(acc[r][0] * inverse[r], out + r * args.ldo + d);
   }
 }

@@ -32,6 +32,10 @@ struct BfloatDot {
   static void store(Vec x, Activation* p) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x.v));
   }
+  static Vec widen(const Activation* p) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+  }
   static Packed round(Weight x) {
     Activation lanes[8];
     _mm_storeu_si128(reinterpret_cast<__m128i*>(lanes),

@@ -21,6 +21,7 @@ struct FloatDot {
   static Words broadcast(const char* p) { return Vec::all(*reinterpret_cast<const float*>(p)); }
   static Vec add_product(Vec acc, Words a, Words b) { return fma(a, b, acc); }
   static void store(Vec x, Activation* p) { x.store(p); }
+  static Vec widen(const Activation* p) { return Vec::load(p); }
   static Packed round(Weight x) { return x; }
 };
 

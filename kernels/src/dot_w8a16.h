@@ -20,6 +20,16 @@ struct BytesDot : Wide {
   static typename Wide::Words load(const char* p) { return widened(p, typename Wide::Words{}); }
   static Packed round(Weight x) { return x; }
 
+  // Floats are rounded one by one here: see quantize_row for the arguments.
+  template <class Value>
+  static void quantize(Value value, std::size_t width, const float* smooth,
+                       typename Wide::Activation* out) {
+    for (std::size_t i = 0; i < width; i += Vec::kLanes) {
+      const Vec x = value(i);
+      Wide::store(smooth == nullptr ? x : x * Vec::load(smooth + i), out + i);
+    }
+  }
+
  private:
   static Vec widened(const char* p, Vec) {
     const auto* bytes = reinterpret_cast<const __m128i*>(p);

@@ -151,7 +151,14 @@ void Engine::forward(std::span<const std::int32_t> ids, std::span<const std::int
   check_size("vectors", vectors.size(), sentences * model_.dim);
   check_size("norms", norms.size(), sentences);
   check_table("ids", own_ids, model_.vocab_size);
-  check_table("positions", own_positions, model_.num_positions);
+  if (model_.has_positions) check_table("positions", own_positions, model_.num_positions);
+  for (std::size_t i = 0; i < sentences; ++i) {
+    const auto length = static_cast<std::size_t>(own_starts[i + 1] - own_starts[i]);
+    if (length > model_.max_length) {
+      refuse("sentence " + std::to_string(i) + " has " + std::to_string(length) + " tokens",
+             "at most " + std::to_string(model_.max_length) + " are possible");
+    }
+  }
   if (skip.has_value()) check_size("skip", own_skip.size(), sentences);
   for (std::size_t i = 0; i < own_skip.size(); ++i) {
     if (own_skip[i] < 0) {

@@ -15,6 +15,10 @@ template <>
 struct OutputOf<kosine::Epilogue::kGelu> {
   using Type = Output::Activation;
 };
+template <>
+struct OutputOf<kosine::Epilogue::kGate> {
+  using Type = Output::Activation;
+};
 
 // `at`: elements from the start of `out`.
 template <kosine::Epilogue kEpilogue>
@@ -25,6 +29,9 @@ template <kosine::Epilogue kEpilogue>
   } else if constexpr (kEpilogue == Epilogue::kAdd) {
     float* sum = static_cast<float*>(out) + at;
     (Vec::load(sum) + y).store(sum);
+  } else if constexpr (kEpilogue == Epilogue::kGate) {
+    auto* scaled = static_cast<Output::Activation*>(out) + at;
+    Output::store(Output::widen(scaled) * y, scaled);
   } else {
     Output::store(gelu(y), static_cast<Output::Activation*>(out) + at);
   }

@@ -46,7 +46,9 @@ class Walk {
         const std::size_t token = sentence.begin + i;
         const float* word = step.word + static_cast<std::size_t>(batch_.ids[token]) * step.width;
         const float* position =
-            step.position + static_cast<std::size_t>(batch_.positions[token]) * step.width;
+            step.position +
+            (model_.has_positions ? static_cast<std::size_t>(batch_.positions[token]) : 0) *
+                step.width;
         float* x = work_.x.row(row);
         for (std::size_t j = 0; j < step.width; ++j) x[j] = word[j] + position[j];
       }
@@ -65,6 +67,7 @@ class Walk {
         .gain = step.gain,
         .bias = step.bias,
         .eps = step.eps,
+        .keeps_x = step.keeps_x,
         .smooth = step.rounding.smooth,
         .rounded = work_.input.row(begin),
         .ldr = work_.input.stride / kernels.activation,
@@ -105,7 +108,19 @@ class Walk {
     for (const Sentence& sentence : chunk_.sentences) {
       for (std::size_t head = 0; head < step.num_heads; ++head, ++item) {
         if (item % member_.size != member_.rank) continue;
-        const float* q = work_.qkv.row(row) + head * step.head_size;
+        float* q = work_.qkv.row(row) + head * step.head_size;
+        if (step.cos != nullptr) {
+          for (float* part : {q, q + width}) {
+            kernels.turn({
+                .x = part,
+                .ld = work_.qkv.stride,
+                .length = sentence.length,
+                .head_size = step.head_size,
+                .cos = step.cos,
+                .sin = step.sin,
+            });
+          }
+        }
         void* out = kernels.staged
                         ? static_cast<void*>(work_.staged.row(row) + head * step.head_size)
                         : work_.context.row(row) + head * step.head_size * kernels.activation;
@@ -116,6 +131,7 @@ class Walk {
             .ld = work_.qkv.stride,
             .length = sentence.length,
             .head_size = step.head_size,
+            .window = step.window,
             .out = out,
             .ldo = kernels.staged ? work_.staged.stride
                                      : work_.context.stride / kernels.activation,
@@ -139,8 +155,11 @@ class Walk {
     const std::size_t panel = step.up.kernels->panel;
     if (member_.size == 1) {
       for (std::size_t i = 0; i < slices; ++i) {
-        const Linear up = up_slice(step, i);
-        up_product(up, staged);
+        const Linear up = slice_of(step.up, step, i);
+        inner_product(up, Epilogue::kGelu, staged);
+        if (step.gate.has_value()) {
+          inner_product(slice_of(*step.gate, step, i), Epilogue::kGate, staged);
+        }
         if (staged) {
           round(slice_rounding(step, i), work_.staged, up.panels * panel, work_.inner, own_rows());
         }
@@ -148,7 +167,9 @@ class Walk {
       }
       return;
     }
-    up_product(step.up, staged);
+    inner_product(step.up, Epilogue::kGelu, staged);
+    // A member's panels of both products are the same.
+    if (step.gate.has_value()) inner_product(*step.gate, Epilogue::kGate, staged);
     member_.meet();
     const std::size_t columns = step.slice_panels * panel;
     const std::size_t slice_bytes =
@@ -156,7 +177,7 @@ class Walk {
     for (std::size_t i = 0; staged && i < slices; ++i) {
       const Matrix<float> floats{work_.staged.data + i * columns, work_.staged.stride};
       const ActivationMatrix inner{work_.inner.data + i * slice_bytes, work_.inner.stride};
-      round(slice_rounding(step, i), floats, up_slice(step, i).panels * panel, inner, own_rows());
+      round(slice_rounding(step, i), floats, slice_of(step.up, step, i).panels * panel, inner, own_rows());
     }
     if (staged) member_.meet();
     for (std::size_t i = 0; i < slices; ++i) {
@@ -166,19 +187,19 @@ class Walk {
     member_.meet();
   }
 
-  void up_product(const Linear& up, bool staged) {
+  void inner_product(const Linear& linear, Epilogue epilogue, bool staged) {
     const char* input = work_.input.data;
     if (staged) {
-      multiply(input, work_.input.stride, up, Epilogue::kGelu, work_.staged);
+      multiply(input, work_.input.stride, linear, epilogue, work_.staged);
     } else {
-      multiply(input, work_.input.stride, up, Epilogue::kGelu, work_.inner.data,
-               work_.inner.stride, up.kernels->activation);
+      multiply(input, work_.input.stride, linear, epilogue, work_.inner.data, work_.inner.stride,
+               linear.kernels->activation);
     }
   }
 
-  Linear up_slice(const packed::FeedForward& step, std::size_t slice) const {
+  Linear slice_of(const Linear& whole, const packed::FeedForward& step, std::size_t slice) const {
     const std::size_t begin = slice * step.slice_panels;
-    Linear part = step.up;
+    Linear part = whole;
     part.weight += begin * part.panel_bytes;
     part.bias += begin * part.kernels->panel;
     part.panels = std::min(step.slice_panels, part.panels - begin);
@@ -200,8 +221,11 @@ class Walk {
       if (i >= begin) {
         const std::size_t skip =
             batch_.skip == nullptr ? 0 : static_cast<std::size_t>(batch_.skip[sentence.index]);
-        pool_rows(work_.x.row(row), work_.x.stride, sentence.length, skip, step.width, step.mode,
-                  pooled_.row(i));
+        float* out = pooled_.row(i);
+        for (Pooling mode : step.modes) {
+          pool_rows(work_.x.row(row), work_.x.stride, sentence.length, skip, step.width, mode, out);
+          out += step.width;
+        }
       }
       row += sentence.length;
     }

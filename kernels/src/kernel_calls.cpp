@@ -27,6 +27,7 @@ using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>
 using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Result = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
+constexpr std::size_t kNoWindow = std::size_t{1} << 24;
 constexpr std::size_t kArenaBytes = std::size_t{1} << 30;  // a limit: guarded buffers map alone
 
 // One table and the guarded buffers of one call.
@@ -54,6 +55,14 @@ class Call {
                      .ldo = stride});
       return to;
     }
+    return stored(from, rows, width, stride, to);
+  }
+
+  // (rows, width) floats one by one as activations of a table that is not staged, rows `stride`
+  // elements apart.
+  char* stored(const float* from, std::size_t rows, std::size_t width, std::size_t stride,
+               char* to = nullptr) {
+    if (to == nullptr) to = arena_.take<char>(rows * stride * kernels.activation);
     for (std::size_t i = 0; i < rows; ++i) {
       for (std::size_t j = 0; j < width; ++j) {
         put(to + (i * stride + j) * kernels.activation, from[i * width + j]);
@@ -120,7 +129,8 @@ Epilogue epilogue_named(const std::string& name) {
   if (name == "store") return Epilogue::kStore;
   if (name == "add") return Epilogue::kAdd;
   if (name == "gelu") return Epilogue::kGelu;
-  throw std::invalid_argument("unknown epilogue '" + name + "'; known: store, add, gelu");
+  if (name == "gate") return Epilogue::kGate;
+  throw std::invalid_argument("unknown epilogue '" + name + "'; known: store, add, gelu, gate");
 }
 
 // `scale` where `weight` is int8; `smooth` may be left out.
@@ -143,7 +153,8 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
   const std::size_t panels = round_up(columns, kernels.panel) / kernels.panel;
   const std::size_t width = panels * kernels.panel;
   const Epilogue chosen = epilogue_named(epilogue);
-  const bool rounded = chosen == Epilogue::kGelu && !kernels.staged;
+  const bool rounded =
+      (chosen == Epilogue::kGelu || chosen == Epilogue::kGate) && !kernels.staged;
   const std::size_t element = bytes ? 1 : sizeof(float);
 
   char* source = call.room(depth * columns * element);
@@ -158,7 +169,7 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
       .scale = bytes ? call.floats(scale->data(), 1, columns, columns) : nullptr,
       .packed = packed,
   });
-  char* to = rounded ? call.room(rows * width * kernels.activation)
+  char* to = rounded ? call.stored(out.data(), rows, columns, width)
                      : reinterpret_cast<char*>(call.floats(out.data(), rows, columns, width));
   kernels.gemm({
       .a = call.activations(a.data(), rows, depth, smooth.has_value() ? smooth->data() : nullptr),
@@ -195,7 +206,8 @@ Result call_quantize(const std::string& isa, const Rows& x, const std::optional<
 
 std::pair<Result, Result> call_layer_norm(const std::string& dtype, const std::string& isa,
                                           const Rows& x, const Row& gain, const Row& bias,
-                                          float eps, const std::string& guard) {
+                                          float eps, const std::string& guard,
+                                          bool keeps_x) {
   Call call(dtype, isa, guard);
   const std::size_t rows = x.shape(0), width = x.shape(1);
   need(width % 16 == 0 && gain.shape(0) == width && bias.shape(0) == width,
@@ -211,6 +223,7 @@ std::pair<Result, Result> call_layer_norm(const std::string& dtype, const std::s
       .gain = call.floats(gain.data(), 1, width, width),
       .bias = call.floats(bias.data(), 1, width, width),
       .eps = eps,
+      .keeps_x = keeps_x,
       .smooth = nullptr,
       .rounded = rounded,
       .ldr = width,
@@ -244,7 +257,8 @@ Result call_round(const std::string& dtype, const std::string& isa, const Rows& 
 
 // q, k and v each in a buffer of their own, so that a read past any one of them is caught.
 Result call_attention(const std::string& dtype, const std::string& isa, const Rows& q,
-                      const Rows& k, const Rows& v, const std::string& guard) {
+                      const Rows& k, const Rows& v, const std::string& guard,
+                      std::size_t window) {
   Call call(dtype, isa, guard);
   const std::size_t length = q.shape(0), head_size = q.shape(1);
   need(head_size % 16 == 0 && head_size <= 128, "the head size is not a multiple of 16 to 128");
@@ -262,6 +276,7 @@ Result call_attention(const std::string& dtype, const std::string& isa, const Ro
       .ld = head_size,
       .length = length,
       .head_size = head_size,
+      .window = window,
       .out = to,
       .ldo = head_size,
       .scratch = call.floats(nullptr, 1, 0, call.kernels.attention_scratch(length, head_size)),
@@ -302,9 +317,10 @@ void bind_kernel_calls(nb::module_& module) {
         "guard"_a, "scale"_a = nb::none(), "smooth"_a = nb::none());
   m.def("quantize", call_quantize, "isa"_a, "x"_a, "smooth"_a.none(), "guard"_a);
   m.def("layer_norm", call_layer_norm, "dtype"_a, "isa"_a, "x"_a, "gain"_a, "bias"_a, "eps"_a,
-        "guard"_a);
+        "guard"_a, "keeps_x"_a = false);
   m.def("round", call_round, "dtype"_a, "isa"_a, "x"_a, "guard"_a);
-  m.def("attention", call_attention, "dtype"_a, "isa"_a, "q"_a, "k"_a, "v"_a, "guard"_a);
+  m.def("attention", call_attention, "dtype"_a, "isa"_a, "q"_a, "k"_a, "v"_a, "guard"_a,
+        "window"_a = kNoWindow);
   m.def("stray_read", call_stray_read, "guard"_a);
   m.def("report_leaks", [] { nb::set_leak_warnings(true); });
   m.def("schedule", call_schedule, "dtype"_a, "isa"_a, "starts"_a, "threads"_a);

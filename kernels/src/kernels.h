@@ -26,6 +26,7 @@ enum class Epilogue {
   kStore,  // float       out  = product + bias
   kAdd,    // float       out += product + bias
   kGelu,   // output      out  = gelu(product + bias), the erf form
+  kGate,   // output      out *= product + bias
 };
 
 // A product over whole panels of a packed weight. `out` must have room for panels * panel
@@ -55,6 +56,7 @@ struct NormArgs {
   const float* gain;
   const float* bias;
   float eps;
+  bool keeps_x;         // only `rounded` is written
   const float* smooth;  // (width,) as in RoundArgs
   void* rounded;        // (rows, row_elements(width)) activations
   std::size_t ldr;
@@ -82,7 +84,8 @@ struct PackArgs {
   void* packed;            // ceil(columns / panel) panels of panel_bytes(padded_depth)
 };
 
-// One head of one sentence: out = softmax(q kT / sqrt(head_size)) v.
+// One head of one sentence: out = softmax(q kT / sqrt(head_size)) v. Row i sees rows i - window to
+// i + window.
 struct AttentionArgs {
   const float* q;         // (length, head_size), rows ld apart; k and v alike
   const float* k;
@@ -90,9 +93,21 @@ struct AttentionArgs {
   std::size_t ld;
   std::size_t length;
   std::size_t head_size;  // a multiple of 16, at most 128
+  std::size_t window;
   void* out;              // (length, head_size) outputs
   std::size_t ldo;
   float* scratch;         // attention_scratch(length, head_size) floats
+};
+
+// Rows of a head, turned in place: the halves a and b of row i become a cos - b sin and
+// b cos + a sin of row i of the tables.
+struct TurnArgs {
+  float* x;               // (length, head_size), rows ld apart
+  std::size_t ld;
+  std::size_t length;
+  std::size_t head_size;  // a multiple of 16
+  const float* cos;       // (length, head_size / 2)
+  const float* sin;
 };
 
 struct Kernels {
@@ -118,6 +133,7 @@ struct Kernels {
   void (*round)(const RoundArgs&);
   std::size_t (*attention_scratch)(std::size_t length, std::size_t head_size);
   void (*attention)(const AttentionArgs&);
+  void (*turn)(const TurnArgs&);
 };
 
 extern const Kernels kAvx2Float32;

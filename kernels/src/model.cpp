@@ -5,6 +5,8 @@
 #include <cstring>
 #include <initializer_list>
 #include <stdexcept>
+#include <tuple>
+#include <utility>
 #include <variant>
 
 namespace kosine {
@@ -62,7 +64,11 @@ Pooling pooling_named(const std::string& name) {
   if (name == "mean") return Pooling::kMean;
   if (name == "cls") return Pooling::kCls;
   if (name == "max") return Pooling::kMax;
-  throw std::invalid_argument("unknown pooling '" + name + "'; known: mean, cls, max");
+  if (name == "mean_sqrt_len_tokens") return Pooling::kMeanSqrtLength;
+  if (name == "weightedmean") return Pooling::kWeightedMean;
+  if (name == "lasttoken") return Pooling::kLast;
+  throw std::invalid_argument("unknown pooling '" + name + "'; known: mean, cls, max, "
+                              "mean_sqrt_len_tokens, weightedmean, lasttoken");
 }
 
 Activation activation_named(const std::string& name) {
@@ -103,6 +109,8 @@ class Model::Packer {
 
   void all(const std::vector<Step>& steps) {
     model_.steps.clear();
+    model_.max_length = kMaxSize;
+    turns_.clear();
     state_ = State::kNothing;
     for (std::size_t i = 0; i < steps.size(); ++i) {
       next_ = i + 1 < steps.size() ? &steps[i + 1] : nullptr;
@@ -164,7 +172,7 @@ class Model::Packer {
         name = &feed_forward->up;
       }
     }
-    if (name == nullptr) return {&model_.floats, nullptr};
+    if (name == nullptr) return {model_.kernels.staged ? &model_.floats : &model_.kernels, nullptr};
     const auto* feed_forward = std::get_if<step::FeedForward>(next_);
     const Kernels& kernels = feed_forward != nullptr ? kernels_of(*feed_forward) : kernels_of(*name);
     keep_most(model_.widths.input, row_bytes(kernels, width_));
@@ -185,8 +193,14 @@ class Model::Packer {
     const auto& shape = of_rank(tensors_, step.word + ".weight", 2).shape;
     const std::size_t width = shape[1];
     const Tensor& words = of_shape(tensors_, step.word + ".weight", shape);
-    const std::size_t rows = of_rank(tensors_, step.position + ".weight", 2).shape[0];
-    const Tensor& places = of_shape(tensors_, step.position + ".weight", {rows, width});
+    model_.has_positions = step.position.has_value();
+    std::size_t rows = 1;
+    const float* places = nullptr;
+    if (step.position.has_value()) {
+      const std::string name = *step.position + ".weight";
+      rows = of_rank(tensors_, name, 2).shape[0];
+      places = of_shape(tensors_, name, {rows, width}).floats();
+    }
     const float* type = nullptr;
     if (step.token_type.has_value()) {
       const std::string name = *step.token_type + ".weight";
@@ -202,7 +216,8 @@ class Model::Packer {
     if (packing_) {
       std::memcpy(word, words.floats(), model_.vocab_size * width * sizeof(float));
       for (std::size_t i = 0; i < rows * width; ++i) {
-        position[i] = places.floats()[i] + (type == nullptr ? 0.0f : type[i % width]);
+        const float place = places == nullptr ? 0.0f : places[i];
+        position[i] = place + (type == nullptr ? 0.0f : type[i % width]);
       }
     }
     return {word, position, width};
@@ -215,14 +230,14 @@ class Model::Packer {
              "a positive number is needed");
     }
     const Tensor& gain = of_shape(tensors_, step.name + ".weight", {width_});
-    const Tensor& bias = of_shape(tensors_, step.name + ".bias", {width_});
+    const float* bias =
+        step.bias ? of_shape(tensors_, step.name + ".bias", {width_}).floats() : nullptr;
     state_ = State::kRowsAndInput;
     const float* gains = padded(gain.floats(), width_, width_);
-    const float* biases = padded(bias.floats(), width_, width_);
-    // What x becomes is room for nothing where no product follows: `input` is written all the same.
+    const float* biases = padded(bias, width_, width_);
     const Rounding rounding = rounding_of_x();
     keep_most(model_.widths.input, row_bytes(*rounding.kernels, width_));
-    return {gains, biases, step.eps, width_, rounding};
+    return {gains, biases, step.eps, width_, step.keeps_x, rounding};
   }
 
   packed::Project packed_step(const step::Linear& step) {
@@ -249,12 +264,15 @@ class Model::Packer {
     packed::Attention attention;
     attention.num_heads = step.num_heads;
     attention.head_size = step.head_size;
-    attention.qkv = packed_linear(kernels_of(step.qkv), step.qkv, width_, 3 * width);
-    attention.output = packed_linear(kernels_of(step.output), step.output, width, width_);
+    attention.qkv = packed_linear(kernels_of(step.qkv), step.qkv, width_, 3 * width, step.bias);
+    attention.output = packed_linear(kernels_of(step.output), step.output, width, width_,
+                                     step.bias);
     const Kernels& output = *attention.output.kernels;
     attention.rounding = rounding_for(step.output, output, width);
     keep_most(model_.widths.qkv, attention.qkv.panels * output.panel);
     keep_most(model_.widths.context, row_bytes(output, width));
+    std::tie(attention.cos, attention.sin) = turns(step);
+    attention.window = std::min(step.window.value_or(kMaxSize), kMaxSize);
     keep_most(model_.widths.head, step.head_size);
     if (model_.kernels.staged) {
       keep_most(model_.widths.staged_slice, width);
@@ -264,16 +282,47 @@ class Model::Packer {
     return attention;
   }
 
+  // Cosines and sines of every place, shared by the layers that turn alike.
+  std::pair<const float*, const float*> turns(const step::Attention& step) {
+    if (!step.rotary.has_value()) return {nullptr, nullptr};
+    const auto [theta, rows] = *step.rotary;
+    if (!(theta > 1) || !std::isfinite(theta) || rows == 0 || rows > kMaxSize) {
+      refuse("rotary positions of theta " + std::to_string(theta) + " for " +
+                 std::to_string(rows) + " rows",
+             "a theta above 1 and 1 to " + std::to_string(kMaxSize) + " rows are needed");
+    }
+    model_.max_length = std::min(model_.max_length, rows);
+    const auto [found, is_new] = turns_.try_emplace({theta, rows, step.head_size});
+    if (!is_new) return found->second;
+    const std::size_t half = step.head_size / 2;
+    auto* cos = take<float>(rows * half);
+    auto* sin = take<float>(rows * half);
+    for (std::size_t i = 0; packing_ && i < half; ++i) {
+      const double exponent = static_cast<double>(2 * i) / static_cast<double>(step.head_size);
+      const auto frequency = static_cast<float>(1 / std::pow(theta, exponent));
+      for (std::size_t place = 0; place < rows; ++place) {
+        const float angle = static_cast<float>(place) * frequency;
+        cos[place * half + i] = static_cast<float>(std::cos(static_cast<double>(angle)));
+        sin[place * half + i] = static_cast<float>(std::sin(static_cast<double>(angle)));
+      }
+    }
+    return found->second = {cos, sin};
+  }
+
   packed::FeedForward packed_step(const step::FeedForward& step) {
     expect("FeedForward", {State::kRowsAndInput});
     const Kernels& kernels = kernels_of(step);
     const std::size_t inner = of_rank(tensors_, step.up + ".weight", 2).shape[1];
     packed::FeedForward feed_forward;
-    feed_forward.up = packed_linear(kernels, step.up, width_, inner);
+    feed_forward.up = packed_linear(kernels, step.up, width_, inner, step.bias);
+    if (step.gate.has_value()) {
+      feed_forward.gate = packed_linear(kernels, *step.gate, width_, inner, step.bias);
+    }
     const std::size_t panels = feed_forward.up.panels;
     const std::size_t columns = kernels.slice_columns(inner);
     feed_forward.slice_panels = columns / kernels.panel;
-    feed_forward.down = packed_slices(kernels, step.down, inner, width_, columns);
+    feed_forward.down = packed_slices(kernels, step.down, inner, width_, columns,
+                                       step.bias);
     feed_forward.rounding = rounding_for(step.down, kernels, inner);
     const std::size_t slice_bytes = row_bytes(kernels, columns);
     keep_most(model_.widths.slice, slice_bytes);
@@ -289,8 +338,11 @@ class Model::Packer {
   packed::Pool packed_step(const step::Pool& step) {
     expect("Pool", {State::kRows, State::kRowsAndInput});
     state_ = State::kSentences;
+    if (step.modes.empty()) refuse("Pool has no mode", "at least one is needed");
+    const std::size_t width = width_;
+    width_ *= step.modes.size();
     keep_most(model_.widths.pooled, width_);
-    return {step.mode, width_};
+    return {step.modes, width};
   }
 
   packed::Dense packed_step(const step::Dense& step) {
@@ -332,9 +384,10 @@ class Model::Packer {
   // Cut along the depth; the first slice brings the bias. The last one's depth is padded to
   // whole panels of what feeds it: there `up` writes gelu(0) = 0.
   std::vector<Linear> packed_slices(const Kernels& kernels, const std::string& name,
-                                    std::size_t depth, std::size_t columns, std::size_t step) {
+                                    std::size_t depth, std::size_t columns, std::size_t step,
+                                    bool has_bias) {
     Weight weight = weight_of(kernels, name, depth, columns);
-    const float* bias = of_shape(tensors_, name + ".bias", {columns}).floats();
+    const float* bias = has_bias ? of_shape(tensors_, name + ".bias", {columns}).floats() : nullptr;
     std::vector<Linear> parts;
     for (std::size_t k = 0; k < depth; k += step) {
       parts.push_back(packed_part(kernels, weight, std::min(step, depth - k), columns,
@@ -383,6 +436,8 @@ class Model::Packer {
   std::size_t width_ = 0;  // of x, or of the sentences' rows
   std::size_t bytes_ = 0;
   bool packing_ = false;
+  std::map<std::tuple<double, std::size_t, std::size_t>, std::pair<const float*, const float*>>
+      turns_;  // by theta, rows and head size
 };
 
 Model::Model(const Tensors& tensors, const std::vector<Step>& unpacked, const Kernels& main,

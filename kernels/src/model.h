@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <variant>
@@ -48,15 +49,17 @@ namespace packed {
 // x = word[ids] + position[positions]; a Norm must follow, which makes `input`.
 struct Embed {
   const float* word;      // (vocab_size, width)
-  const float* position;  // (num_positions, width), token type 0 added
+  const float* position;  // (num_positions, width), token type 0 added; one row where there are
+                          // no positions
   std::size_t width;
 };
-// x = layer_norm(x), and `input`.
+// input = layer_norm(x), and x too unless it keeps what it is.
 struct Norm {
   const float* gain;
   const float* bias;
   float eps;
   std::size_t width;
+  bool keeps_x;
   Rounding rounding;
 };
 // x = input weight + bias, and `input`.
@@ -71,10 +74,14 @@ struct Attention {
   Rounding rounding;  // of the context
   std::size_t num_heads;
   std::size_t head_size;
+  const float* cos;    // (max_length, head_size / 2), or null: nothing is turned
+  const float* sin;
+  std::size_t window;  // the farthest rows that a row sees
 };
-// x += gelu(input up) down
+// x += gelu(input up) down, or (gelu(input up) * (input gate)) down
 struct FeedForward {
   Linear up;
+  std::optional<Linear> gate;  // cut into panels and slices like `up`
   // The way down is cut along its depth, so that a thread can run the feed-forward slice by
   // slice with the inner activations in its cache. Slice i reads the columns that panels
   // [i * slice_panels, ...) of `up` write. The cut is part of the arithmetic: it never changes.
@@ -82,9 +89,9 @@ struct FeedForward {
   Rounding rounding;  // of what GELU gives; smooth is for all slices
   std::size_t slice_panels;
 };
-// Rows of x become one for each sentence.
+// Rows of x become one for each sentence: `width` columns for each mode.
 struct Pool {
-  Pooling mode;
+  std::vector<Pooling> modes;
   std::size_t width;
 };
 struct Dense {
@@ -114,6 +121,8 @@ struct Model {
   Guard guard;
   std::vector<PackedStep> steps;
   std::size_t vocab_size, num_positions;
+  bool has_positions;
+  std::size_t max_length;  // of a sentence, where steps turn rows by their place
   std::size_t dim;
 
   // The most that any step needs in a row.

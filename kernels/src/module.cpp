@@ -33,17 +33,30 @@ class StepReader {
 
   Step read() const {
     if (kind_ == "Embed") {
-      return step::Embed{text("word"), text("position"),
+      return step::Embed{text("word"), field<std::optional<std::string>>("position"),
                          field<std::optional<std::string>>("token_type")};
     }
-    if (kind_ == "Norm") return step::Norm{text("name"), field<float>("eps")};
+    if (kind_ == "Norm") {
+      return step::Norm{text("name"), field<float>("eps"), field<bool>("bias"),
+                        field<bool>("keeps_x")};
+    }
     if (kind_ == "Linear") return step::Linear{text("name")};
     if (kind_ == "Attention") {
       return step::Attention{text("qkv"), text("output"), field<std::size_t>("num_heads"),
-                             field<std::size_t>("head_size")};
+                             field<std::size_t>("head_size"), field<bool>("bias"), rotary(),
+                             field<std::optional<std::size_t>>("window")};
     }
-    if (kind_ == "FeedForward") return step::FeedForward{text("up"), text("down")};
-    if (kind_ == "Pool") return step::Pool{pooling_named(text("mode"))};
+    if (kind_ == "FeedForward") {
+      return step::FeedForward{text("up"), text("down"),
+                               field<std::optional<std::string>>("gate"), field<bool>("bias")};
+    }
+    if (kind_ == "Pool") {
+      std::vector<Pooling> modes;
+      for (const auto& mode : field<std::vector<std::string>>("modes")) {
+        modes.push_back(pooling_named(mode));
+      }
+      return step::Pool{modes};
+    }
     if (kind_ == "Dense") {
       return step::Dense{text("name"), field<bool>("bias"), activation_named(text("activation")),
                          field<bool>("use_residual")};
@@ -53,6 +66,13 @@ class StepReader {
   }
 
  private:
+  std::optional<step::Rotary> rotary() const {
+    const nb::object value = step_.attr("rotary");
+    if (value.is_none()) return std::nullopt;
+    const StepReader reader(value);
+    return step::Rotary{reader.field<double>("theta"), reader.field<std::size_t>("rows")};
+  }
+
   std::string text(const char* name) const { return field<std::string>(name); }
 
   template <class T>

@@ -19,6 +19,21 @@ float activate(float x, Activation activation) {
   return x;
 }
 
+// Row i weighs i + 1, whatever is left out before it.
+void weighted_mean(const float* x, std::size_t ldx, std::size_t length, std::size_t skip,
+                   std::size_t width, float* out) {
+  std::fill(out, out + width, 0.0f);
+  double total = 0;
+  for (std::size_t i = skip; i < length; ++i) {
+    const float* row = x + i * ldx;
+    const auto weight = static_cast<float>(i + 1);
+    total += weight;
+    for (std::size_t j = 0; j < width; ++j) out[j] += weight * row[j];
+  }
+  const auto divisor = static_cast<float>(total);
+  for (std::size_t j = 0; j < width; ++j) out[j] /= divisor;
+}
+
 }  // namespace
 
 void pool_rows(const float* x, std::size_t ldx, std::size_t length, std::size_t skip,
@@ -32,10 +47,19 @@ void pool_rows(const float* x, std::size_t ldx, std::size_t length, std::size_t 
     std::fill(out, out + width, 0.0f);
     return;
   }
+  if (pooling == Pooling::kLast) {
+    const float* last = x + (length - 1) * ldx;
+    std::copy(last, last + width, out);
+    return;
+  }
+  if (pooling == Pooling::kWeightedMean) {
+    weighted_mean(x, ldx, length, skip, width, out);
+    return;
+  }
   std::copy(x + skip * ldx, x + skip * ldx + width, out);
   for (std::size_t i = skip + 1; i < length; ++i) {
     const float* row = x + i * ldx;
-    if (pooling == Pooling::kMean) {
+    if (pooling != Pooling::kMax) {
       for (std::size_t j = 0; j < width; ++j) out[j] += row[j];
     } else {
       // A NaN on either side stays.
@@ -44,10 +68,10 @@ void pool_rows(const float* x, std::size_t ldx, std::size_t length, std::size_t 
       }
     }
   }
-  if (pooling == Pooling::kMean) {
-    const auto count = static_cast<float>(length - skip);
-    for (std::size_t j = 0; j < width; ++j) out[j] /= count;
-  }
+  if (pooling == Pooling::kMax) return;
+  auto count = static_cast<float>(length - skip);
+  if (pooling == Pooling::kMeanSqrtLength) count = std::sqrt(count);
+  for (std::size_t j = 0; j < width; ++j) out[j] /= count;
 }
 
 void apply_dense(const packed::Dense& dense, const Kernels& floats, const Matrix<float>& from,

@@ -9,7 +9,7 @@
 namespace kosine {
 
 // rows (length, width), `ldx` apart -> out (width,). The first `skip` rows are left out; where
-// nothing is left, mean and max give zeros and cls falls back to the first row.
+// nothing is left, cls falls back to the first row and the others give zeros.
 void pool_rows(const float* x, std::size_t ldx, std::size_t length, std::size_t skip,
                std::size_t width, Pooling pooling, float* out);
 

@@ -83,28 +83,29 @@ inline Step step_of(const Range& range) {
   return {scale, inverse, __builtin_rintf(-low * inverse)};
 }
 
-// One row of `width` floats, a multiple of 16, to Slices(width). `smooth` may be null.
-template <class Bytes>
-inline void quantize_row(const float* x, std::size_t width, const float* smooth,
+// One row of `width` numbers, a multiple of 16, to Slices(width): value(i) gives a vector of them
+// from column i on. `smooth` may be null.
+template <class Bytes, class Value>
+inline void quantize_row(Value value, std::size_t width, const float* smooth,
                          typename Bytes::Activation* out) {
   constexpr std::size_t kLanes = Vec::kLanes;
   const Slices slices(width);
+  float row[kMostSlice];
   for (std::size_t s = 0; s < slices.count; ++s) {
     const std::size_t begin = s * slices.width;
     const std::size_t room = slices.width_of(s);
     const std::size_t count = width - begin < room ? width - begin : room;
-    const float* from = x + begin;
-    const float* factors = smooth == nullptr ? nullptr : smooth + begin;
-    const auto at = [&](std::size_t i) {
-      const Vec value = Vec::load(from + i);
-      return factors == nullptr ? value : value * Vec::load(factors + i);
-    };
     Range range;
-    for (std::size_t i = 0; i < count; i += kLanes) range.add(at(i));
+    for (std::size_t i = 0; i < count; i += kLanes) {
+      Vec x = value(begin + i);
+      if (smooth != nullptr) x = x * Vec::load(smooth + begin + i);
+      range.add(x);
+      x.store(row + i);
+    }
     const Step step = step_of(range);
     const Vec inverse = Vec::all(step.inverse);
     for (std::size_t i = 0; i < count; i += kLanes) {
-      Bytes::store_bytes(at(i) * inverse, static_cast<int>(step.zero), out + i);
+      Bytes::store_bytes(Vec::load(row + i) * inverse, static_cast<int>(step.zero), out + i);
     }
     for (std::size_t i = count; i < room; ++i) out[i] = 0;
     out += room;
@@ -120,8 +121,9 @@ struct QuantizedDot {
   static constexpr kosine::Dtype kDtype = kosine::Dtype::kInt8;
   static constexpr bool kQuantized = true;
   static constexpr bool kStaged = true;
-  static void quantize(const float* x, std::size_t width, const float* smooth, Activation* out) {
-    quantize_row<Bytes>(x, width, smooth, out);
+  template <class Value>
+  static void quantize(Value value, std::size_t width, const float* smooth, Activation* out) {
+    quantize_row<Bytes>(value, width, smooth, out);
   }
 };
 

@@ -62,14 +62,11 @@ template <class Dot>
 [[gnu::always_inline]] inline void to_activations(const float* x, std::size_t width,
                                                   const float* smooth,
                                                   typename Dot::Activation* out) {
-  if constexpr (Dot::kQuantized) {
-    Dot::quantize(x, width, smooth, out);
-  } else if (smooth == nullptr) {
-    for (std::size_t i = 0; i < width; i += Vec::kLanes) Dot::store(Vec::load(x + i), out + i);
+  const auto at = [&](std::size_t i) { return Vec::load(x + i); };
+  if constexpr (Dot::kStaged) {
+    Dot::quantize(at, width, smooth, out);
   } else {
-    for (std::size_t i = 0; i < width; i += Vec::kLanes) {
-      Dot::store(Vec::load(x + i) * Vec::load(smooth + i), out + i);
-    }
+    for (std::size_t i = 0; i < width; i += Vec::kLanes) Dot::store(at(i), out + i);
   }
 }
 
@@ -90,10 +87,19 @@ void layer_norm_rows(const kosine::NormArgs& args) {
                            inverse_width;
     const Vec scale = Vec::all(1.0f / __builtin_sqrtf(variance + args.eps));
     auto* rounded = static_cast<typename Dot::Activation*>(args.rounded) + row * args.ldr;
+    const auto normed = [&](std::size_t i) {
+      return fma((Vec::load(x + i) - mean) * scale, Vec::load(args.gain + i),
+                 Vec::load(args.bias + i));
+    };
+    if constexpr (Dot::kStaged) {
+      if (args.keeps_x) {
+        Dot::quantize(normed, args.width, args.smooth, rounded);
+        continue;
+      }
+    }
     for (std::size_t i = 0; i < args.width; i += Vec::kLanes) {
-      const Vec y = fma((Vec::load(x + i) - mean) * scale, Vec::load(args.gain + i),
-                        Vec::load(args.bias + i));
-      y.store(x + i);
+      const Vec y = normed(i);
+      if (!args.keeps_x) y.store(x + i);
       if constexpr (!Dot::kStaged) Dot::store(y, rounded + i);
     }
     if constexpr (Dot::kStaged) to_activations<Dot>(x, args.width, args.smooth, rounded);
@@ -101,6 +107,29 @@ void layer_norm_rows(const kosine::NormArgs& args) {
 }
 
 void layer_norm(const kosine::NormArgs& args) { layer_norm_rows<Dot>(args); }
+
+// Half a row is a multiple of 8 floats: the last 8 go one by one where vectors are wider.
+void turn(const kosine::TurnArgs& args) {
+  const std::size_t half = args.head_size / 2;
+  for (std::size_t row = 0; row < args.length; ++row) {
+    float* a = args.x + row * args.ld;
+    float* b = a + half;
+    const float* cos = args.cos + row * half;
+    const float* sin = args.sin + row * half;
+    std::size_t i = 0;
+    for (; i + Vec::kLanes <= half; i += Vec::kLanes) {
+      const Vec left = Vec::load(a + i), right = Vec::load(b + i);
+      const Vec c = Vec::load(cos + i), s = Vec::load(sin + i);
+      (left * c - right * s).store(a + i);
+      (right * c + left * s).store(b + i);
+    }
+    for (; i < half; ++i) {
+      const float left = a[i], right = b[i];
+      a[i] = left * cos[i] - right * sin[i];
+      b[i] = right * cos[i] + left * sin[i];
+    }
+  }
+}
 
 void round_rows(const kosine::RoundArgs& args) {
   for (std::size_t row = 0; row < args.rows; ++row) {

@@ -6,10 +6,11 @@
 #include <optional>
 #include <string>
 #include <variant>
+#include <vector>
 
 namespace kosine {
 
-enum class Pooling { kMean, kCls, kMax };
+enum class Pooling { kMean, kCls, kMax, kMeanSqrtLength, kWeightedMean, kLast };
 enum class Activation { kIdentity, kTanh, kRelu, kGelu, kSigmoid };
 
 Pooling pooling_named(const std::string& name);        // these throw std::invalid_argument
@@ -19,28 +20,39 @@ namespace step {
 
 struct Embed {
   std::string word;
-  std::string position;
+  std::optional<std::string> position;
   std::optional<std::string> token_type;
 };
 struct Norm {
   std::string name;
   float eps;
+  bool bias;
+  bool keeps_x;
 };
 struct Linear {
   std::string name;
+};
+struct Rotary {
+  double theta;
+  std::size_t rows;
 };
 struct Attention {
   std::string qkv;
   std::string output;
   std::size_t num_heads;
   std::size_t head_size;
+  bool bias;
+  std::optional<Rotary> rotary;
+  std::optional<std::size_t> window;
 };
 struct FeedForward {
   std::string up;
   std::string down;
+  std::optional<std::string> gate;
+  bool bias;
 };
 struct Pool {
-  Pooling mode;
+  std::vector<Pooling> modes;
 };
 struct Dense {
   std::string name;

@@ -31,6 +31,7 @@ constexpr kosine::Kernels table(kosine::Isa isa) {
       .round = round_rows,
       .attention_scratch = attention_scratch,
       .attention = attention,
+      .turn = turn,
   };
 }
 

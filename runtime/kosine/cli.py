@@ -23,9 +23,12 @@ VERBS = {
     "export": ("kosine_export.command", "turn a trained checkpoint into a bundle"),
     "verify": ("kosine.commands.verify", "check a bundle against its canary or its checkpoint"),
     "info": ("kosine.commands.info", "say what a bundle holds"),
-    "embed": ("kosine.commands.embed", "encode a file of texts, one a line, into a .npy file"),
+    "embed": ("kosine.commands.embed", "encode a file of texts into .npy, .jsonl or .parquet"),
     "score": ("kosine.commands.score", "print the cosine matrix of a few texts"),
     "eval": ("kosine.commands.evaluate", "correlate cosine with human scores over text pairs"),
+    "serve": ("kosine.commands.serve", "serve bundles over HTTP, to OpenAI's and other clients"),
+    "compare": ("kosine.commands.compare", "compare two bundles, or one and stored vectors"),
+    "search": ("kosine.commands.search", "find the texts of a file that are most like a query"),
     "bench": ("kosine_bench.command", "measure kosine and its rivals side by side"),
 }
 EXTRA_OF = {"kosine_export": "onnx,export", "kosine_bench": "bench"}

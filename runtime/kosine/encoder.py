@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import operator
-import os
-import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kosine import scoring
 from kosine.backend import Backend
-from kosine.backends.forks import watch_forks
 from kosine.backends.registry import make_backend
-from kosine.batching import split_batches
 from kosine.bundle import Bundle
-from kosine.errors import (
-    BackendError,
-    InputError,
-    IntegrityError,
-    NonFiniteVector,
-    UnknownPrompt,
-)
+from kosine.computing import compute_finite, compute_in_batches
+from kosine.counting import Counter, Counts
+from kosine.errors import InputError, IntegrityError, UnknownPrompt
 from kosine.packed import Float32, Packed, Pooled
 from kosine.progress import progress_bar
 from kosine.quantization import INTEGERS, PRECISIONS, Ranges, clipped_components, quantize
@@ -37,14 +27,7 @@ from kosine.tokenizer import MAX_TEXT_BYTES, Tokenized, Tokenizer
 __all__ = ["Encoder", "load"]
 
 WINDOW = 2048  # texts tokenised and sorted together while a long input streams through
-MAX_UNKNOWN_SHARE = 0.3
-MAX_CLIPPED_SHARE = 0.01
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
-
-logger = logging.getLogger("kosine")
-# The process that was told of unknown tokens: a service would say it with every request. Setting
-# a key is one step for every thread, and a forked child is another process with no lock to inherit.
-_told_of_unknown: dict[int, object] = {}
 
 
 def load(
@@ -146,9 +129,8 @@ class Encoder:
         self.max_tokens = bundle.manifest.max_tokens
         self.max_batch_tokens = max_batch_tokens
         self._tokenizer = Tokenizer(bundle, max_text_bytes, backend.threads)
-        self._warned_of_clipping = False
         self._recipe: tuple[Any, ...] | None = None
-        self._start_counting()
+        self._counter = Counter(self.max_tokens)
 
     # Text in, vectors out
 
@@ -208,11 +190,18 @@ class Encoder:
         parts = [quantize(np.empty((0, dim), np.float32), precision, ranges)]
         with progress_bar(total, show_progress_bar, WINDOW) as bar:
             for window in _windows(texts):
-                tokenized = self._tokenizer.prepare(
+                tokenized = self._tokenizer.tokenize(
                     window, prefix, truncate=truncate, first=counts.texts
                 )
                 counts.add(tokenized)
-                pooled = self._run_in_batches(tokenized.batch, batch_size, bar)
+                pooled = compute_in_batches(
+                    self.compute,
+                    tokenized.batch,
+                    self.dim,
+                    self.max_batch_tokens,
+                    batch_size,
+                    int if bar is None else bar.update,
+                )
                 vectors = self.finish(
                     pooled, truncate_dim=dim, normalize_embeddings=normalize_embeddings
                 )
@@ -220,7 +209,7 @@ class Encoder:
                 if precision in INTEGERS:
                     counts.integer_components += vectors.size
                     counts.clipped_components += clipped_components(vectors, ranges)
-        self._report(counts)
+        self._counter.count(counts)
         result = np.concatenate(parts)
         return np.asarray(result[0]) if single else result
 
@@ -242,44 +231,25 @@ class Encoder:
         prompt: str | None = None,
         truncate: bool = True,
     ) -> Tokenized:
-        """Tokenise texts; see `Tokenizer.prepare` for the errors."""
-        tokenized = self._tokenizer.prepare(
+        """Tokenise texts; see `Tokenizer.tokenize` for the errors."""
+        tokenized = self._tokenizer.tokenize(
             list(as_texts(texts, "texts")[0]),
             self.prompt_text(prompt_name, prompt),
             truncate=truncate,
         )
-        counts = Counts()
-        counts.add(tokenized)
-        self._report(counts)
+        batch = tokenized.batch
+        counts = Counts(len(batch), batch.num_tokens, tokenized.truncated, tokenized.unknown)
+        self._counter.count(counts)
         return tokenized
 
-    def run(self, batch: Packed) -> Pooled:
+    def compute(self, batch: Packed) -> Pooled:
         """Run packed sentences in one call of the backend, however many tokens they have.
 
         Raises:
             NonFiniteVector: `indices` are the rows that came out NaN or infinite.
+            BackendError: The backend failed, or gave vectors of another shape.
         """
-        pooled = self.backend.run(batch)
-        if pooled.vectors.shape != (len(batch), self.dim):
-            raise BackendError(
-                f"backend {self.backend.name!r} returned vectors {pooled.vectors.shape}",
-                limit=f"expected {(len(batch), self.dim)}",
-                remedy="report this backend",
-            )
-        vectors, norms = pooled.vectors, pooled.norms
-        bad = _not_finite(vectors, norms)
-        if bad and len(batch) > 1:
-            # Sentences that share a row of a rectangle share its NaN (0 * NaN is NaN): alone,
-            # only the guilty one gives it again.
-            vectors, norms = vectors.copy(), norms.copy()
-            for row in bad:
-                alone = self.backend.run(batch.take([row]))
-                vectors[row], norms[row] = alone.vectors[0], alone.norms[0]
-            bad = _not_finite(vectors, norms)
-            pooled = Pooled(vectors, norms)
-        if bad:
-            raise _not_finite_error(bad, pooled)
-        return pooled
+        return compute_finite(self.backend, batch, self.dim)
 
     def finish(
         self,
@@ -367,8 +337,7 @@ class Encoder:
     def counts(self) -> dict[str, int]:
         """Since loading: texts, tokens, truncated_texts, unknown_tokens, and of int8 and uint8
         vectors integer_components and how many of these were clipped, clipped_components."""
-        with self._lock:
-            return asdict(self._counts)
+        return self._counter.read()
 
     @property
     def fingerprint(self) -> str:
@@ -414,7 +383,7 @@ class Encoder:
     def __copy__(self) -> Encoder:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other._start_counting()
+        other._counter = Counter(self.max_tokens)
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
@@ -426,47 +395,11 @@ class Encoder:
             f"max_tokens={self.max_tokens} {self.backend.name}/{self.backend.dtype}>"
         )
 
-    def _start_counting(self) -> None:
-        self._counts = Counts()
-        self._lock = threading.Lock()
-        watch_forks(self._forked)
-
-    def _forked(self) -> None:
-        """In a child: another thread may have held the lock, and did not come along."""
-        self._lock = threading.Lock()
-
     def _role(self, names: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
         if options.get("prompt") is None and options.get("prompt_name") is None:
             found = next((name for name in names if name in self.manifest.prompts), None)
             return {**options, "prompt_name": found}
         return options
-
-    def _run_in_batches(self, batch: Packed, max_texts: int | None, bar: Any) -> Pooled:
-        """Run packed sentences, in calls of at most `max_batch_tokens` tokens; errors as `run`."""
-        vectors = np.empty((len(batch), self.dim), np.float32)
-        norms = np.empty(len(batch), np.float32)
-        bad: list[int] = []
-        for indices in self._batches(batch, max_texts):
-            # A batch that fits goes as it is: backends need no particular order.
-            whole = len(indices) == len(batch) and max_texts is None
-            try:
-                pooled = self.run(batch if whole else batch.take(indices))
-            except NonFiniteVector as error:
-                pooled = cast(Pooled, error.pooled)
-                bad += [int(row) if whole else int(indices[row]) for row in error.indices]
-            target = slice(None) if whole else indices
-            vectors[target], norms[target] = pooled.vectors, pooled.norms
-            if bar is not None:
-                bar.update(len(indices))
-        if bad:
-            raise _not_finite_error(tuple(sorted(bad)), Pooled(vectors, norms))
-        return Pooled(vectors, norms)
-
-    def _batches(self, batch: Packed, max_texts: int | None) -> Iterator[NDArray[np.intp]]:
-        for indices in split_batches(batch.lengths, self.max_batch_tokens):
-            step = max_texts or len(indices)
-            for begin in range(0, len(indices), step):
-                yield indices[begin : begin + step]
 
     def _checked_dim(self, truncate_dim: int | None) -> int:
         if truncate_dim is None:
@@ -482,81 +415,6 @@ class Encoder:
     def _score_options(self, precision: str | None, ranges: Ranges | None) -> dict[str, Any]:
         ranges = self.manifest.ranges if ranges is None else ranges
         return {"precision": precision, "ranges": ranges, "dim": self.dim}
-
-    def _report(self, counts: Counts) -> None:
-        with self._lock:
-            self._counts.merge(counts)
-            clipped, components = self._counts.clipped_components, self._counts.integer_components
-            warn = clipped > MAX_CLIPPED_SHARE * components and not self._warned_of_clipping
-            self._warned_of_clipping |= warn
-        if warn:
-            logger.warning(
-                "%d of %d integer components lie outside their ranges and were clipped: the texts "
-                "are unlike those that the ranges come from; export with --calibrate FILE, or pass "
-                "ranges",
-                clipped,
-                components,
-            )
-        if counts.truncated_texts:
-            logger.info(
-                "%d of %d texts cut to %d tokens",
-                counts.truncated_texts,
-                counts.texts,
-                self.max_tokens,
-            )
-        if counts.unknown_tokens > MAX_UNKNOWN_SHARE * counts.tokens:
-            mine = object()
-            if _told_of_unknown.setdefault(os.getpid(), mine) is mine:
-                logger.warning(
-                    "%d of %d tokens are [UNK]: the texts may be decomposed (NFD) Hangul, in "
-                    "another script, or meant for another tokenizer (said once per process; "
-                    "Encoder.counts() goes on counting)",
-                    counts.unknown_tokens,
-                    counts.tokens,
-                )
-
-
-@dataclass(slots=True)
-class Counts:
-    """What went through the tokenizer."""
-
-    texts: int = 0
-    tokens: int = 0
-    truncated_texts: int = 0
-    unknown_tokens: int = 0
-    integer_components: int = 0
-    clipped_components: int = 0
-
-    def add(self, tokenized: Tokenized) -> None:
-        """Count what was tokenised."""
-        self.texts += len(tokenized.batch)
-        self.tokens += tokenized.batch.num_tokens
-        self.truncated_texts += tokenized.truncated
-        self.unknown_tokens += tokenized.unknown
-
-    def merge(self, other: Counts) -> None:
-        """Count what another has counted. Field by field: this runs for every request."""
-        self.texts += other.texts
-        self.tokens += other.tokens
-        self.truncated_texts += other.truncated_texts
-        self.unknown_tokens += other.unknown_tokens
-        self.integer_components += other.integer_components
-        self.clipped_components += other.clipped_components
-
-
-def _not_finite_error(bad: tuple[int, ...], pooled: Pooled) -> NonFiniteVector:
-    return NonFiniteVector(
-        f"{len(bad)} of {len(pooled.norms)} vectors came out NaN or infinite (first: {bad[0]})",
-        indices=bad,
-        pooled=pooled,
-        limit="finite numbers",
-        remedy="run `kosine verify` on the bundle, or choose dtype='float32'",
-    )
-
-
-def _not_finite(vectors: Float32, norms: Float32) -> tuple[int, ...]:
-    finite = np.isfinite(norms) & np.isfinite(vectors).all(axis=1)
-    return tuple(np.flatnonzero(~finite).tolist())
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:

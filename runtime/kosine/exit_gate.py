@@ -29,7 +29,8 @@ class ExitGate:
 
     def reset(self) -> None:
         """Forget all calls: in a forked child their threads are not there to leave."""
-        self._changed = threading.Condition()  # reentrant: a signal handler may encode as well
+        self._lock = threading.RLock()  # reentrant: a signal handler may encode as well
+        self._left = threading.Condition(self._lock)
         self._calls = 0
         self._closed_by: int | None = None
 
@@ -39,23 +40,24 @@ class ExitGate:
         Raises:
             SystemExit: The process is ending; it ends this thread without a word.
         """
-        with self._changed:
+        with self._lock:
             if self._closed_by not in (None, threading.get_ident()):
                 raise SystemExit
             self._calls += 1
 
     def leave(self) -> None:
         """End a call."""
-        with self._changed:
+        with self._lock:
             self._calls -= 1
-            self._changed.notify_all()
+            if self._closed_by is not None:
+                self._left.notify_all()
 
     def close(self) -> None:
         """Let no other thread in, and wait until all calls under way have ended."""
-        with self._changed:
+        with self._lock:
             self._closed_by = threading.get_ident()
             while self._calls > 0:
-                self._changed.wait()
+                self._left.wait()
 
 
 EXIT_GATE = ExitGate()

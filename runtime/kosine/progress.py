@@ -11,13 +11,14 @@ __all__ = ["progress_bar"]
 
 
 @contextmanager
-def progress_bar(total: int | None, show: bool | None, long: int) -> Iterator[Any]:
+def progress_bar(total: int | None, show: bool | None, long: int, done: int = 0) -> Iterator[Any]:
     """Yield something with `update(n)`, or None where nothing is to be shown.
 
     Args:
         total: Texts to come, where that is known.
         show: True, False, or None for "where stderr is a terminal and there are over `long`".
         long: See `show`.
+        done: Of `total`, before now: they count for no rate.
     """
     if show is None:
         show = sys.stderr.isatty() and (total is None or total > long)
@@ -29,5 +30,5 @@ def progress_bar(total: int | None, show: bool | None, long: int) -> Iterator[An
     except ImportError:  # tokenizers brings it along, but does not promise to
         yield None
         return
-    with tqdm(total=total, unit="text") as bar:
+    with tqdm(total=total, unit="text", initial=done) as bar:
         yield bar

@@ -9,7 +9,7 @@ Tensors go by canonical names, float32, in the layout that all engines read: a l
 `x @ weight + bias` with `weight` of shape (in, out).
 
     embeddings.word.weight               (vocab_size, embeddings.size)
-    embeddings.position.weight           (positions.rows, embeddings.size)
+    embeddings.position.weight           (positions.rows, embeddings.size), absent with rule "none"
     embeddings.token_type.weight         (token_types, embeddings.size), absent when that is 0
     embeddings.norm.{weight,bias}        (embeddings.size,)
     embeddings.project.{weight,bias}     (embeddings.size, hidden_size), only where the two differ
@@ -17,11 +17,14 @@ Tensors go by canonical names, float32, in the layout that all engines read: a l
     layers.N.attention.output.{weight,bias}  (num_heads * head_size, hidden_size)
     layers.N.attention.norm.{weight,bias}    (hidden_size,)
     layers.N.ffn.up.{weight,bias}            (hidden_size, intermediate_size)
+    layers.N.ffn.gate.{weight,bias}          the same, only where the feed-forward is gated
     layers.N.ffn.down.{weight,bias}          (intermediate_size, hidden_size)
     layers.N.ffn.norm.{weight,bias}          (hidden_size,)
+    final.norm.{weight,bias}                 (hidden_size,), only where there is a final norm
     dense.N.weight, dense.N.bias             (in, out), (out,); bias absent where there is none
 
-Token types are always row 0: a single sentence has no second segment.
+A bias is absent where the spec says that there is none. Token types are always row 0: a single
+sentence has no second segment.
 """
 
 from __future__ import annotations
@@ -46,8 +49,8 @@ __all__ = [
     "unsupported",
 ]
 
-PositionRule = Literal["absolute", "roberta"]
-PoolingMode = Literal["mean", "cls", "max"]
+PositionRule = Literal["absolute", "roberta", "none"]
+PoolingMode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class Norm:
 
     kind: Literal["layer_norm"]
     eps: float
+    bias: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class Positions:
 
     "absolute" counts 0, 1, 2, ...; "roberta" is `cumsum(id != pad_id) * (id != pad_id) + pad_id`,
     so the first token is at pad_id + 1, and a literal [PAD] in a text sits at row pad_id without
-    advancing the count.
+    advancing the count. "none" has no table: `rows` is how many tokens the encoder was made for.
     """
 
     rule: PositionRule
@@ -97,7 +101,10 @@ class Attention:
 
     Attributes:
         num_key_value_heads: Heads of k and v, each shared by num_heads / num_key_value_heads of q.
-        positions: What turns q and k by their place: "none".
+        positions: What turns q and k by their place in the sentence: "none", or "rope": halves a
+            and b of each head become `a cos - b sin` and `b cos + a sin` of the angles
+            `place * rope_theta ** (-2 i / head_size)`.
+        rope_theta: The base of those angles; None without them.
         window: The farthest tokens that are seen, to both sides; None sees all.
         bias: Whether the linear layers add one.
     """
@@ -105,7 +112,8 @@ class Attention:
     num_heads: int
     num_key_value_heads: int
     head_size: int
-    positions: Literal["none"]
+    positions: Literal["none", "rope"]
+    rope_theta: float | None
     window: int | None
     bias: bool
 
@@ -120,7 +128,7 @@ class FeedForward:
     """`activation(x @ up + bias) @ down + bias`; "gelu" is the exact erf form.
 
     Attributes:
-        gated: Whether a second product of x scales what the activation gives.
+        gated: Whether a second product of x, `x @ gate + bias`, scales what the activation gives.
     """
 
     intermediate_size: int
@@ -131,19 +139,34 @@ class FeedForward:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One layer. With norms "post": `y = norm(x + attention(x))`, then `norm(y + ffn(y))`."""
+    """One layer.
 
-    norm_placement: Literal["post"]
+    With norms "post": `y = norm(x + attention(x))`, then `norm(y + ffn(y))`; with norms "pre":
+    `y = x + attention(norm(x))`, then `y + ffn(norm(y))`.
+
+    Attributes:
+        attention_norm: Whether attention's norm is there; without it attention reads x itself.
+    """
+
+    norm_placement: Literal["post", "pre"]
     norm: Norm
+    attention_norm: bool
     attention: Attention
     feed_forward: FeedForward
 
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """How token vectors become one: over all tokens, or over those after the prompt."""
+    """How token vectors become one, as sentence-transformers' Pooling module defines it.
 
-    mode: PoolingMode
+    Attributes:
+        modes: One, or several whose vectors are put end to end. "mean_sqrt_len_tokens" is the
+            sum over the square root of the count; "weightedmean" gives the i-th token of the
+            text, prompt included, the weight i.
+        include_prompt: Over all tokens, or over those after the prompt.
+    """
+
+    modes: tuple[PoolingMode, ...]
     include_prompt: bool
 
 
@@ -164,6 +187,7 @@ class EncoderSpec:
 
     Attributes:
         family: How its checkpoints are spelled; engines do not look at it.
+        final_norm: Of what the last layer gives, or None.
         normalize: Whether the checkpoint itself ends in a Normalize module.
     """
 
@@ -171,14 +195,20 @@ class EncoderSpec:
     hidden_size: int
     embeddings: Embeddings
     layers: tuple[Block, ...]
+    final_norm: Norm | None
     pooling: Pooling
     dense: tuple[Dense, ...]
     normalize: bool
 
     @property
+    def pooled_size(self) -> int:
+        """Length of what pooling gives."""
+        return self.hidden_size * len(self.pooling.modes)
+
+    @property
     def dim(self) -> int:
         """Length of the sentence vectors."""
-        return self.dense[-1].out_features if self.dense else self.hidden_size
+        return self.dense[-1].out_features if self.dense else self.pooled_size
 
 
 def leaves(spec: Any, at: str = "") -> Iterator[tuple[str, str, Any, Any]]:

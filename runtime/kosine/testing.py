@@ -19,7 +19,7 @@ from kosine.clock import FakeClock
 from kosine.errors import NonFiniteVector, TextTooLong, UnknownPrompt
 from kosine.packed import Float32, Packed, Pooled
 from kosine.serving.batcher import Batcher
-from kosine.serving.runner import Runner
+from kosine.serving.workers import Workers
 from kosine.tokenizer import Tokenized
 
 __all__ = [
@@ -113,7 +113,7 @@ class FakeEncoder:
         lengths: list[int] = self.prepare(texts).batch.lengths.tolist()
         return lengths
 
-    def run(self, batch: Packed) -> Pooled:
+    def compute(self, batch: Packed) -> Pooled:
         """Run the backend. Raises NonFiniteVector, with the other rows in its `pooled`."""
         pooled = self.backend.run(batch)
         finite = np.isfinite(pooled.vectors).all(axis=1)
@@ -143,8 +143,8 @@ class FakeEncoder:
         return self.backend.vectors(self.prepare(texts, prompt_name=prompt_name).batch)
 
 
-class _ThreadlessRunner(Runner):
-    """Its steps are taken by whoever calls them."""
+class _NoThreads(Workers):
+    """The runner's steps are taken by whoever calls them."""
 
     def start(self) -> None:
         """Nothing: there are no threads."""
@@ -155,7 +155,7 @@ class SteppedBatcher(Batcher):
     try one order of steps after another. On a `FakeClock` nothing depends on the machine.
     """
 
-    _make_runner = _ThreadlessRunner
+    _make_workers = _NoThreads
 
     def run_batch(self) -> bool:
         """Take the next batch, run and answer it, due or not; False if nothing waits."""
@@ -171,7 +171,7 @@ class SteppedBatcher(Batcher):
 
     def crash(self, error: BaseException) -> None:
         """Go on as after a runner that has died of `error`."""
-        self._runner.recover(error)
+        self._workers.recover(error)
 
     def close(self, drain: bool = True, timeout: float | None = None) -> bool:
         """See `Batcher.close`."""

@@ -32,6 +32,8 @@ def as_texts(value: Any, what: str = "sentences") -> tuple[Iterable[str], bool, 
     Raises:
         TextError: A mapping, a table, bytes, a missing value, or no iterable at all.
     """
+    if type(value) is list:  # as most are: nothing below holds for it
+        return value, False, len(value)
     value = _plain(value)
     if isinstance(value, str):
         return [value], True, 1
@@ -71,6 +73,8 @@ def as_str(text: Any, name: str) -> str:
     Raises:
         TextError: A missing value (None, NaN, NA, NaT), bytes, or anything else.
     """
+    if isinstance(text, str):
+        return text
     text = _plain(text)
     if isinstance(text, str):
         return text

@@ -63,12 +63,12 @@ def vectors() -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def test_tokenise_one(benchmark: Any, tokenizer: Tokenizer, burst: Texts) -> None:
-    prepared = benchmark(tokenizer.prepare, burst.texts[:1])
+    prepared = benchmark(tokenizer.tokenize, burst.texts[:1])
     assert prepared.batch.num_tokens == burst.lengths[0]
 
 
 def test_tokenise_bulk(benchmark: Any, tokenizer: Tokenizer, bulk: Texts) -> None:
-    prepared = benchmark(tokenizer.prepare, bulk.texts)
+    prepared = benchmark(tokenizer.tokenize, bulk.texts)
     assert prepared.batch.num_tokens == bulk.lengths.sum()
 
 

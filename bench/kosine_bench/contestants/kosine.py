@@ -73,7 +73,7 @@ class Kosine(Contestant):
         batch = Packed.of(rows)
         vectors: Float32 = np.empty((len(batch), self.encoder.dim), np.float32)
         for chosen in split_batches(batch.lengths, self.encoder.max_batch_tokens):
-            vectors[chosen] = self.encoder.run(batch.take(chosen)).vectors
+            vectors[chosen] = self.encoder.compute(batch.take(chosen)).vectors
         return vectors
 
     def computed_tokens(self, lengths: Sequence[int], setting: Setting) -> int:

@@ -202,7 +202,7 @@ def curve(
 
 def _seconds(encoder: StagedEncoder, batch: Packed) -> float:
     started = time.perf_counter()
-    encoder.run(batch)
+    encoder.compute(batch)
     return time.perf_counter() - started
 
 

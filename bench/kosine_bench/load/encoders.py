@@ -36,7 +36,7 @@ class PaddedEncoder:
     ) -> Prepared:
         return self._encoder.prepare(texts, prompt_name=prompt_name, prompt=prompt)
 
-    def run(self, batch: Packed) -> Pooled:
+    def compute(self, batch: Packed) -> Pooled:
         """Run the batch with every sentence as long as the longest."""
         lengths = batch.lengths
         longest = int(lengths.max())
@@ -44,7 +44,7 @@ class PaddedEncoder:
         rows = np.repeat(batch.ids[batch.starts[:-1]], longest).reshape(-1, longest)
         rows[np.arange(longest) < lengths[:, None]] = batch.ids
         starts = np.arange(len(batch) + 1, dtype=np.int32) * np.int32(longest)
-        return self._encoder.run(Packed(rows.reshape(-1), starts))
+        return self._encoder.compute(Packed(rows.reshape(-1), starts))
 
     def finish(self, pooled: Pooled, *, truncate_dim: int | None = None) -> Float32:
         return self._encoder.finish(pooled, truncate_dim=truncate_dim)

@@ -80,7 +80,7 @@ class NaiveBatcher:
                     break
                 batch.append(following)
             prepared = self._encoder.prepare([text for text, _ in batch])
-            rows = self._encoder.finish(self._encoder.run(prepared.batch))
+            rows = self._encoder.finish(self._encoder.compute(prepared.batch))
             for (_, future), row in zip(batch, rows, strict=True):
                 future.set_result(row)
 

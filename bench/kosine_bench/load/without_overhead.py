@@ -50,7 +50,7 @@ def measure_batches(encoder: StagedEncoder, texts: Packed) -> NDArray[np.float64
     for row in seconds:
         for column, batch in enumerate(batches):
             started = time.perf_counter()
-            encoder.run(batch)
+            encoder.compute(batch)
             row[column] = time.perf_counter() - started
     return np.asarray(np.median(seconds, axis=0))
 

@@ -43,7 +43,7 @@ REFUSED: Mapping[str, str] = {
 PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.default)?\.weight")
 ENCODER_MODULE = re.compile(
-    r"(?:^|\.)((?:embeddings\.|encoder\.|transformer\.|embeddings_project$).*)"
+    r"(?:^|\.)((?:embeddings\.|encoder\.|transformer\.|layers\.\d|embeddings_project$).*)"
 )
 PLAIN_NAME = re.compile(r"\^?[\w.]+")
 

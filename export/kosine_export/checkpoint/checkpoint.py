@@ -93,7 +93,7 @@ def read_checkpoint(
         revision: Of the hub id.
         prompts: Added to the checkpoint's own, replacing those of the same name.
         max_tokens: Overrides the checkpoint's maximum length; special tokens count.
-        pooling: "mean", "cls" or "max", for a checkpoint that states none.
+        pooling: One of `kosine.spec.PoolingMode`, for a checkpoint that states none.
         allow_pickle: Read `pytorch_model.bin`, with `torch.load(weights_only=True)`.
 
     Raises:
@@ -164,8 +164,8 @@ def assemble(
     if modules.generation is None and pooling is None:
         for layer in layers:
             refuse_guessing(layer.transformer, config)
-    mode, pooling_notes = resolve_pooling(
-        modules.pooling.mode, pooling, has_modules=modules.generation is not None
+    modes, pooling_notes = resolve_pooling(
+        modules.pooling.modes, pooling, has_modules=modules.generation is not None
     )
     weights = open_weights(transformer, allow_pickle=allow_pickle)
     shapes = weights.shapes()
@@ -202,7 +202,7 @@ def assemble(
     return Checkpoint(
         spec=replace(
             encoder,
-            pooling=Pooling(mode, modules.pooling.include_prompt),
+            pooling=Pooling(modes, modules.pooling.include_prompt),
             dense=tuple(dense for dense, _ in modules.dense),
             normalize=modules.normalize,
         ),
@@ -218,7 +218,7 @@ def assemble(
             **source_of(located, own, opened, base, stated),
             "tokenizer": tokenizer.source,
         },
-        pooling_stated=modules.pooling.mode is not None,
+        pooling_stated=modules.pooling.modes is not None,
         config=config,
         notes=(
             *pooling_notes,

@@ -127,6 +127,7 @@ def require_widths(spec: EncoderSpec, modules: Modules) -> None:
             f"the pooling config states width {modules.pooling.width}",
             limit=f"the transformer gives {width}",
         )
+    width *= len(modules.pooling.modes or ("mean",))
     for dense, folder in modules.dense:
         if dense.in_features != width:
             raise CorruptCheckpoint(

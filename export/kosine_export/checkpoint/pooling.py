@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from kosine.errors import CorruptCheckpoint, InputError, UnknownOption, UnsupportedCheckpoint
 from kosine.spec import PoolingMode
@@ -25,8 +25,9 @@ __all__ = [
     "resolve_pooling",
 ]
 
-POOLINGS: Mapping[str, PoolingMode] = {"mean": "mean", "cls": "cls", "max": "max"}
-SUPPORTED_POOLING = "mean, cls and max are supported, one at a time"
+POOLINGS: Mapping[str, PoolingMode] = {mode: mode for mode in get_args(PoolingMode)}
+SUPPORTED_POOLING = f"{', '.join(POOLINGS)} are supported, and several of them end to end"
+# In the order in which sentence-transformers puts the vectors of several flags.
 POOLING_FLAGS: Mapping[str, str] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -39,9 +40,9 @@ POOLING_FLAGS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class StatedPooling:
-    """What a Pooling module's config says; `mode` and `width` are None where it does not."""
+    """What a Pooling module's config says; `modes` and `width` are None where it does not."""
 
-    mode: PoolingMode | None
+    modes: tuple[PoolingMode, ...] | None
     width: int | None
     include_prompt: bool
 
@@ -50,7 +51,7 @@ def read_pooling(folder: Path) -> StatedPooling:
     """Read a Pooling module's `config.json`.
 
     Raises:
-        UnsupportedCheckpoint: Another mode, or several.
+        UnsupportedCheckpoint: Another mode.
         CorruptCheckpoint: A damaged or missing file.
     """
     path = folder / "config.json"
@@ -72,7 +73,7 @@ def read_pooling(folder: Path) -> StatedPooling:
         key for key in config if key.startswith("pooling_mode_") and key not in POOLING_FLAGS
     ]
     surplus = [key for key in unknown if config[key]]
-    if len(modes) > 1 or surplus or (modes and str(modes[0]) not in POOLINGS):
+    if surplus or any(str(mode) not in POOLINGS for mode in modes):
         raise UnsupportedCheckpoint(
             f"pooling {' + '.join([str(mode) for mode in modes] + surplus)}",
             limit=SUPPORTED_POOLING,
@@ -84,7 +85,7 @@ def read_pooling(folder: Path) -> StatedPooling:
     include_prompt = config.get("include_prompt", True)
     if not isinstance(include_prompt, bool):
         raise CorruptCheckpoint(f"{folder.name}/config.json: include_prompt is {include_prompt!r}")
-    return StatedPooling(POOLINGS[modes[0]] if modes else None, width, include_prompt)
+    return StatedPooling(tuple(POOLINGS[mode] for mode in modes) or None, width, include_prompt)
 
 
 def require_known(asked: str | None) -> None:
@@ -100,9 +101,9 @@ def require_known(asked: str | None) -> None:
 
 
 def resolve_pooling(
-    stated: PoolingMode | None, asked: str | None, *, has_modules: bool
-) -> tuple[PoolingMode, tuple[str, ...]]:
-    """The mode to compute, and what a user should know about where it came from.
+    stated: tuple[PoolingMode, ...] | None, asked: str | None, *, has_modules: bool
+) -> tuple[tuple[PoolingMode, ...], tuple[str, ...]]:
+    """The modes to compute, and what a user should know about where it came from.
 
     Args:
         stated: By the checkpoint.
@@ -113,17 +114,17 @@ def resolve_pooling(
         InputError: The checkpoint states another pooling than was asked for.
     """
     if stated is not None:
-        if asked not in (None, stated):
+        if asked is not None and stated != (asked,):
             raise InputError(
-                f"pooling {asked} was asked for, and the checkpoint states {stated}",
+                f"pooling {asked} was asked for, and the checkpoint states {' + '.join(stated)}",
                 limit="--pooling is for checkpoints that state none",
                 remedy="leave it out, or correct the checkpoint's pooling config",
             )
         return stated, ()
     where = "the pooling config states no mode" if has_modules else "no modules.json"
     if asked is not None:
-        return POOLINGS[asked], (f"{where}: {asked} pooling, as was asked for",)
-    return "mean", (f"{where}: mean pooling, as sentence-transformers assumes",)
+        return (POOLINGS[asked],), (f"{where}: {asked} pooling, as was asked for",)
+    return ("mean",), (f"{where}: mean pooling, as sentence-transformers assumes",)
 
 
 def refuse_guessing(folder: Path, config: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""A transformers `config.json` as a spec of equal blocks, or a refusal by name.
+"""A transformers `config.json` as a spec, or a refusal by name.
 
-All families are the same block under other keys; what would change the block's arithmetic is
-refused here.
+Most families are BERT's block under other keys, and are read here; what would change that block's
+arithmetic is refused. The others bring a reader of their own.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from kosine.spec import (
 )
 from kosine_export.families.family import Family
 from kosine_export.families.registry import FAMILIES, MODEL_TYPES
+from kosine_export.families.values import integer, layer_count, ratio, refuse_other_models
 from kosine_export.files.folder import without_nulls
 
 __all__ = ["read_config"]
 
 *_MOST, _LAST = MODEL_TYPES
-MAX_LAYERS = 1024
 SUPPORTED = f"{', '.join(_MOST)} and {_LAST} are supported"
 
 
@@ -75,37 +75,42 @@ def read_config(config: Mapping[str, Any]) -> EncoderSpec:
             f"model_type {model_type!r}", limit=SUPPORTED, remedy="export one of those"
         )
     family = MODEL_TYPES[model_type]
+    spec = bert_like(config, family, model_type) if family.spec is None else family.spec(config)
+    require_room(spec.embeddings)
+    return spec
+
+
+def bert_like(config: Mapping[str, Any], family: Family, model_type: str) -> EncoderSpec:
+    """A spec of equal blocks, under whichever keys."""
     require_standard_block(config, family)
 
     def size(key: str) -> int:
         minimum = 0 if key == "pad_token_id" else 1
-        return integer(config, key, family, family.defaults[model_type], minimum=minimum)
+        return stated_integer(config, key, family, family.defaults[model_type], minimum=minimum)
 
     hidden_size, num_heads = size("hidden_size"), size("num_attention_heads")
     if hidden_size % num_heads:
         raise CorruptCheckpoint(
             f"config.json: hidden_size {hidden_size} is not a multiple of {num_heads} heads"
         )
-    num_layers = size("num_hidden_layers")
-    if num_layers > MAX_LAYERS:
-        raise CorruptCheckpoint(
-            f"config.json: num_hidden_layers is {num_layers}", limit=f"at most {MAX_LAYERS}"
-        )
-    norm = Norm("layer_norm", epsilon(config, family))
+    num_layers = layer_count(size("num_hidden_layers"))
+    norm = Norm("layer_norm", epsilon(config, family), bias=True)
     block = Block(
         norm_placement="post",
         norm=norm,
+        attention_norm=True,
         attention=Attention(
             num_heads=num_heads,
             num_key_value_heads=num_heads,
             head_size=hidden_size // num_heads,
             positions="none",
+            rope_theta=None,
             window=None,
             bias=True,
         ),
         feed_forward=FeedForward(size("intermediate_size"), "gelu", gated=False, bias=True),
     )
-    spec = EncoderSpec(
+    return EncoderSpec(
         family=family.name,
         hidden_size=hidden_size,
         embeddings=Embeddings(
@@ -118,19 +123,18 @@ def read_config(config: Mapping[str, Any]) -> EncoderSpec:
             norm=norm,
         ),
         layers=(block,) * num_layers,
-        pooling=Pooling("mean", include_prompt=True),
+        final_norm=None,
+        pooling=Pooling(("mean",), include_prompt=True),
         dense=(),
         normalize=False,
     )
-    require_room(spec.embeddings)
-    return spec
 
 
 def embedding_size(config: Mapping[str, Any], family: Family, hidden_size: int) -> int:
     if family.embedding_size is None:
         return hidden_size
     stated = config.get("embedding_size")
-    return family.embedding_size if stated is None else positive("embedding_size", stated)
+    return family.embedding_size if stated is None else integer("embedding_size", stated)
 
 
 def require_room(embeddings: Embeddings) -> None:
@@ -156,31 +160,10 @@ def require_standard_block(config: Mapping[str, Any], family: Family) -> None:
             limit="absolute position embeddings are supported",
             remedy="use a checkpoint trained with absolute positions",
         )
-    for key in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
-        if config.get(key):
-            raise UnsupportedCheckpoint(
-                f"config.json has {key}: true",
-                limit="encoders are supported",
-                remedy="use an encoder checkpoint",
-            )
-    for key in ("quantization_config", "pruned_heads"):
-        if config.get(key):
-            raise UnsupportedCheckpoint(
-                f"config.json has {key}",
-                limit="plain float weights of the full size are supported",
-                remedy="export from the original checkpoint",
-            )
-    spelling = family.keys.get("hidden_act", "hidden_act")
-    activation = config.get(spelling, "gelu")
-    if activation != "gelu":
-        raise UnsupportedCheckpoint(
-            f"{spelling} {activation!r}",
-            limit="gelu, the exact erf form, is supported",
-            remedy="use a checkpoint trained with it",
-        )
+    refuse_other_models(config, family.keys.get("hidden_act", "hidden_act"))
 
 
-def integer(
+def stated_integer(
     config: Mapping[str, Any],
     key: str,
     family: Family,
@@ -192,24 +175,11 @@ def integer(
     stated = without_nulls(config)
     for spelling in (family.keys.get(key, key), key):
         if spelling in stated:
-            return positive(spelling, stated[spelling], minimum=minimum)
+            return integer(spelling, stated[spelling], minimum=minimum)
     return defaults[key]
-
-
-def positive(key: str, value: object, *, minimum: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**31:
-        raise CorruptCheckpoint(
-            f"config.json: {key} is {value!r}", limit=f"an integer from {minimum} is needed"
-        )
-    return value
 
 
 def epsilon(config: Mapping[str, Any], family: Family) -> float:
     if family.layer_norm_eps is not None:
         return family.layer_norm_eps
-    value = config.get("layer_norm_eps", 1e-12)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise CorruptCheckpoint(
-            f"config.json: layer_norm_eps is {value!r}", limit="a number between 0 and 1 is needed"
-        )
-    return float(value)
+    return ratio("layer_norm_eps", config.get("layer_norm_eps", 1e-12))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from kosine.spec import PositionRule
+from kosine.spec import EncoderSpec, PositionRule
+from kosine_export.families.reader import Reader
+from kosine_export.files.weights import Float32
 
 __all__ = ["BlockNames", "Family"]
 
@@ -35,7 +38,8 @@ class Family:
         class_prefixes: `model_type` by how the names of its classes begin.
         defaults: What transformers' configuration classes assume where config.json is silent, by
             `model_type`: those that the family has.
-        block: Names of a layer's tensors.
+        block: Names of the tensors of a layer that is BERT's; None where `spec` and `tensors` read
+            the config and the weights.
         tokenizer_class: What transformers assumes where no class is stated, and
             `tokenizer_classes` by `model_type` where it assumes another.
         keys: Its own spelling of BERT's config keys.
@@ -43,13 +47,17 @@ class Family:
         layer_norm_eps: Where no config states it.
         has_token_types: Whether there is a table of token types.
         position_rule: See `Positions`.
+        word_embeddings: The tensor's name; by it an encoder is found in a file.
+        parts: How the names of the encoder's tensors begin.
+        spec: config.json to a spec, where the layers are not BERT's.
+        tensors: Tensors under canonical names, where they are not BERT's.
     """
 
     name: str
     model_class: str
     class_prefixes: Mapping[str, str]
     defaults: Mapping[str, Mapping[str, int]]
-    block: BlockNames
+    block: BlockNames | None
     tokenizer_class: str = "BertTokenizer"
     tokenizer_classes: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -57,3 +65,7 @@ class Family:
     layer_norm_eps: float | None = None
     has_token_types: bool = True
     position_rule: PositionRule = "absolute"
+    word_embeddings: str = "embeddings.word_embeddings.weight"
+    parts: tuple[str, ...] = ("embeddings.", "embeddings_project.", "encoder.", "transformer.")
+    spec: Callable[[Mapping[str, Any]], EncoderSpec] | None = None
+    tensors: Callable[[EncoderSpec, Reader], Iterator[tuple[str, Float32]]] | None = None

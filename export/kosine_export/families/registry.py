@@ -9,12 +9,13 @@ from kosine_export.families.bert import BERT
 from kosine_export.families.distilbert import DISTILBERT
 from kosine_export.families.electra import ELECTRA
 from kosine_export.families.family import Family
+from kosine_export.families.modernbert import MODERNBERT
 from kosine_export.families.roberta import ROBERTA
 
 __all__ = ["FAMILIES", "MODEL_TYPES"]
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {family.name: family for family in (BERT, ROBERTA, DISTILBERT, ELECTRA)}
+    {family.name: family for family in (BERT, ROBERTA, DISTILBERT, ELECTRA, MODERNBERT)}
 )
 MODEL_TYPES: Mapping[str, Family] = MappingProxyType(
     {model_type: family for family in FAMILIES.values() for model_type in family.defaults}

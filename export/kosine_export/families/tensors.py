@@ -12,16 +12,16 @@ import numpy as np
 
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
 from kosine.spec import EncoderSpec
+from kosine_export.families.family import BlockNames
+from kosine_export.families.reader import Reader, named
 from kosine_export.families.registry import FAMILIES
 from kosine_export.files.weights import Float32, Weights
 
 __all__ = ["canonical_tensors", "encoder_prefix", "layer_of", "layers_held"]
 
-WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 # Constants that older transformers stored beside the parameters.
 BUFFERS = frozenset({"embeddings.position_ids", "embeddings.token_type_ids"})
-LAYER = re.compile(r"\.layer\.([0-9]{1,5})\.")
-ENCODER_PARTS = ("embeddings.", "embeddings_project.", "encoder.", "transformer.")
+LAYER = re.compile(r"(?:^|\.)layers?\.([0-9]{1,5})\.")
 
 
 def encoder_prefix(names: Mapping[str, object], family: str) -> str:
@@ -30,7 +30,8 @@ def encoder_prefix(names: Mapping[str, object], family: str) -> str:
     Raises:
         CorruptCheckpoint: No word embeddings, or several encoders in the file.
     """
-    found = [name.removesuffix(WORD_EMBEDDINGS) for name in names if name.endswith(WORD_EMBEDDINGS)]
+    words = FAMILIES[family].word_embeddings
+    found = [name.removesuffix(words) for name in names if name.endswith(words)]
     found = [prefix for prefix in found if prefix == "" or prefix.endswith(".")]
     if len(found) == 1:
         return found[0]
@@ -41,7 +42,7 @@ def encoder_prefix(names: Mapping[str, object], family: str) -> str:
             return preferred
     if not found:
         raise CorruptCheckpoint(
-            f"tensor {WORD_EMBEDDINGS} is missing",
+            f"tensor {words} is missing",
             limit=f"the weights must be those of a {family} encoder",
             remedy="check that config.json and the weights belong together",
         )
@@ -57,79 +58,9 @@ def layer_of(name: str) -> int | None:
 def layers_held(names: Mapping[str, object], family: str) -> int:
     """How many layers there are weights for: config.json may ask for fewer."""
     prefix = encoder_prefix(names, family)
-    parts = tuple(prefix + part for part in ENCODER_PARTS)
+    parts = tuple(prefix + part for part in FAMILIES[family].parts)
     numbers = (layer_of(name) for name in names if name.startswith(parts))
     return 1 + max((number for number in numbers if number is not None), default=-1)
-
-
-class Reader:
-    """Reads tensors by their checkpoint names, checks shapes, and remembers what was used."""
-
-    def __init__(
-        self, weights: Weights, prefix: str, patch: Callable[[str, Float32], Float32] | None
-    ):
-        self._weights = weights
-        self._shapes = weights.shapes()
-        self._prefix = prefix
-        self._patch = patch
-        self.used: set[str] = set()
-
-    def read(self, name: str, shape: tuple[int, ...]) -> Float32:
-        full = self._prefix + name
-        if full not in self._shapes:
-            # TensorFlow's names for LayerNorm parameters, in the oldest conversions.
-            old = full.removesuffix("LayerNorm.weight") + "LayerNorm.gamma"
-            if full.endswith("LayerNorm.bias"):
-                old = full.removesuffix("LayerNorm.bias") + "LayerNorm.beta"
-            if "LayerNorm." not in full or old not in self._shapes:
-                raise CorruptCheckpoint(
-                    f"tensor {full} is missing",
-                    limit="config.json asks for it",
-                    remedy="check that config.json and the weights belong together",
-                )
-            full = old
-        if self._shapes[full] != shape:
-            raise CorruptCheckpoint(
-                f"tensor {full} has shape {self._shapes[full]}",
-                limit=f"config.json asks for {shape}",
-                remedy="check that config.json and the weights belong together",
-            )
-        self.used.add(full)
-        tensor = self._weights.read(full)
-        return tensor if self._patch is None else self._patch(name, tensor)
-
-    def linear(self, name: str, inputs: int, outputs: int) -> tuple[Float32, Float32]:
-        """(in, out) weight and (out,) bias."""
-        weight = self.read(f"{name}.weight", (outputs, inputs))
-        return np.ascontiguousarray(weight.T), self.read(f"{name}.bias", (outputs,))
-
-    def norm(self, name: str, size: int) -> tuple[Float32, Float32]:
-        return self.read(f"{name}.weight", (size,)), self.read(f"{name}.bias", (size,))
-
-    def refuse_leftovers(self, spec: EncoderSpec) -> None:
-        """A tensor of the encoder that nothing used means a variant that is not understood.
-
-        Whole layers after the last that config.json asks for are none: transformers, too, takes
-        the first ones of a deeper model.
-        """
-        for full in sorted(set(self._shapes) - self.used):
-            name = full.removeprefix(self._prefix)
-            if not full.startswith(self._prefix) or not name.startswith(ENCODER_PARTS):
-                continue
-            if name in BUFFERS:
-                continue
-            if (layer_of(name) or 0) >= len(spec.layers):
-                continue
-            if "distance_embedding" in name:
-                raise UnsupportedCheckpoint(
-                    f"tensor {full}: relative position embeddings",
-                    limit="absolute position embeddings are supported",
-                    remedy="use a checkpoint trained with absolute positions",
-                )
-            raise CorruptCheckpoint(
-                f"tensor {full} has no place in the architecture that config.json states",
-                remedy="check that config.json and the weights belong together",
-            )
 
 
 def canonical_tensors(
@@ -148,17 +79,23 @@ def canonical_tensors(
         CorruptCheckpoint: A tensor is missing, surplus, of the wrong shape, or not finite.
     """
     reader = Reader(weights, encoder_prefix(weights.shapes(), spec.family), patch)
-    tensors = dict(embeddings(spec, reader))
-    for layer in range(len(spec.layers)):
-        tensors.update(block(spec, reader, layer))
-    reader.refuse_leftovers(spec)
+    family = FAMILIES[spec.family]
+    if family.tensors is not None:
+        tensors = dict(family.tensors(spec, reader))
+    else:
+        assert family.block is not None
+        tensors = dict(embeddings(spec, reader))
+        for layer in range(len(spec.layers)):
+            tensors.update(block(spec, reader, layer, family.block))
+    refuse_leftovers(reader, spec)
     return tensors
 
 
 def embeddings(spec: EncoderSpec, reader: Reader) -> Iterator[tuple[str, Float32]]:
     sizes = spec.embeddings
     width = sizes.size
-    yield "embeddings.word.weight", reader.read(WORD_EMBEDDINGS, (sizes.vocab_size, width))
+    words = FAMILIES[spec.family].word_embeddings
+    yield "embeddings.word.weight", reader.read(words, (sizes.vocab_size, width))
     yield (
         "embeddings.position.weight",
         reader.read("embeddings.position_embeddings.weight", (sizes.positions.rows, width)),
@@ -174,8 +111,9 @@ def embeddings(spec: EncoderSpec, reader: Reader) -> Iterator[tuple[str, Float32
         yield from named("embeddings.project", projection)
 
 
-def block(spec: EncoderSpec, reader: Reader, layer: int) -> Iterator[tuple[str, Float32]]:
-    names = FAMILIES[spec.family].block
+def block(
+    spec: EncoderSpec, reader: Reader, layer: int, names: BlockNames
+) -> Iterator[tuple[str, Float32]]:
     source, target = names.layer.format(layer), f"layers.{layer}"
     hidden, sizes = spec.hidden_size, spec.layers[layer]
     heads, intermediate = sizes.attention.width, sizes.feed_forward.intermediate_size
@@ -197,6 +135,28 @@ def block(spec: EncoderSpec, reader: Reader, layer: int) -> Iterator[tuple[str, 
     yield from named(f"{target}.ffn.norm", reader.norm(source + names.ffn_norm, hidden))
 
 
-def named(name: str, pair: tuple[Float32, Float32]) -> Iterator[tuple[str, Float32]]:
-    yield f"{name}.weight", pair[0]
-    yield f"{name}.bias", pair[1]
+def refuse_leftovers(reader: Reader, spec: EncoderSpec) -> None:
+    """A tensor of the encoder that nothing used means a variant that is not understood.
+
+    Whole layers after the last that config.json asks for are none: transformers, too, takes
+    the first ones of a deeper model.
+    """
+    parts = FAMILIES[spec.family].parts
+    for full in sorted(set(reader.shapes) - reader.used):
+        name = full.removeprefix(reader.prefix)
+        if not full.startswith(reader.prefix) or not name.startswith(parts):
+            continue
+        if name in BUFFERS:
+            continue
+        if (layer_of(name) or 0) >= len(spec.layers):
+            continue
+        if "distance_embedding" in name:
+            raise UnsupportedCheckpoint(
+                f"tensor {full}: relative position embeddings",
+                limit="absolute position embeddings are supported",
+                remedy="use a checkpoint trained with absolute positions",
+            )
+        raise CorruptCheckpoint(
+            f"tensor {full} has no place in the architecture that config.json states",
+            remedy="check that config.json and the weights belong together",
+        )

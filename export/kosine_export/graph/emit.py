@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
 
@@ -87,6 +88,10 @@ class Graph:
         to_half = half and self.half == TensorProto.FLOAT16
         return self._constant(name, np.asarray(value, np.float16 if to_half else np.float32))
 
+    def floats(self, name: str, values: NDArray[np.float32]) -> str:
+        """A float32 constant array."""
+        return self._constant(name, values)
+
     def to_half(self, x: str) -> str:
         """To the graph's working precision: nothing to do in a float32 graph."""
         return self.op("Cast", x, half=True, to=self.half) if self.is_half else x
@@ -106,10 +111,11 @@ class Graph:
         y: str = self.op("MatMul", x, self.weight(f"{name}.weight"), half=half)
         return self.op("Add", y, self.weight(f"{name}.bias"), half=half) if bias else y
 
-    def layer_norm(self, x: str, name: str, eps: float) -> str:
+    def layer_norm(self, x: str, name: str, eps: float, *, bias: bool = True) -> str:
         """float32 in, float32 out."""
-        weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
-        return str(self.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=eps))
+        names = ("weight", "bias") if bias else ("weight",)
+        arrays = [self.weight(f"{name}.{part}") for part in names]
+        return str(self.op("LayerNormalization", x, *arrays, axis=-1, epsilon=eps))
 
     def gelu(self, x: str, *, half: bool = True) -> str:
         suffix = "" if half else "_float"

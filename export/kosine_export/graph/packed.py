@@ -8,9 +8,9 @@ import onnx
 
 from kosine.bundle.tensorfile import TensorEntry
 from kosine.spec import EncoderSpec
-from kosine_export.graph.block import attention_bias, embed, layers, require_supported
+from kosine_export.graph.block import Sight, embed, layers, reads_places, require_supported
 from kosine_export.graph.emit import Graph
-from kosine_export.graph.pooling import segment_maxima, segment_means, unit_vectors
+from kosine_export.graph.pooling import pool_packed, unit_vectors
 
 __all__ = ["QUERY_BLOCK", "packed_graph"]
 
@@ -36,43 +36,35 @@ def packed_graph(
     require_supported(spec)
     g = Graph(entries, location, precision, shadow=shadow)
     words = g.op("Gather", g.weight("embeddings.word.weight"), "input_ids", half=True)
-    places = g.op("Gather", g.weight("embeddings.position.weight"), "position_ids", half=True)
-    types = None
+    rows = types = None
+    if spec.embeddings.positions.rule != "none":
+        rows = g.op("Gather", g.weight("embeddings.position.weight"), "position_ids", half=True)
     if spec.embeddings.token_types:
         row = g.ints("zero", 0)
         types = g.op("Gather", g.weight("embeddings.token_type.weight"), row, half=True)
-    x = embed(g, spec, words, places, types)
+    x = embed(g, spec, words, rows, types)
 
     # (R, 1, S, 1) against (R, 1, 1, S): attention stays inside equal segment ids.
     own = g.op("Unsqueeze", "segment_ids", g.ints("axes_1_3", [1, 3]))
     other = g.op("Unsqueeze", "segment_ids", g.ints("axes_1_2", [1, 2]))
     edges = _query_edges(max_tokens) if precision == "float32" else []
-    biases = [attention_bias(g, g.op("Equal", block, other)) for block in g.cut(own, edges)]
-    x = layers(g, spec, x, biases, edges)
-
-    inputs: list[tuple[str, Sequence[str | int]]] = [
-        (name, ["rows", "width"]) for name in ("input_ids", "position_ids", "segment_ids")
-    ]
-    pool_ids = "segment_ids"
-    if not spec.pooling.include_prompt and spec.pooling.mode != "cls":
-        pool_ids = "pool_ids"
-        inputs.append((pool_ids, ["rows", "width"]))
-    if spec.pooling.mode == "mean":
-        inputs += [("slots", ["slots"]), ("sentence_index", ["sentences"])]
-        pooled = segment_means(g, spec, x, pool_ids)
-    elif spec.pooling.mode == "cls":
-        inputs.append(("token_index", ["sentences"]))
-        flat = g.op("Reshape", x, g.ints("flat", [-1, spec.hidden_size]))
-        pooled = g.op("Gather", flat, "token_index")
-    else:
-        inputs += [("slots", ["slots"]), ("sentence_index", ["sentences"])]
-        pooled = segment_maxima(g, spec, x, pool_ids)
+    allowed = [g.op("Equal", block, other) for block in g.cut(own, edges)]
+    asked = reads_places(spec)
+    x = layers(g, spec, x, Sight(g, allowed, "places" if asked else None, edges))
+    pooled, read = pool_packed(g, spec, x)
+    rectangles = ["input_ids", "position_ids", "segment_ids"]
+    if rows is None:
+        rectangles.remove("position_ids")
+    if asked:
+        rectangles.append("places")
+    shapes = dict.fromkeys(rectangles, ("rows", "width")) | read
+    inputs: list[tuple[str, Sequence[str | int]]] = list(shapes.items())
     vectors, norms = unit_vectors(g, spec, pooled)
     model = g.build(
         "kosine_packed",
         inputs,
         [("vectors", vectors, ["sentences", spec.dim]), ("norms", norms, ["sentences"])],
-        OPSET_MAX_POOL if spec.pooling.mode == "max" else OPSET,
+        OPSET_MAX_POOL if "max" in spec.pooling.modes else OPSET,
     )
     return model, g.half_outputs
 

@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from kosine.bundle.tensorfile import TensorEntry
 from kosine.spec import EncoderSpec
-from kosine_export.graph.block import attention_bias, embed, layers, require_supported
+from kosine_export.graph.block import Sight, embed, layers, reads_places, require_supported
 from kosine_export.graph.emit import Graph
 from kosine_export.graph.pooling import pool_padded, unit_vectors
 
@@ -43,21 +43,29 @@ def model_graph(
     elif spec.embeddings.token_types:
         table = g.weight("embeddings.token_type.weight")
         types = g.op("Gather", table, g.ints("zero", 0), half=True)
-    if spec.embeddings.positions.rule == "roberta":
+    rule = spec.embeddings.positions.rule
+    places = positions = None
+    if rule == "roberta":
         pad = g.ints("pad", spec.embeddings.positions.pad_id)
         real = g.op("Not", g.op("Equal", "input_ids", pad))
         real = g.op("Cast", real, to=TensorProto.INT64)
         count = g.op("Mul", g.op("CumSum", real, g.ints("one", 1)), real)
         positions = g.op("Add", count, pad)
-    else:
+    if rule == "absolute" or reads_places(spec):
         length = g.op("Gather", shape, g.ints("one", 1))
-        positions = g.op("Range", g.ints("zero", 0), length, g.ints("one", 1))
-    places = g.op("Gather", g.weight("embeddings.position.weight"), positions, half=True)
+        places = g.op("Range", g.ints("zero", 0), length, g.ints("one", 1))
+    if rule == "absolute":
+        positions = places
+    rows = None
+    if positions is not None:
+        rows = g.op("Gather", g.weight("embeddings.position.weight"), positions, half=True)
     words = g.op("Gather", g.weight("embeddings.word.weight"), "input_ids", half=True)
-    x = embed(g, spec, words, places, types)
+    x = embed(g, spec, words, rows, types)
     keep = g.op("Cast", "attention_mask", to=TensorProto.BOOL)
-    bias = attention_bias(g, g.op("Unsqueeze", keep, g.ints("axes_1_2", [1, 2])))
-    x = layers(g, spec, x, [bias])
+    allowed = g.op("Unsqueeze", keep, g.ints("axes_1_2", [1, 2]))
+    if places is not None and reads_places(spec):
+        places = g.op("Unsqueeze", places, g.ints("axes_0", [0]))
+    x = layers(g, spec, x, Sight(g, [allowed], places))
     pooled = pool_padded(g, spec, x, keep)
     vectors, _ = unit_vectors(g, spec, pooled)
     return g.build(

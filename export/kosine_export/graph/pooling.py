@@ -8,25 +8,79 @@ from onnx import TensorProto
 from kosine.spec import EncoderSpec
 from kosine_export.graph.emit import Graph
 
-__all__ = ["pool_padded", "segment_maxima", "segment_means", "unit_vectors"]
+__all__ = ["pool_packed", "pool_padded", "unit_vectors"]
 
 COUNT_FLOOR = 1e-9
 NORM_FLOOR = 1e-12
+# What a packed graph may read besides ids, positions and segments: their shapes.
+PACKED_INPUTS = {
+    "pool_ids": ("rows", "width"),
+    "places": ("rows", "width"),
+    "slots": ("slots",),
+    "sentence_index": ("sentences",),
+    "token_index": ("sentences",),
+    "last_index": ("sentences",),
+}
 
 
-def segment_means(g: Graph, spec: EncoderSpec, x: str, pool_ids: str) -> str:
+def pool_packed(g: Graph, spec: EncoderSpec, x: str) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """(R, S, H) to (n, modes * H), and the shapes of the inputs that this reads."""
+    modes = spec.pooling.modes
+    own, read, parts = "segment_ids", set[str](), []
+    if not spec.pooling.include_prompt and set(modes) != {"cls"}:
+        own = "pool_ids"
+        read.add(own)
+    for mode in modes:
+        if mode == "cls":
+            read.add("token_index")
+            parts.append(_tokens(g, spec, x, "token_index"))
+        elif mode == "lasttoken":
+            read.add("last_index")
+            last = _tokens(g, spec, x, "last_index")
+            if own == "pool_ids":  # a prompt that leaves nothing gives zeros
+                ids = g.op("Reshape", own, g.ints("vector", [-1]))
+                segment = g.op("Gather", ids, "last_index")
+                gone = g.op("Equal", segment, g.ints("zero", 0))
+                gone = g.op("Unsqueeze", gone, g.ints("axes_1", [1]))
+                last = g.op("Where", gone, g.number("nothing", 0.0), last)
+            parts.append(last)
+        else:
+            read |= {"slots", "sentence_index"}
+            if mode == "weightedmean":
+                read.add("places")
+            if mode == "max":
+                parts.append(_segment_maxima(g, spec, x, own))
+            else:
+                parts.append(_segment_means(g, spec, x, own, mode))
+    pooled = str(g.op("Concat", *parts, axis=-1)) if len(parts) > 1 else parts[0]
+    return pooled, {name: shape for name, shape in PACKED_INPUTS.items() if name in read}
+
+
+def _tokens(g: Graph, spec: EncoderSpec, x: str, index: str) -> str:
+    flat = g.op("Reshape", x, g.ints("flat", [-1, spec.hidden_size]))
+    return str(g.op("Gather", flat, index))
+
+
+def _segment_means(g: Graph, spec: EncoderSpec, x: str, pool_ids: str, mode: str) -> str:
     """(R, S, H) to (n, H): a one-hot (R, K, S) product per row, then the slots in use."""
     tokens = g.op("Unsqueeze", pool_ids, g.ints("axes_1", [1]))
     slots = g.op("Unsqueeze", "slots", g.ints("axes_0_2", [0, 2]))
     member = g.op("Cast", g.op("Equal", tokens, slots), to=TensorProto.FLOAT)
+    if mode == "weightedmean":
+        weights = g.op("Add", "places", g.ints("one", 1))
+        weights = g.op("Unsqueeze", weights, g.ints("axes_1", [1]))
+        member = g.op("Mul", member, g.op("Cast", weights, to=TensorProto.FLOAT))
     total = g.op("MatMul", member, x)
     count = g.op("ReduceSum", member, g.ints("last", [-1]), keepdims=1)
-    mean = g.op("Div", total, g.op("Max", count, g.number("count_floor", COUNT_FLOOR)))
+    count = g.op("Max", count, g.number("count_floor", COUNT_FLOOR))
+    if mode == "mean_sqrt_len_tokens":
+        count = g.op("Sqrt", count)
+    mean = g.op("Div", total, count)
     flat = g.op("Reshape", mean, g.ints("flat", [-1, spec.hidden_size]))
     return str(g.op("Gather", flat, "sentence_index"))
 
 
-def segment_maxima(g: Graph, spec: EncoderSpec, x: str, pool_ids: str) -> str:
+def _segment_maxima(g: Graph, spec: EncoderSpec, x: str, pool_ids: str) -> str:
     """(R, S, H) to (n, H): every token is scattered to its slot under max.
 
     Slot 0 of each row takes the filler and the prompt; it is never gathered.
@@ -59,17 +113,36 @@ def segment_maxima(g: Graph, spec: EncoderSpec, x: str, pool_ids: str) -> str:
 
 
 def pool_padded(g: Graph, spec: EncoderSpec, x: str, keep: str) -> str:
-    """(B, S, H) to (B, H), over the positions where `keep`, (B, S), is true."""
+    """(B, S, H) to (B, modes * H), over the positions where `keep`, (B, S), is true."""
+    parts = [_pool_padded(g, spec, x, keep, mode) for mode in spec.pooling.modes]
+    return str(g.op("Concat", *parts, axis=-1)) if len(parts) > 1 else parts[0]
+
+
+def _pool_padded(g: Graph, spec: EncoderSpec, x: str, keep: str, mode: str) -> str:
     column = g.op("Unsqueeze", keep, g.ints("axes_2", [2]))
-    if spec.pooling.mode == "mean":
+    if mode in ("mean", "mean_sqrt_len_tokens", "weightedmean"):
         weights = g.op("Cast", column, to=TensorProto.FLOAT)
+        if mode == "weightedmean":
+            places = g.op("Sub", _places(g), _first(g, keep))
+            places = g.op("Cast", g.op("Add", places, g.ints("one", 1)), to=TensorProto.FLOAT)
+            weights = g.op("Mul", weights, g.op("Unsqueeze", places, g.ints("axes_2", [2])))
         axis = g.ints("axes_1", [1])
         total = g.op("ReduceSum", g.op("Mul", x, weights), axis, keepdims=0)
         count = g.op("ReduceSum", weights, axis, keepdims=0)
         floor = g.number("count_floor", COUNT_FLOOR)
-        pooled = g.op("Div", total, g.op("Max", count, floor))
-    elif spec.pooling.mode == "cls":
+        count = g.op("Max", count, floor)
+        if mode == "mean_sqrt_len_tokens":
+            count = g.op("Sqrt", count)
+        pooled = g.op("Div", total, count)
+    elif mode == "lasttoken":
+        kept = g.op("Mul", g.op("Cast", keep, to=TensorProto.INT64), _places(g))
+        last = g.op("ReduceMax", kept, axes=[1], keepdims=1)
+        pooled = g.op("GatherND", x, last, batch_dims=1)
+    elif mode == "cls" and spec.embeddings.positions.rule == "absolute":
+        # Nobody pads on the left where that moves the positions.
         pooled = g.op("Gather", x, g.ints("zero", 0), axis=1)
+    elif mode == "cls":
+        pooled = g.op("GatherND", x, _first(g, keep), batch_dims=1)
     else:
         lowest = g.number("lowest", float(np.finfo(np.float32).min))
         masked = g.op("Where", column, x, lowest)
@@ -79,6 +152,17 @@ def pool_padded(g: Graph, spec: EncoderSpec, x: str, keep: str) -> str:
         sums = g.op("ReduceSum", sums, g.ints("axes_1", [1]), keepdims=1)
         pooled = _with_nan(g, pooled, sums)
     return str(pooled)
+
+
+def _places(g: Graph) -> str:
+    """(S,) 0, 1, 2, ... over the padded sequence."""
+    length = g.op("Gather", g.op("Shape", "input_ids"), g.ints("one", 1))
+    return str(g.op("Range", g.ints("zero", 0), length, g.ints("one", 1)))
+
+
+def _first(g: Graph, keep: str) -> str:
+    """(B, 1) place of each sentence's first token."""
+    return str(g.op("ArgMax", g.op("Cast", keep, to=TensorProto.FLOAT), axis=1, keepdims=1))
 
 
 def _with_nan(g: Graph, maxima: str, sums: str) -> str:

@@ -68,10 +68,12 @@ def input_ranges(profile: PlanProfile, inputs: Iterable[str]) -> dict[str, Range
         "input_ids": rectangle,
         "position_ids": rectangle,
         "segment_ids": rectangle,
+        "places": rectangle,
         "pool_ids": rectangle,
         "slots": _range((1,), (slots,), (profile.max_slots,)),
         "sentence_index": sentences,
         "token_index": sentences,
+        "last_index": sentences,
     }
     return {name: known[name] for name in inputs}
 

@@ -35,6 +35,7 @@ UnicodeForm = Literal["none", "NFC"]
 SCHEMA = 2
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_DIMENSION = 1 << 20
+MAX_THETA = 1e12
 # Sizes that may be 0.
 FROM_ZERO = ("embeddings.token_types", "embeddings.positions.pad_id", "layers.attention.window")
 # By backend; raised when a new version gives other bits from the same files on the same machine,
@@ -182,17 +183,31 @@ def _check_spec(spec: EncoderSpec) -> None:
             least = 0 if path in FROM_ZERO else 1
             if not least <= value <= MAX_DIMENSION:
                 raise bad(f"$.spec.{where}", shown(value), f"{least} to {MAX_DIMENSION}")
-        if type(value) is float and not 0 < value < 1:
-            raise bad(f"$.spec.{where}", str(value), "between 0 and 1")
+        if type(value) is float:
+            least, most = (1, MAX_THETA) if path == "layers.attention.rope_theta" else (0, 1)
+            if not least < value < most:
+                raise bad(f"$.spec.{where}", str(value), f"between {least} and {most}")
     for i, layer in enumerate(spec.layers):
         heads, shared = layer.attention.num_heads, layer.attention.num_key_value_heads
         if heads % shared:
             at = f"$.spec.layers[{i}].attention.num_key_value_heads"
             raise bad(at, str(shared), f"a divisor of {heads}")
+        attention, at = layer.attention, f"$.spec.layers[{i}].attention"
+        if (attention.positions == "rope") != (attention.rope_theta is not None):
+            raise bad(f"{at}.rope_theta", str(attention.rope_theta), "a number with 'rope' alone")
+        if attention.positions == "rope" and attention.head_size % 2:
+            raise bad(f"{at}.head_size", str(attention.head_size), "an even number with 'rope'")
+        if not layer.attention_norm and layer.norm_placement == "post":
+            raise bad(f"$.spec.layers[{i}].attention_norm", "false", "true with norms 'post'")
     positions = spec.embeddings.positions
     if positions.pad_id >= spec.embeddings.vocab_size:
         raise bad("$.spec.embeddings.positions.pad_id", str(positions.pad_id), "a vocabulary id")
-    dim = spec.hidden_size
+    if not spec.pooling.modes:
+        raise bad("$.spec.pooling.modes", "empty", "at least one")
+    dim = spec.pooled_size
+    if dim > MAX_DIMENSION:
+        modes = f"{len(spec.pooling.modes)} of them"
+        raise bad("$.spec.pooling.modes", modes, f"{MAX_DIMENSION} dimensions at most")
     for i, dense in enumerate(spec.dense):
         if dense.in_features != dim:
             raise bad(f"$.spec.dense[{i}].in_features", shown(dense.in_features), f"{dim}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from kosine.bundle.typed_json import bad, build, shown
 from kosine.spec import (
@@ -41,12 +41,18 @@ class _Architecture:
 
 
 @dataclass(frozen=True, slots=True)
+class _Pooling:
+    mode: Literal["mean", "cls", "max"]
+    include_prompt: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Model:
     """What schema 1 says of the model."""
 
     architecture: _Architecture
     dim: int
-    pooling: Pooling
+    pooling: _Pooling
     dense: tuple[Dense, ...]
     normalized: bool
     special_ids: dict[str, int]
@@ -80,12 +86,13 @@ def _spec(model: _Model) -> EncoderSpec:
         raise bad(at, shown(a.num_heads), f"a divisor of {shown(a.hidden_size)}")
     if "pad" not in model.special_ids:
         raise bad("$.special_ids.pad", "no value", "a vocabulary id")
-    norm = Norm("layer_norm", a.layer_norm_eps)
+    norm = Norm("layer_norm", a.layer_norm_eps, bias=True)
     head_size = a.hidden_size // a.num_heads
     block = Block(
         norm_placement="post",
         norm=norm,
-        attention=Attention(a.num_heads, a.num_heads, head_size, "none", None, bias=True),
+        attention_norm=True,
+        attention=Attention(a.num_heads, a.num_heads, head_size, "none", None, None, bias=True),
         feed_forward=FeedForward(a.intermediate_size, "gelu", gated=False, bias=True),
     )
     return EncoderSpec(
@@ -101,7 +108,8 @@ def _spec(model: _Model) -> EncoderSpec:
             norm=norm,
         ),
         layers=(block,) * a.num_layers,
-        pooling=model.pooling,
+        final_norm=None,
+        pooling=Pooling((model.pooling.mode,), model.pooling.include_prompt),
         dense=model.dense,
         normalize=model.normalized,
     )

@@ -91,7 +91,10 @@ def _summary(spec: EncoderSpec) -> dict[str, Any]:
             "layer_norm_eps": first.norm.eps,
             "position_rule": spec.embeddings.positions.rule,
         },
-        "pooling": dataclasses.asdict(spec.pooling),
+        "pooling": {
+            "mode": "+".join(spec.pooling.modes),
+            "include_prompt": spec.pooling.include_prompt,
+        },
         "dense": [dataclasses.asdict(layer) for layer in spec.dense],
         "normalized": spec.normalize,
     }
@@ -105,8 +108,8 @@ def _text(bundle: Bundle, engines: list[dict[str, Any]], chosen: dict[str, str] 
         f"{bundle.path.name}: {spec.family}, {len(spec.layers)} layers, "
         f"hidden {spec.hidden_size}, {spec.layers[0].attention.num_heads} heads, "
         f"vocabulary {spec.embeddings.vocab_size}",
-        f"  vectors      {m.dim} dimensions, {spec.pooling.mode} pooling, similarity {m.similarity}"
-        + (", normalised by the checkpoint" if spec.normalize else ""),
+        f"  vectors      {m.dim} dimensions, {' + '.join(spec.pooling.modes)} pooling, "
+        f"similarity {m.similarity}" + (", normalised by the checkpoint" if spec.normalize else ""),
         f"  max tokens   {m.max_tokens} (longer texts are cut)",
         f"  prompts      {', '.join(f'{k}={v!r}' for k, v in m.prompts.items()) or 'none'}"
         f" (default: {m.default_prompt_name or 'none'}; "

@@ -16,6 +16,7 @@ from kosine.errors import InputError
 
 __all__ = [
     "add_engine",
+    "add_fields",
     "add_json",
     "add_prompt",
     "load_encoder",
@@ -48,6 +49,15 @@ def add_prompt(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prompt", metavar="TEXT", help="a prompt as text")
 
 
+def add_fields(parser: argparse.ArgumentParser, *, ids: bool = False) -> None:
+    """--text-field, and --id-field where ids are of use."""
+    parser.add_argument(
+        "--text-field", metavar="F", help="where records have the text (default: text)"
+    )
+    if ids:
+        parser.add_argument("--id-field", metavar="F", help="where records have an id")
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
@@ -61,6 +71,7 @@ def load_encoder(args: argparse.Namespace) -> kosine.Encoder:
         dtype=args.dtype,
         device=args.device,
         threads=args.threads,
+        max_batch_tokens=getattr(args, "batch_tokens", None),
     )
 
 

@@ -10,7 +10,7 @@ import unicodedata
 from kosine.commands import options
 from kosine.scoring import cosine
 
-__all__ = ["add_arguments", "matrix", "run"]
+__all__ = ["add_arguments", "clip", "matrix", "run"]
 
 LABEL_COLUMNS = 44
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 def matrix(texts: list[str], scores: list[list[float]]) -> str:
     """The scores as a table that lines up in a terminal, Hangul being two columns wide."""
-    shown = [_clip(text) for text in texts]
+    shown = [clip(text) for text in texts]
     wide = max(_columns(text) for text in shown)
     lines = [" " * (wide + 5) + "".join(f"{i:>8}" for i in range(1, len(texts) + 1))]
     for i, (text, row) in enumerate(zip(shown, scores, strict=True), 1):
@@ -57,7 +57,8 @@ def matrix(texts: list[str], scores: list[list[float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _clip(text: str) -> str:
+def clip(text: str) -> str:
+    """A text on one line of a table: what cannot be shown replaced, what is too long cut."""
     clean = options.printable("".join(c if c.isprintable() else " " for c in text))
     if _columns(clean) <= LABEL_COLUMNS:
         return clean

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
@@ -162,7 +162,7 @@ class Queue:
         level.tokens += call.tokens
         self.tokens += call.tokens
         self.requests += len(call.futures)
-        self.nbytes += sum([text.nbytes for text in call.texts])
+        self.nbytes += sum(call.sizes)
 
     def _late(self, tokens: int, priority: int, deadline: float, now: float) -> Refusal | None:
         """Whether the backlog ahead leaves no time; an idle batcher always tries."""
@@ -219,78 +219,69 @@ class Queue:
         predict = self.latency.drain_at_most
         patience = math.inf
         probe: Call | None = None
-        last: Call | None = None
-        while batch.tokens < budget:
-            # Who was served last is still the first of all while it has texts.
-            call = last if last is not None and last.texts else self._head()
-            if call is None:
-                break
-            text = call.texts[0]
-            total = batch.tokens + text.tokens
-            if call.deadline != math.inf and (call is not last or not text.future.matrix):
-                # Texts that are answered together are worth nothing until the last one has run.
-                needed = batch.tokens + call.tokens if text.future.matrix else total
-                if now + predict(needed, budget) > call.deadline:
-                    if probe is None and call.deadline > now:
-                        probe = call
-                    self._shed(batch, call)
-                    continue
-            if batch.texts and total > budget:
-                break
-            if batch.texts and patience != math.inf and predict(total, budget) > patience:
-                break
-            if call.deadline != math.inf:
-                patience = min(patience, HEADROOM * (call.deadline - now))
-            batch.texts.append(text)
-            batch.tokens = total
-            self._leave(text)
-            last = call
+        full = False
+        while not full and batch.tokens < budget and (call := self._head()) is not None:
+            timed = call.deadline != math.inf
+            leaving: list[Text] = []
+            for text in call.remaining():
+                total = batch.tokens + text.tokens
+                if timed and not (call.matrix and leaving):
+                    # Texts that are answered together are worth nothing until the last has run.
+                    needed = batch.tokens + call.tokens if call.matrix else total
+                    if now + predict(needed, budget) > call.deadline:
+                        if probe is None and call.deadline > now:
+                            probe = call
+                        late = [*call.remaining()] if call.matrix else [text]
+                        batch.shed += late
+                        leaving += late
+                        if call.matrix:
+                            break
+                        continue
+                full = bool(batch.texts) and (
+                    total > budget or (patience != math.inf and predict(total, budget) > patience)
+                )
+                if full:
+                    break
+                if timed:
+                    patience = min(patience, HEADROOM * (call.deadline - now))
+                batch.texts.append(text)
+                batch.tokens = total
+                leaving.append(text)
+                if total >= budget:
+                    break
+            if leaving:
+                self._leave(call, leaving)
+                if call.waiting and batch.texts and batch.texts[-1].call is call:
+                    # Served for now: the others of its level go first.
+                    call.queued = now
+                    self._levels[call.priority].calls.move_to_end(call)
         if probe is not None and not batch.texts:
             # Nothing else to run: trying costs nobody's place and keeps the prediction honest.
             self._try_again(batch, probe)
-        if last is not None and last.texts:
-            # Served for now: the others of its level go first.
-            last.queued = now
-            self._levels[last.priority].calls.move_to_end(last)
         if batch.texts:
             self.busy_until = now + self.latency.predict(batch.tokens)
 
     def _head(self) -> Call | None:
-        """The call that goes next; its first text waits. None if nobody does."""
+        """The call that goes next; None if nothing waits."""
         best: Call | None = None
         best_key = math.inf
-        ageing_s = self.limits.ageing_s
         for priority, level in self._levels.items():
             call = level.first()
-            key = call.queued - priority * ageing_s
+            key = call.queued - priority * self.limits.ageing_s
             if key < best_key:
                 best, best_key = call, key
-        if best is not None and not best.texts[0].waits:
-            self._drop_dead(best)
         return best
 
-    def _leave(self, text: Text) -> None:
-        """The first text of a call leaves the queue for a batch."""
-        self._discharge(text)
-        texts = text.call.texts
-        texts.popleft()
-        if not texts:
-            self._forget(text.call)
-        elif not texts[0].waits:
-            self._drop_dead(text.call)
-
-    def _shed(self, batch: Batch, call: Call) -> None:
-        """The first text of a call leaves for good, with those that are answered with it."""
-        leaving = list(call.texts) if call.texts[0].future.matrix else [call.texts[0]]
-        batch.shed += [text for text in leaving if text.waits]
-        for text in leaving:
-            if text.waits:
-                self._leave(text)
+    def _leave(self, call: Call, texts: Sequence[Text]) -> None:
+        """The first texts of a call leave the queue."""
+        call.next = texts[-1].place + 1
+        requests = int(call.waiting == len(texts)) if call.matrix else len(texts)
+        nbytes = sum([call.sizes[text.place] for text in texts])
+        self._discharge(call, requests, len(texts), sum([text.tokens for text in texts]), nbytes)
 
     def _try_again(self, batch: Batch, call: Call) -> None:
-        budget = self.limits.batch_tokens
         for text in [text for text in batch.shed if text.call is call]:
-            if batch.texts and batch.tokens + text.tokens > budget:
+            if batch.texts and batch.tokens + text.tokens > self.limits.batch_tokens:
                 break
             batch.texts.append(text)
             batch.tokens += text.tokens
@@ -305,27 +296,28 @@ class Queue:
     def claim(self, future: BatchFuture) -> None:
         """A future is answered, failed or cancelled: its texts no longer wait."""
         future.open = False
-        texts, future.texts = future.texts, ()
-        call = texts[0].call
-        call.open -= 1
-        if not call.open:
-            self._timed.discard(call)
-        if not future.waiting:
+        call, future.call = future.call, None
+        if call is None:
             return
-        for text in texts:
-            if text.waits:
-                self._discharge(text)
-                call.dead += 1
-        # The dead never outnumber the living: what nobody waits for takes no memory.
-        if call.dead * 2 > len(call.texts):
-            self._drop_dead(call)
+        call.open -= 1
+        if not call.open and call.deadline != math.inf:
+            self._timed.discard(call)
+        index = future.index
+        if call.matrix:
+            if call.waiting:
+                left = call.sizes[call.next :]
+                self._discharge(call, 1, len(left), call.tokens, sum(left))
+        elif index >= call.next:
+            call.futures[index] = None  # what nobody waits for takes no memory
+            tokens = call.starts[index + 1] - call.starts[index]
+            self._discharge(call, 1, 1, tokens, call.sizes[index])
 
     def expired(self, now: float) -> list[BatchFuture]:
         """Open futures whose deadline has passed, whether they wait or run."""
         late: list[BatchFuture] = []
         while self._heap and self._heap[0][0] <= now:
             call = heapq.heappop(self._heap)[2]
-            late += [future for future in call.futures if future.open]
+            late += [future for future in call.futures if future is not None and future.open]
         return late
 
     def next_deadline(self) -> float:
@@ -334,57 +326,41 @@ class Queue:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else math.inf
 
-    def waiting(self) -> Iterator[Text]:
+    def waiting(self) -> list[Text]:
         """Every text that waits."""
-        for level in self._levels.values():
-            for call in level.calls:
-                yield from (text for text in call.texts if text.waits)
+        calls = [call for level in self._levels.values() for call in level.calls]
+        return [text for call in calls for text in call.remaining()]
 
     def recount(self) -> None:
         """Recompute all sums from the texts: a killed thread may have left a half-done step."""
+        texts = self.waiting()
         for priority, level in list(self._levels.items()):
             for call in list(level.calls):
-                self._drop_dead(call)
-            level.tokens = 0
+                own = [*call.remaining()]
+                call.waiting, call.tokens = len(own), sum(text.tokens for text in own)
+                if not own:
+                    del level.calls[call]
+            level.tokens = sum(call.tokens for call in level.calls)
             if not level.calls:
-                self._levels.pop(priority, None)
-        texts = list(self.waiting())
-        for text in texts:
-            text.call.tokens = text.future.waiting = 0
-        for text in texts:
-            text.call.tokens += text.tokens
-            text.future.waiting += 1
-            self._levels[text.call.priority].tokens += text.tokens
+                del self._levels[priority]
         self.tokens = sum(text.tokens for text in texts)
-        self.nbytes = sum(text.nbytes for text in texts)
+        self.nbytes = sum(text.call.sizes[text.place] for text in texts)
         self.requests = len({text.future for text in texts})
         self._rebuild_heap()
 
-    def _discharge(self, text: Text) -> None:
-        """A text no longer counts."""
-        text.waits = False
-        call, future, tokens = text.call, text.future, text.tokens
+    def _discharge(self, call: Call, requests: int, texts: int, tokens: int, nbytes: int) -> None:
+        """So much of a call no longer waits."""
+        call.waiting -= texts
         call.tokens -= tokens
-        self._levels[call.priority].tokens -= tokens
         self.tokens -= tokens
-        self.nbytes -= text.nbytes
-        future.waiting -= 1
-        if not future.waiting:
-            self.requests -= 1
-
-    def _drop_dead(self, call: Call) -> None:
-        """Remove the texts that nobody waits for."""
-        call.texts = deque(text for text in call.texts if text.waits)
-        call.dead = 0
-        if not call.texts:
-            self._forget(call)
-
-    def _forget(self, call: Call) -> None:
-        """A call has no text left that waits."""
+        self.nbytes -= nbytes
+        self.requests -= requests
         level = self._levels[call.priority]
-        level.calls.pop(call, None)
-        if not level.calls:
-            del self._levels[call.priority]
+        level.tokens -= tokens
+        if not call.waiting:
+            level.calls.pop(call, None)
+            if not level.calls:
+                del self._levels[call.priority]
 
     def _rebuild_heap(self) -> None:
         self._heap = [(call.deadline, next(self._serial), call) for call in self._timed]

@@ -131,7 +131,7 @@ def input_shape(name: str, shape: Shape) -> tuple[int, ...]:
     """The shape of one input of the packed graph, by its name in `Rows`."""
     if name == "slots":
         return (shape.slots,)
-    if name in ("sentence_index", "token_index"):
+    if name in ("sentence_index", "token_index", "last_index"):
         return (shape.sentences,)
     return (shape.rows, shape.width)
 
@@ -157,8 +157,10 @@ def fill_piece(batch: Packed, positions: Int32, piece: Piece, pad_id: int) -> Ro
         grown(rows.input_ids, pad_id),
         grown(rows.position_ids),
         segment_ids,
+        grown(rows.places),
         segment_ids if rows.pool_ids is rows.segment_ids else grown(rows.pool_ids),
         np.arange(1, shape.slots + 1, dtype=np.int64),
         np.pad(plan.row.astype(np.int64) * shape.slots + plan.slot, spare),
         np.pad(rows.token_index, spare),
+        np.pad(rows.last_index, spare),
     )

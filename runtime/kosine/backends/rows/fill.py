@@ -24,19 +24,23 @@ class Rows:
         position_ids: (R, S) int64 rows of the position table, counted anew in each sentence.
         segment_ids: (R, S) int64; sentence k of a row is k + 1, filler is 0. Attention stays
             inside equal ids, so filler attends to filler and no softmax row is empty.
+        places: (R, S) int64; 0, 1, 2, ... in each sentence.
         pool_ids: (R, S) int64; as `segment_ids`, but 0 on tokens that pooling leaves out.
         slots: (K,) int64, 1 to K: what `pool_ids` is compared with.
         sentence_index: (n,) int64, where sentence i is among the R * K slots.
         token_index: (n,) int64, where sentence i's cls token is among the R * S tokens.
+        last_index: (n,) int64, where sentence i's last token is among them.
     """
 
     input_ids: Int64
     position_ids: Int64
     segment_ids: Int64
+    places: Int64
     pool_ids: Int64
     slots: Int64
     sentence_index: Int64
     token_index: Int64
+    last_index: Int64
 
 
 def fill_rows(batch: Packed, positions: Int32, plan: RowPlan, pad_id: int) -> Rows:
@@ -62,6 +66,8 @@ def fill_rows(batch: Packed, positions: Int32, plan: RowPlan, pad_id: int) -> Ro
     segment_ids = np.zeros(plan.num_tokens, np.int64)
     input_ids[target] = batch.ids[source]
     position_ids[target] = positions[source]
+    places = np.zeros(plan.num_tokens, np.int64)
+    places[target] = within
     segments = np.repeat(plan.slot.astype(np.int64) + 1, lengths)
     segment_ids[target] = segments
     pool_ids, token_index = segment_ids, first
@@ -75,8 +81,10 @@ def fill_rows(batch: Packed, positions: Int32, plan: RowPlan, pad_id: int) -> Ro
         input_ids.reshape(shape),
         position_ids.reshape(shape),
         segment_ids.reshape(shape),
+        places.reshape(shape),
         pool_ids.reshape(shape),
         np.arange(1, num_slots + 1, dtype=np.int64),
         plan.row.astype(np.int64) * num_slots + plan.slot,
         token_index,
+        first + lengths - 1,
     )

@@ -1,0 +1,1 @@
+"""Everyday jobs on files of texts: reading, encoding in windows, writing, resuming, comparing."""

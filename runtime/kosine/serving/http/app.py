@@ -1,0 +1,323 @@
+"""The service as an ASGI application: which request may do what, and what each is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from traceback import extract_tb
+from typing import Any, Final
+
+import msgspec
+
+from kosine.serving.http.models import Model, Models
+from kosine.serving.http.problems import Problem, problem_of, told
+from kosine.serving.http.settings import Keys, Settings
+from kosine.serving.http.wire import JSON, Reply, check_nesting, decode
+
+__all__ = ["Call", "Endpoint", "Service"]
+
+# A body over the limit is read up to this many times the limit and thrown away, so that the client
+# gets as far as reading the answer that says so.
+READ_ANYWAY: Final = 4
+REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+
+logger = logging.getLogger("kosine.http")
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One route.
+
+    Attributes:
+        method, path: Of its requests.
+        handle: Answers them.
+        summary: What it is for, in a line.
+        body: The form of a request's JSON; None where there is none.
+        answer: The form of the answer's JSON; None where it is something else.
+        shape: How its errors look.
+        public: It needs no key.
+        remedies: By field of the body, what is added to the error of a wrong one.
+    """
+
+    method: str
+    path: str
+    handle: Callable[[Call, Any], Awaitable[Reply]]
+    summary: str
+    body: Any = None
+    answer: Any = None
+    shape: str = "tei"
+    public: bool = False
+    remedies: Mapping[str, str] = field(default_factory=dict)
+    decoder: Any = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.body is not None:
+            object.__setattr__(self, "decoder", msgspec.json.Decoder(self.body).decode)
+
+
+class Call:
+    """One request, as its handler sees it.
+
+    Attributes:
+        service: That was asked.
+        headers: By name, in small letters, as bytes.
+        deadline: By `time.monotonic`.
+        request_id: The client's own or a new one.
+        model, texts, tokens: What is logged of it.
+    """
+
+    __slots__ = ("deadline", "headers", "model", "request_id", "service", "started", "texts",
+                 "tokens")  # fmt: skip
+
+    def __init__(self, service: Service, headers: dict[bytes, bytes]) -> None:
+        self.service = service
+        self.headers = headers
+        self.started = time.monotonic()
+        self.deadline = self.started + service.settings.timeout
+        given = headers.get(b"x-request-id")
+        known = given is not None and REQUEST_ID.fullmatch(given)
+        self.request_id = given if given and known else service.new_id()
+        self.model = "-"
+        self.texts = self.tokens = 0
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[Model]:
+        """The version of a model that answers this request, whatever is loaded meanwhile.
+
+        Raises:
+            Problem: There is no such model, or none is loaded yet.
+        """
+        models = self.service.models
+        model = models.find(name)
+        if model is None:
+            if not models.by_name:
+                raise Problem("unavailable", "the model is being loaded; retry", retry_after=1.0)
+            raise Problem(
+                "not_found",
+                f"there is no such model; there is: {', '.join(models.by_name)}",
+                param="model",
+                code="model_not_found",
+            )
+        self.model = model.name
+        with model.used():
+            yield model
+
+
+class Service:
+    """The application.
+
+    Args:
+        settings: Its limits and deadlines.
+        models: What it serves.
+        keys: Who may ask; without any, everybody.
+        endpoints: Its routes.
+        observe: Told of every answered request: (route, status, seconds).
+
+    Attributes:
+        draining: Since SIGTERM.
+        in_progress: Requests that are not answered.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: Models,
+        keys: Keys,
+        endpoints: Iterable[Endpoint],
+        observe: Callable[[str, int, float], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.models = models
+        self.keys = keys
+        self.draining = False
+        self.in_progress = 0
+        self.endpoints = list(endpoints)
+        self._observe = observe
+        self._routes: dict[str, dict[str, Endpoint]] = {}
+        for endpoint in self.endpoints:
+            self._routes.setdefault(endpoint.path, {})[endpoint.method] = endpoint
+        self._ids = itertools.count(1)
+        self._id_prefix = secrets.token_hex(4)
+
+    def new_id(self) -> bytes:
+        return b"%b-%d" % (self._id_prefix.encode(), next(self._ids))
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        connection = scope.get("connection")
+        if connection is not None:
+            connection.task = asyncio.current_task()
+        call = Call(self, dict(scope["headers"]))
+        path = scope["path"]
+        route, shape = "unknown", "openai" if path.startswith("/v1/") else "tei"
+        self.in_progress += 1
+        try:
+            try:
+                endpoint = self._endpoint(scope["method"], path, call)
+                route, shape = endpoint.path, endpoint.shape
+                body = await self._body(endpoint, call, receive)
+                reply = await endpoint.handle(call, body)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is answered
+                reply = self._refusal(error, shape, call)
+            status = reply.status
+            await self._send(reply, call, scope, send)
+        except asyncio.CancelledError:
+            # The client went away, or the time for draining is over.
+            status = 499
+            problem = Problem("unavailable", "the service is ending; retry", retry_after=1.0)
+            await self._send(self._refusal(problem, shape, call), call, scope, send)
+        finally:
+            self.in_progress -= 1
+        seconds = time.monotonic() - call.started
+        if self._observe is not None:
+            self._observe(route, status, seconds)
+        if logger.isEnabledFor(logging.INFO):
+            logger.info(
+                "%s %s",
+                scope["method"] if route != "unknown" else "-",
+                route,
+                extra={
+                    "fields": {
+                        "status": status,
+                        "ms": round(seconds * 1e3, 2),
+                        "model": call.model,
+                        "texts": call.texts,
+                        "tokens": call.tokens,
+                        "id": call.request_id.decode(),
+                    }
+                },
+            )
+
+    def _endpoint(self, method: str, path: str, call: Call) -> Endpoint:
+        """Where a request goes, if it may."""
+        methods = self._routes.get(path)
+        if methods is None:
+            self._authorize(call)
+            raise Problem("not_found", "there is no such route; GET /openapi.json lists them")
+        endpoint = methods.get("GET" if method == "HEAD" else method)
+        if endpoint is None or not endpoint.public:
+            self._authorize(call)
+        if endpoint is None:
+            raise Problem("method_not_allowed", f"this route takes {', '.join(methods)}")
+        return endpoint
+
+    def _authorize(self, call: Call) -> None:
+        if not self.keys:
+            return
+        headers = call.headers
+        given = headers.get(b"authorization") or headers.get(b"x-api-key") or b""
+        scheme, _, key = given.partition(b" ")
+        if not self.keys.accept(key.strip() if scheme.lower() == b"bearer" else given):
+            raise Problem(
+                "invalid_api_key",
+                "the API key is missing or wrong; send it as: Authorization: Bearer KEY",
+                close=True,
+            )
+
+    async def _body(self, endpoint: Endpoint, call: Call, receive: Receive) -> Any:
+        """A request's body, read within the limits and decoded."""
+        settings, headers = self.settings, call.headers
+        asked = headers.get(b"x-deadline-ms")
+        if asked is not None:
+            if not asked.isdigit() or len(asked) > 9 or int(asked) == 0:
+                raise Problem("invalid", "X-Deadline-Ms takes a whole number of milliseconds")
+            call.deadline = min(call.deadline, call.started + int(asked) / 1e3)
+        if endpoint.decoder is None:
+            return None
+        if self.in_progress > settings.max_requests:
+            raise Problem(
+                "overloaded",
+                f"{settings.max_requests} requests are in progress; retry",
+                retry_after=1.0,
+                close=True,
+            )
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if kind != JSON:
+            raise Problem(
+                "unsupported_media_type",
+                "the body must be JSON; send the header Content-Type: application/json",
+                close=True,
+            )
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise Problem("unsupported_media_type", "the body must not be compressed", close=True)
+        data = await _read(receive, headers, settings.max_body)
+        check_nesting(data, settings.max_depth, settings.max_items + 64)
+        return decode(endpoint.decoder, data, endpoint.remedies)
+
+    def _refusal(self, error: Exception, shape: str, call: Call) -> Reply:
+        problem = problem_of(error)
+        if problem.kind in ("internal", "backend"):
+            # Not what it says: that may hold a text. Where it happened is enough to find it.
+            places = [f"{frame.name}:{frame.lineno}" for frame in extract_tb(error.__traceback__)]
+            logger.error(
+                "request %s failed: %s at %s",
+                call.request_id.decode(),
+                type(error).__name__,
+                " > ".join(places[-6:]),
+            )
+        status, data = told(problem, shape)
+        return Reply(data, status, headers=problem.headers)
+
+    async def _send(
+        self, reply: Reply, call: Call, scope: MutableMapping[str, Any], send: Send
+    ) -> None:
+        headers = [
+            (b"content-type", reply.media),
+            (b"x-request-id", call.request_id),
+            (b"x-content-type-options", b"nosniff"),
+            *reply.headers,
+        ]
+        body = reply.body
+        if not isinstance(body, bytes) and scope["http_version"] == "1.0":
+            body = b"".join(body)
+        if isinstance(body, bytes):
+            headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        if isinstance(body, bytes):
+            await send({"type": "http.response.body", "body": body})
+            return
+        for piece in body:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await asyncio.sleep(0)  # others are served between the pieces
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _read(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
+    too_large = Problem(
+        "body_too_large",
+        f"the body is over {limit} bytes; send it in several requests",
+        close=True,
+    )
+    length = headers.get(b"content-length")
+    if length is not None and int(length) > READ_ANYWAY * limit:
+        raise too_large
+    message = await receive()
+    data = message.get("body", b"")
+    if not message.get("more_body", False) and len(data) <= limit:
+        if message["type"] == "http.disconnect":
+            raise asyncio.CancelledError
+        return bytes(data)
+    parts, size = [data], len(data)
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise asyncio.CancelledError
+        size += len(message.get("body", b""))
+        if size > READ_ANYWAY * limit:
+            raise too_large
+        if size <= limit:
+            parts.append(message.get("body", b""))
+    if size > limit:
+        raise too_large
+    return b"".join(parts)

@@ -1,0 +1,53 @@
+"""What the batcher asks of an encoder: one method a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from kosine.packed import Float32, Packed, Pooled
+
+__all__ = ["Prepared", "RunsBatches", "StagedEncoder"]
+
+
+class Prepared(Protocol):
+    """Tokenised texts.
+
+    Attributes:
+        batch: All texts, in order.
+        truncated: How many were cut.
+        unknown: How many of the tokens are unknown to the tokenizer.
+    """
+
+    @property
+    def batch(self) -> Packed: ...
+    @property
+    def truncated(self) -> int: ...
+    @property
+    def unknown(self) -> int: ...
+
+
+class RunsBatches(Protocol):
+    """The part of an encoder that the runner uses; called from its thread alone."""
+
+    @property
+    def dim(self) -> int: ...
+
+    def compute(self, batch: Packed) -> Pooled: ...
+
+    def finish(self, pooled: Pooled, *, truncate_dim: int | None = None) -> Float32: ...
+
+
+class StagedEncoder(RunsBatches, Protocol):
+    """An encoder as the batcher uses it: one method per stage, called from several threads.
+
+    Attributes:
+        max_batch_tokens: Tokens that suit one call of its backend.
+    """
+
+    @property
+    def max_batch_tokens(self) -> int: ...
+
+    def prepare(
+        self, texts: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None
+    ) -> Prepared: ...
