@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 import kosine_kernels
 from kosine_kernels import engine, reference
+from kosine_kernels.quantized import quantize_weight
 from kosine_kernels.steps import (
     Attention,
     Dense,
@@ -30,6 +32,14 @@ ALL_TABLES = (
     ("float32", "avx512"),
     ("bfloat16", "avx512_bf16"),
     *AMX_TABLES,
+)
+# Of weights of bytes: they take other tensors, `Encoder.in_bytes`.
+BYTES_TABLES = (
+    ("w8a16", "avx2"),
+    ("w8a16", "avx512"),
+    ("w8a16", "avx512_bf16"),
+    ("int8", "avx2"),
+    ("int8", "avx512_vnni"),
 )
 MISSING = "" if engine.isa_levels() else "the native module is not in this build"
 
@@ -213,6 +223,25 @@ class Encoder:
             walk.append(Dense(f"dense.{i}", bias, activation, residual))
         self.steps: Sequence[Step] = tuple(walk)
 
+    def in_bytes(self, *, smooth: bool = True) -> Encoder:
+        """The same encoder with weights of bytes in its layers, and random smoothing vectors."""
+        other = copy(self)
+        other.tensors = dict(self.tensors)
+        for name, weight in self.tensors.items():
+            product, _, part = name.rpartition(".")
+            inside = product.startswith("layers.") or product == "embeddings.project"
+            if part != "weight" or weight.ndim == 1 or not inside:
+                continue
+            factors = None
+            if product.endswith("ffn.gate"):  # it reads what `up` reads
+                factors = other.tensors.get(product.replace("gate", "up") + ".smooth")
+            elif smooth:
+                spread = np.exp(0.3 * self.rng.standard_normal(len(weight)))
+                factors = other.tensors[f"{product}.smooth"] = spread.astype(np.float32)
+            found = quantize_weight(weight, factors)
+            other.tensors[name], other.tensors[f"{product}.scale"] = found
+        return other
+
     def batch(self, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Random ids, starts, positions."""
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -230,8 +259,11 @@ class Encoder:
         positions: np.ndarray,
         skip: np.ndarray | None = None,
         dtype: Any = np.float64,
+        **options: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
-        return reference.encode(self.steps, self.tensors, ids, starts, skip, positions, dtype=dtype)
+        return reference.encode(
+            self.steps, self.tensors, ids, starts, skip, positions, dtype=dtype, **options
+        )
 
 
 # Sentences of `overflowing`: the token that becomes NaN alone, first, last, between, and absent.

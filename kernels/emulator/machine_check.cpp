@@ -80,7 +80,13 @@ struct Product {
     packed = arena.take<char>(width * padded * k.activation);
     std::vector<float> weight(depth * columns);
     for (float& x : weight) x = number();
-    k.pack(weight.data(), columns, depth, padded, columns, packed);
+    k.pack({.weight = weight.data(),
+            .ldw = columns,
+            .depth = depth,
+            .padded_depth = padded,
+            .columns = columns,
+            .scale = nullptr,
+            .packed = packed});
     a = arena.take<std::uint16_t>(rows * padded);
     for (std::size_t i = 0; i < rows; ++i) {
       for (std::size_t j = 0; j < depth; ++j) {
@@ -193,7 +199,7 @@ struct Encoder {
     std::normal_distribution<float> normal(mean, scale);
     auto& values = store.emplace_back(count);
     for (float& x : values) x = normal(random);
-    tensors[name] = {values.data(), shape};
+    tensors[name] = {values.data(), false, shape};
   }
   void linear(const std::string& name, std::size_t rows, std::size_t columns) {
     tensor(name + ".weight", {rows, columns}, 1 / std::sqrt(static_cast<float>(rows)), 0);
@@ -236,7 +242,7 @@ int check_encoders() {
   for (Shape s : {Shape{64, 4, 96, 2}, Shape{80, 5, 1500, 1}, Shape{384, 12, 1536, 1}}) {
     Encoder encoder(s.hidden, s.heads, s.inner, s.layers);
     const auto engine = [&](const char* isa, int threads) {
-      return Engine(encoder.tensors, encoder.steps, "bfloat16", isa, threads, false,
+      return Engine(encoder.tensors, encoder.steps, "bfloat16", {}, isa, threads, false,
                     Guard::kNone);
     };
     const Engine emulated = engine("amx_bf16_emulated", 1), vectors = engine("avx512_bf16", 1);

@@ -19,10 +19,11 @@ class Engine:
 
     def __init__(
         self,
-        tensors: dict[str, NDArray[np.float32]],
+        tensors: dict[str, NDArray[np.float32] | NDArray[np.int8]],
         steps: list[Step],
         *,
         dtype: str,
+        bytes_only: set[str],
         isa: str,
         threads: int,
         spin: bool,
@@ -46,11 +47,17 @@ class kernels:  # noqa: N801  (a submodule)
         dtype: str,
         isa: str,
         a: NDArray[np.float32],
-        weight: NDArray[np.float32],
+        weight: NDArray[np.float32] | NDArray[np.int8],
         bias: NDArray[np.float32],
         out: NDArray[np.float32],
         epilogue: str,
         guard: str,
+        scale: NDArray[np.float32] | None = None,
+        smooth: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]: ...
+    @staticmethod
+    def quantize(
+        isa: str, x: NDArray[np.float32], smooth: NDArray[np.float32] | None, guard: str
     ) -> NDArray[np.float32]: ...
     @staticmethod
     def layer_norm(

@@ -7,7 +7,7 @@ It needs Linux on x86-64 with AVX2 and a build with the native module; elsewhere
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -48,14 +48,20 @@ class Engine:
         steps: What to compute, in order; see `kosine_kernels.steps`. Row widths and head sizes
             are multiples of 16, head sizes at most 128.
         dtype: "float32", or "bfloat16": products of bfloat16 operands summed in float32, with
-            everything between products in float32.
+            everything between products in float32. "w8a16" and "int8" take weights of signed
+            bytes, `NAME.weight` int8 (in, out) with `NAME.scale` float32 (out,), for the products
+            of layers: `NAME.smooth` float32 (in,), where there is one, is what their input is
+            multiplied by. "w8a16" multiplies them with float32, or with bfloat16 where the
+            processor does; "int8" rounds the input to bytes, see `kosine_kernels.quantized`.
+        bytes_only: With "int8": names of products that run as in "w8a16". Of a feed-forward both
+            or none.
         threads: Most threads in one call.
         spin: Let the threads watch 10 ms for the next call before they sleep, not 50 us. Saves
             a wake-up in each call, and burns those processors between calls.
-        isa: "avx2", "avx512", "avx512_bf16" or "amx_bf16": nothing above that level is used.
-            Default: the environment variable `KOSINE_ISA`, or the best that the machine has.
-            ("amx_bf16_emulated" is for tests: AMX done in AVX512, slowly, and never chosen
-            unless it is named.)
+        isa: "avx2", "avx512", "avx512_vnni", "avx512_bf16" or "amx_bf16": nothing above that
+            level is used. Default: the environment variable `KOSINE_ISA`, or the best that the
+            machine has. ("amx_bf16_emulated" is for tests: AMX done in AVX512, slowly, and never
+            chosen unless it is named.)
         guard: "after" or "before" puts an unmapped page against that side of every buffer: a
             stray access ends the process. For tests; slow.
 
@@ -71,6 +77,7 @@ class Engine:
         steps: Sequence[Step],
         *,
         dtype: str = "float32",
+        bytes_only: Collection[str] = (),
         threads: int = 1,
         spin: bool = False,
         isa: str | None = None,
@@ -80,15 +87,18 @@ class Engine:
         for name, tensor in tensors.items():
             # The extension sees neither the dtype's byte order nor the alignment of a view.
             flags = tensor.flags
-            if tensor.dtype != np.float32 or not (flags.c_contiguous and flags.aligned):
+            known = tensor.dtype in (np.float32, np.int8)
+            if not (known and flags.c_contiguous and flags.aligned):
                 raise TypeError(
-                    f"tensor {name} is not an aligned, C-contiguous float32 array; convert it"
+                    f"tensor {name} is not an aligned, C-contiguous float32 or int8 array; "
+                    "convert it"
                 )
         try:
             self._engine = native.Engine(
                 dict(tensors),
                 list(steps),
                 dtype=dtype,
+                bytes_only=set(bytes_only),
                 isa=_level(isa),
                 threads=threads,
                 spin=spin,

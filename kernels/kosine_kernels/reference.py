@@ -12,13 +12,14 @@ modules.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kosine_kernels.quantized import multiply, quantize_rows
 from kosine_kernels.steps import (
     Attention,
     Dense,
@@ -109,23 +110,37 @@ def encode(
     positions: NDArray[np.int32],
     *,
     dtype: type[np.floating[Any]] = np.float32,
+    quantized: bool = False,
+    bytes_only: Collection[str] = (),
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Encode packed sentences.
 
     Args:
         steps: What to compute, in order; see `kosine_kernels.steps`.
-        tensors: Names to arrays, linear weights of shape (in, out).
+        tensors: Names to arrays, linear weights of shape (in, out). A weight may be int8 and have
+            `NAME.scale`, and `NAME.smooth` for its input; see `kosine_kernels.engine.Engine`.
         ids: (T,) int32.
         starts: (B + 1,) int32 offsets into `ids`.
         skip: (B,) int32 leading tokens that pooling leaves out, or None. Where nothing is left,
             cls falls back to the first token and the other poolings give zeros.
         positions: (T,) int32 rows of the position table.
         dtype: Arithmetic, float32 or float64.
+        quantized: Round the inputs of int8 weights to bytes too, but of those in `bytes_only`:
+            the engine's "int8". Else it is its "w8a16".
 
     Returns:
         vectors (B, dim) float32 of unit length and norms (B,) float32 before normalising.
     """
-    t = {name: np.asarray(value, dtype) for name, value in tensors.items()}
+    t = {
+        name: value if value.dtype == np.int8 else np.asarray(value, dtype)
+        for name, value in tensors.items()
+    }
+
+    def linear(name: str, x: Array, *, bias: bool = True, reads: str | None = None) -> Array:
+        """`reads` names the product whose smoothing vector x is multiplied by; default `name`."""
+        as_bytes = quantized and (reads or name) not in bytes_only
+        return _linear(t, name, x, t.get(f"{reads or name}.smooth"), bias=bias, quantized=as_bytes)
+
     bounds = list(pairwise(starts.tolist()))
     skips = [0] * len(bounds) if skip is None else skip.tolist()
     x: Array = np.empty((0, 0), dtype)
@@ -143,17 +158,17 @@ def encode(
                 y = layer_norm(x, t[f"{step.name}.weight"], bias, step.eps)
                 x = x if step.keeps_x else y
             case Linear():
-                x = y = _linear(t, step.name, y)
+                x = y = linear(step.name, y)
             case Attention():
-                qkv = _linear(t, step.qkv, y, bias=step.bias)
+                qkv = linear(step.qkv, y, bias=step.bias)
                 qkv = qkv.reshape(len(x), 3, step.num_heads, step.head_size)
                 context = np.concatenate([_attention(step, t, qkv[a:b]) for a, b in bounds])
-                x = x + _linear(t, step.output, context, bias=step.bias)
+                x = x + linear(step.output, context, bias=step.bias)
             case FeedForward():
-                inner = gelu(_linear(t, step.up, y, bias=step.bias))
+                inner = gelu(linear(step.up, y, bias=step.bias))
                 if step.gate is not None:
-                    inner = inner * _linear(t, step.gate, y, bias=step.bias)
-                x = x + _linear(t, step.down, inner, bias=step.bias)
+                    inner = inner * linear(step.gate, y, bias=step.bias, reads=step.up)
+                x = x + linear(step.down, inner, bias=step.bias)
             case Pool():
                 sentences = zip(bounds, skips, strict=True)
                 x = np.stack(
@@ -163,16 +178,32 @@ def encode(
                     ]
                 )
             case Dense():
-                out = activate(_linear(t, step.name, x, bias=step.bias), step.activation)
+                out = activate(linear(step.name, x, bias=step.bias), step.activation)
                 x = out + x if step.use_residual else out
     norms = np.sqrt(np.square(x).sum(axis=1))
     vectors = x / np.maximum(norms, dtype(NORM_FLOOR))[:, None]
     return vectors.astype(np.float32), norms.astype(np.float32)
 
 
-def _linear(t: Mapping[str, Array], name: str, x: Array, *, bias: bool = True) -> Array:
-    out = x @ t[f"{name}.weight"]
-    return np.asarray(out + t[f"{name}.bias"] if bias else out)
+def _linear(
+    t: Mapping[str, Array],
+    name: str,
+    x: Array,
+    smooth: Array | None,
+    *,
+    bias: bool,
+    quantized: bool,
+) -> Array:
+    weight, offset = t[f"{name}.weight"], t[f"{name}.bias"] if bias else x.dtype.type(0)
+    if weight.dtype != np.int8:
+        return np.asarray(x @ weight + offset)
+    scale = t[f"{name}.scale"]
+    if quantized:
+        factors = None if smooth is None else smooth.astype(np.float32)
+        rows = quantize_rows(x.astype(np.float32), factors)
+        out = multiply(rows, weight, scale.astype(np.float32), np.asarray(offset, np.float32))
+        return out.astype(x.dtype)
+    return np.asarray((x if smooth is None else x * smooth) @ (weight * scale) + offset)
 
 
 def _attention(step: Attention, t: Mapping[str, Array], qkv: Array) -> Array:

@@ -29,11 +29,27 @@ inline __m512i pairs_of(const float* row, std::size_t ldw, std::size_t rows, __m
   return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-void pack(const float* weight, std::size_t ldw, std::size_t depth, std::size_t padded_depth,
-          std::size_t columns, void* packed) {
-  auto* to = static_cast<char*>(packed);
+// As many columns for each slice of a feed-forward, 1024 at most.
+std::size_t slice_columns(std::size_t inner) {
+  const std::size_t slices = (inner + 1023) / 1024;
+  const std::size_t panels = (inner + kPanel - 1) / kPanel;
+  return (panels + slices - 1) / slices * kPanel;
+}
+
+std::size_t row_elements(std::size_t width) {
+  return (width + kDepthStep - 1) / kDepthStep * kDepthStep;
+}
+
+std::size_t panel_bytes(std::size_t padded_depth) {
+  return padded_depth / kDepthStep * kStepBytes;
+}
+
+void pack(const kosine::PackArgs& args) {
+  const auto* weight = static_cast<const float*>(args.weight);
+  const std::size_t ldw = args.ldw, depth = args.depth, columns = args.columns;
+  auto* to = static_cast<char*>(args.packed);
   for (std::size_t panel = 0; panel < columns; panel += kPanel) {
-    for (std::size_t step = 0; step < padded_depth; step += kDepthStep) {
+    for (std::size_t step = 0; step < args.padded_depth; step += kDepthStep) {
       for (std::size_t n = panel; n < panel + kPanel; n += Vec::kLanes) {
         const std::size_t width = n < columns ? columns - n : 0;
         const auto mask = static_cast<__mmask16>(width < 16 ? (1u << width) - 1 : 0xffff);

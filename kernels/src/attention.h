@@ -148,7 +148,7 @@ void attention_rows(const kosine::AttentionArgs& args, const float* keys, float*
   const char* weights = reinterpret_cast<const char*>(scores + seen.begin);
   const float* v = args.v + seen.begin * args.ld;
   const std::size_t count = seen.end - seen.begin;
-  auto* out = static_cast<Dot::Activation*>(args.out) + row * args.ldo;
+  auto* out = static_cast<Output::Activation*>(args.out) + row * args.ldo;
   std::size_t d = 0;
   for (; d + 2 * kLanes <= args.head_size; d += 2 * kLanes) {
     Vec acc[R][2];
@@ -157,8 +157,8 @@ void attention_rows(const kosine::AttentionArgs& args, const float* keys, float*
                                    args.ld * sizeof(float)},
                                   count, {});
     for (int r = 0; r < R; ++r) {
-      Dot::store(acc[r][0] * inverse[r], out + r * args.ldo + d);
-      Dot::store(acc[r][1] * inverse[r], out + r * args.ldo + d + kLanes);
+      Output::store(acc[r][0] * inverse[r], out + r * args.ldo + d);
+      Output::store(acc[r][1] * inverse[r], out + r * args.ldo + d + kLanes);
     }
   }
   if (d < args.head_size) {
@@ -167,7 +167,7 @@ void attention_rows(const kosine::AttentionArgs& args, const float* keys, float*
                                   {reinterpret_cast<const char*>(v + d),
                                    args.ld * sizeof(float)},
                                   count, {});
-    for (int r = 0; r < R; ++r) Dot::store(acc[r][0] * inverse[r], out + r * args.ldo + d);
+    for (int r = 0; r < R; ++r) Output::store(acc[r][0] * inverse[r], out + r * args.ldo + d);
   }
 }
 

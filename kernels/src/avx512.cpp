@@ -5,6 +5,7 @@
 
 namespace {
 using Dot = FloatDot;
+using Output = Dot;
 }
 
 #include "gemm.h"

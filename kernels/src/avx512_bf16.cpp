@@ -4,6 +4,11 @@
 #include "dot_bfloat16.h"
 #include "dot_float32.h"
 
+namespace {
+using Dot = BfloatDot;
+using Output = Dot;
+}
+
 #include "gemm.h"
 #include "table.h"
 

@@ -17,6 +17,7 @@ struct Level {
 constexpr Level kLevels[] = {
     {Isa::kAvx2, "avx2"},
     {Isa::kAvx512, "avx512"},
+    {Isa::kAvx512Vnni, "avx512_vnni"},
     {Isa::kAvx512Bf16, "avx512_bf16"},
     {Isa::kAmxBf16, "amx_bf16"},
     {Isa::kAmxBf16Emulated, "amx_bf16_emulated"},
@@ -26,8 +27,20 @@ constexpr Level kLevels[] = {
 bool emulated(Isa isa) { return isa == Isa::kAmxBf16Emulated; }
 
 // Best last.
-constexpr const Kernels* kTables[] = {&kAvx2Float32, &kAvx512Float32, &kAvx512Bfloat16,
-                                      &kAmxBfloat16, &kAmxBfloat16Emulated};
+constexpr const Kernels* kTables[] = {
+    &kAvx2Float32,    &kAvx2W8A16,      &kAvx2Int8,        &kAvx512Float32, &kAvx512W8A16,
+    &kAvx512VnniInt8, &kAvx512Bfloat16, &kAvx512Bf16W8A16, &kAmxBfloat16,   &kAmxBfloat16Emulated};
+
+struct Named {
+  Dtype dtype;
+  const char* name;
+};
+constexpr Named kDtypes[] = {
+    {Dtype::kFloat32, "float32"},
+    {Dtype::kBfloat16, "bfloat16"},
+    {Dtype::kW8A16, "w8a16"},
+    {Dtype::kInt8, "int8"},
+};
 
 // Tiles are large: the system keeps them for a process only after it has asked, once, and may
 // refuse. Children of fork() inherit the answer.
@@ -57,7 +70,9 @@ bool present(Isa isa) {
       return present(Isa::kAvx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
-    case Isa::kAvx512Bf16: return present(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
+    case Isa::kAvx512Vnni: return present(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni");
+    case Isa::kAvx512Bf16:
+      return present(Isa::kAvx512Vnni) && __builtin_cpu_supports("avx512bf16");
     case Isa::kAmxBf16: return present(Isa::kAvx512Bf16) && may_use_tiles();
     case Isa::kAmxBf16Emulated: return present(Isa::kAvx512Bf16);
   }
@@ -101,15 +116,20 @@ const char* name_of(Isa isa) {
 }
 
 const char* name_of(Dtype dtype) {
-  return dtype == Dtype::kFloat32 ? "float32" : "bfloat16";
+  for (const Named& known : kDtypes) {
+    if (known.dtype == dtype) return known.name;
+  }
+  return "?";
 }
 
 Dtype dtype_named(const std::string& name) {
-  for (Dtype dtype : {Dtype::kFloat32, Dtype::kBfloat16}) {
-    if (name == name_of(dtype)) return dtype;
+  std::string known;
+  for (const Named& one : kDtypes) {
+    if (name == one.name) return one.dtype;
+    known += (known.empty() ? "" : ", ") + std::string(one.name);
   }
-  throw std::invalid_argument("unknown dtype '" + name +
-                              "'; known: float32, bfloat16; choose one of these");
+  throw std::invalid_argument("unknown dtype '" + name + "'; known: " + known +
+                              "; choose one of these");
 }
 
 std::vector<Isa> isa_levels() {

@@ -8,11 +8,17 @@
 
 namespace {
 
-struct Dot {
+struct BfloatDot {
   using Activation = std::uint16_t;
   using Words = __m512bh;
   static constexpr kosine::Dtype kDtype = kosine::Dtype::kBfloat16;
+  static constexpr bool kQuantized = false;
+  static constexpr bool kStaged = false;
+  static constexpr bool kScaled = false;
   static constexpr std::size_t kStep = 2;
+  static constexpr std::size_t kVectorBytes = sizeof(Vec);
+  using Weight = float;
+  using Packed = std::uint16_t;
 
   static Words load(const char* p) { return (__m512bh)_mm512_loadu_si512(p); }
   static Words broadcast(const char* p) {
@@ -30,7 +36,7 @@ struct Dot {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
   }
-  static Activation round(float x) {
+  static Packed round(Weight x) {
     Activation lanes[8];
     _mm_storeu_si128(reinterpret_cast<__m128i*>(lanes),
                      (__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)));

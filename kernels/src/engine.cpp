@@ -128,9 +128,10 @@ int checked_threads(int threads) {
 }  // namespace
 
 Engine::Engine(const Tensors& tensors, const std::vector<Step>& steps, const std::string& dtype,
-               const std::string& isa, int threads, bool spin, Guard guard)
+               const std::set<std::string>& bytes_only, const std::string& isa, int threads,
+               bool spin, Guard guard)
     : model_(tensors, steps, select_kernels(dtype_named(dtype), isa),
-             select_kernels(Dtype::kFloat32, isa), guard),
+             select_kernels(Dtype::kW8A16, isa), bytes_only, select_kernels(Dtype::kFloat32, isa), guard),
       threads_(checked_threads(threads)),
       idle_(spin ? kSpinLong : kSpinAfterCall) {}
 

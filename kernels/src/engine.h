@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -18,7 +19,8 @@ class Engine {
   // Throws std::invalid_argument for what cannot be run, Unavailable for what this machine
   // lacks, std::bad_alloc.
   Engine(const Tensors& tensors, const std::vector<Step>& steps, const std::string& dtype,
-         const std::string& isa, int threads, bool spin, Guard guard);
+         const std::set<std::string>& bytes_only, const std::string& isa, int threads, bool spin,
+         Guard guard);
 
   // Encodes packed sentences. Any number of threads may call it together.
   //

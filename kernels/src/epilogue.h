@@ -13,11 +13,11 @@ struct OutputOf {
 };
 template <>
 struct OutputOf<kosine::Epilogue::kGelu> {
-  using Type = Dot::Activation;
+  using Type = Output::Activation;
 };
 template <>
 struct OutputOf<kosine::Epilogue::kGate> {
-  using Type = Dot::Activation;
+  using Type = Output::Activation;
 };
 
 // `at`: elements from the start of `out`.
@@ -30,10 +30,10 @@ template <kosine::Epilogue kEpilogue>
     float* sum = static_cast<float*>(out) + at;
     (Vec::load(sum) + y).store(sum);
   } else if constexpr (kEpilogue == Epilogue::kGate) {
-    auto* scaled = static_cast<Dot::Activation*>(out) + at;
-    Dot::store(Dot::widen(scaled) * y, scaled);
+    auto* scaled = static_cast<Output::Activation*>(out) + at;
+    Output::store(Output::widen(scaled) * y, scaled);
   } else {
-    Dot::store(gelu(y), static_cast<Dot::Activation*>(out) + at);
+    Output::store(gelu(y), static_cast<Output::Activation*>(out) + at);
   }
 }
 

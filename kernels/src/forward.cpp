@@ -58,7 +58,8 @@ class Walk {
 
   void take(const packed::Norm& step) {
     const auto [begin, end] = own_rows();
-    model_.kernels.layer_norm({
+    const Kernels& kernels = *step.rounding.kernels;
+    kernels.layer_norm({
         .x = work_.x.row(begin),
         .ldx = work_.x.stride,
         .rows = end - begin,
@@ -67,36 +68,40 @@ class Walk {
         .bias = step.bias,
         .eps = step.eps,
         .keeps_x = step.keeps_x,
-        .rounded = work_.input.at(begin, 0),
-        .ldr = work_.input.stride,
+        .smooth = step.rounding.smooth,
+        .rounded = work_.input.row(begin),
+        .ldr = work_.input.stride / kernels.activation,
     });
-    clear_padding(work_.input, step.width);
+    clear_padding(kernels, work_.input, step.width, {begin, end});
     member_.meet();
   }
 
   void take(const packed::Project& step) {
-    multiply(work_.input, step.linear, Epilogue::kStore, work_.x);
+    multiply(work_.input.data, work_.input.stride, step.linear, Epilogue::kStore, work_.x);
     member_.meet();
-    // Up to a whole step of the depth: beyond its columns the product wrote zeros.
-    const auto [begin, end] = own_rows();
-    model_.kernels.round(work_.x.row(begin), work_.x.stride, end - begin,
-                         round_up(step.linear.columns, model_.kernels.k_step),
-                         work_.input.at(begin, 0), work_.input.stride);
+    round(step.rounding, work_.x, step.linear.columns, work_.input, own_rows());
     member_.meet();
   }
 
   void take(const packed::Attention& step) {
-    multiply(work_.input, step.qkv, Epilogue::kStore, work_.qkv);
+    multiply(work_.input.data, work_.input.stride, step.qkv, Epilogue::kStore, work_.qkv);
     member_.meet();
     attend(step);
-    clear_padding(work_.context, step.num_heads * step.head_size);
     member_.meet();
-    multiply(work_.context, step.output, Epilogue::kAdd, work_.x);
+    const std::size_t width = step.num_heads * step.head_size;
+    if (model_.kernels.staged) {
+      if (member_.size != 1) round(step.rounding, work_.staged, width, work_.context, own_rows());
+    } else {
+      clear_padding(model_.kernels, work_.context, width, own_rows());
+    }
+    member_.meet();
+    multiply(work_.context.data, work_.context.stride, step.output, Epilogue::kAdd, work_.x);
     member_.meet();
   }
 
   // Each member takes whole heads of whole sentences.
   void attend(const packed::Attention& step) {
+    const Kernels& kernels = model_.kernels;
     const std::size_t width = step.num_heads * step.head_size;
     std::size_t item = 0;
     std::size_t row = 0;
@@ -106,7 +111,7 @@ class Walk {
         float* q = work_.qkv.row(row) + head * step.head_size;
         if (step.cos != nullptr) {
           for (float* part : {q, q + width}) {
-            model_.kernels.turn({
+            kernels.turn({
                 .x = part,
                 .ld = work_.qkv.stride,
                 .length = sentence.length,
@@ -116,7 +121,10 @@ class Walk {
             });
           }
         }
-        model_.kernels.attention({
+        void* out = kernels.staged
+                        ? static_cast<void*>(work_.staged.row(row) + head * step.head_size)
+                        : work_.context.row(row) + head * step.head_size * kernels.activation;
+        kernels.attention({
             .q = q,
             .k = q + width,
             .v = q + 2 * width,
@@ -128,10 +136,15 @@ class Walk {
                              ? nullptr
                              : step.distances + head * (2 * step.reach + 1),
             .reach = step.reach,
-            .out = work_.context.at(row, head * step.head_size),
-            .ldo = work_.context.stride,
+            .out = out,
+            .ldo = kernels.staged ? work_.staged.stride
+                                     : work_.context.stride / kernels.activation,
             .scratch = work_.scratch(member_.rank),
         });
+      }
+      // Alone, while the sentence is in the cache.
+      if (kernels.staged && member_.size == 1) {
+        round(step.rounding, work_.staged, width, work_.context, {row, row + sentence.length});
       }
       row += sentence.length;
     }
@@ -141,35 +154,65 @@ class Walk {
   // would have to meet between slices, and rather goes all the way up first. The sums are the
   // same: slice after slice is added to x either way.
   void take(const packed::FeedForward& step) {
+    const bool staged = step.up.kernels->staged;
     const std::size_t slices = step.down.size();
+    const std::size_t panel = step.up.kernels->panel;
     if (member_.size == 1) {
       for (std::size_t i = 0; i < slices; ++i) {
-        multiply(work_.input, slice_of(step.up, step, i), Epilogue::kGelu, work_.inner);
+        const Linear up = slice_of(step.up, step, i);
+        inner_product(up, Epilogue::kGelu, staged);
         if (step.gate.has_value()) {
-          multiply(work_.input, slice_of(*step.gate, step, i), Epilogue::kGate, work_.inner);
+          inner_product(slice_of(*step.gate, step, i), Epilogue::kGate, staged);
         }
-        multiply(work_.inner, step.down[i], Epilogue::kAdd, work_.x);
+        if (staged) {
+          round(slice_rounding(step, i), work_.staged, up.panels * panel, work_.inner, own_rows());
+        }
+        multiply(work_.inner.data, work_.inner.stride, step.down[i], Epilogue::kAdd, work_.x);
       }
       return;
     }
-    multiply(work_.input, step.up, Epilogue::kGelu, work_.inner);
+    inner_product(step.up, Epilogue::kGelu, staged);
     // A member's panels of both products are the same.
-    if (step.gate.has_value()) multiply(work_.input, *step.gate, Epilogue::kGate, work_.inner);
+    if (step.gate.has_value()) inner_product(*step.gate, Epilogue::kGate, staged);
     member_.meet();
+    const std::size_t columns = step.slice_panels * panel;
+    const std::size_t slice_bytes =
+        step.up.kernels->row_elements(columns) * step.up.kernels->activation;
+    for (std::size_t i = 0; staged && i < slices; ++i) {
+      const Matrix<float> floats{work_.staged.data + i * columns, work_.staged.stride};
+      const ActivationMatrix inner{work_.inner.data + i * slice_bytes, work_.inner.stride};
+      round(slice_rounding(step, i), floats, slice_of(step.up, step, i).panels * panel, inner, own_rows());
+    }
+    if (staged) member_.meet();
     for (std::size_t i = 0; i < slices; ++i) {
-      ActivationMatrix inner = work_.inner;
-      inner.data = inner.at(0, i * step.slice_panels * model_.kernels.panel);
-      multiply(inner, step.down[i], Epilogue::kAdd, work_.x);
+      multiply(work_.inner.data + i * slice_bytes, work_.inner.stride, step.down[i],
+               Epilogue::kAdd, work_.x);
     }
     member_.meet();
+  }
+
+  void inner_product(const Linear& linear, Epilogue epilogue, bool staged) {
+    const char* input = work_.input.data;
+    if (staged) {
+      multiply(input, work_.input.stride, linear, epilogue, work_.staged);
+    } else {
+      multiply(input, work_.input.stride, linear, epilogue, work_.inner.data, work_.inner.stride,
+               linear.kernels->activation);
+    }
   }
 
   Linear slice_of(const Linear& whole, const packed::FeedForward& step, std::size_t slice) const {
     const std::size_t begin = slice * step.slice_panels;
     Linear part = whole;
     part.weight += begin * part.panel_bytes;
-    part.bias += begin * model_.kernels.panel;
+    part.bias += begin * part.kernels->panel;
     part.panels = std::min(step.slice_panels, part.panels - begin);
+    return part;
+  }
+
+  static Rounding slice_rounding(const packed::FeedForward& step, std::size_t slice) {
+    Rounding part = step.rounding;
+    if (part.smooth != nullptr) part.smooth += slice * step.slice_panels * part.kernels->panel;
     return part;
   }
 
@@ -207,36 +250,56 @@ class Walk {
     }
   }
 
-  void multiply(const ActivationMatrix& a, const Linear& linear, Epilogue epilogue,
+  void multiply(const char* a, std::size_t stride, const Linear& linear, Epilogue epilogue,
                 const Matrix<float>& out) {
-    multiply(a, linear, epilogue,
-             ActivationMatrix{reinterpret_cast<char*>(out.data), out.stride, sizeof(float)});
+    multiply(a, stride, linear, epilogue, reinterpret_cast<char*>(out.data),
+             out.stride * sizeof(float), sizeof(float));
   }
 
-  void multiply(const ActivationMatrix& a, const Linear& linear, Epilogue epilogue,
-                const ActivationMatrix& out) {
+  // Strides in bytes; `element` are the bytes of one element of `out`.
+  void multiply(const char* a, std::size_t stride, const Linear& linear, Epilogue epilogue,
+                char* out, std::size_t out_stride, std::size_t element) {
+    const Kernels& kernels = *linear.kernels;
     const auto [begin, end] = member_.share_of(linear.panels);
-    model_.kernels.gemm({
-        .a = a.data,
-        .lda = a.stride,
+    kernels.gemm({
+        .a = a,
+        .lda = stride / kernels.activation,
         .rows = chunk_.rows,
         .weight = linear.weight + begin * linear.panel_bytes,
-        .bias = linear.bias + begin * model_.kernels.panel,
+        .bias = linear.bias + begin * kernels.panel,
         .depth = linear.depth,
         .panels = end - begin,
-        .out = out.at(0, begin * model_.kernels.panel),
-        .ldo = out.stride,
+        .out = out + begin * kernels.panel * element,
+        .ldo = out_stride / element,
         .epilogue = epilogue,
     });
   }
 
+  void round(const Rounding& rounding, const Matrix<float>& x, std::size_t width,
+             const ActivationMatrix& out, Range rows) {
+    const Kernels& kernels = *rounding.kernels;
+    kernels.round({
+        .x = x.row(rows.begin),
+        .ldx = x.stride,
+        .rows = rows.end - rows.begin,
+        .width = width,
+        .smooth = rounding.smooth,
+        .out = out.row(rows.begin),
+        .ldo = out.stride / kernels.activation,
+    });
+    clear_padding(kernels, out, width, rows);
+  }
+
   // Products read whole steps of the depth, and nothing else writes the columns that pad them.
-  void clear_padding(const ActivationMatrix& matrix, std::size_t width) {
+  void clear_padding(const Kernels& kernels, const ActivationMatrix& matrix, std::size_t width,
+                     Range rows) {
+    if (kernels.quantized) return;  // rounding fills whole rows
     const std::size_t bytes =
-        (round_up(width, model_.kernels.k_step) - width) * matrix.element;
+        (round_up(width, kernels.k_step) - width) * kernels.activation;
     if (bytes == 0) return;
-    const auto [begin, end] = own_rows();
-    for (std::size_t i = begin; i < end; ++i) std::memset(matrix.at(i, width), 0, bytes);
+    for (std::size_t i = rows.begin; i < rows.end; ++i) {
+      std::memset(matrix.row(i) + width * kernels.activation, 0, bytes);
+    }
   }
 
   const Model& model_;

@@ -7,7 +7,7 @@
 //     | word 0: W[0..kStep, 0..31]    |   a word row is 32 words side by side, so that one
 //     | word 1: W[kStep.., 0..31]     |   vector load gives 16 columns; bfloat16 words hold
 //     | ...                           |   W[2k, n], W[2k + 1, n]
-//     +-------------------------------+
+//     +-------------------------------+   weights of bytes: their columns' scales follow
 //
 // The whole weight is read once, front to back, for each batch of rows: panel by panel, each
 // multiplied with all row tiles while it is in the L2 cache, and while the next panel is on its
@@ -21,37 +21,72 @@
 namespace {
 
 constexpr std::size_t kPanel = 2 * Vec::kLanes;
-constexpr std::size_t kWord = 4;
-constexpr std::size_t kPanelStride = kPanel * kWord;
+constexpr std::size_t kPanelStride = 2 * Dot::kVectorBytes;  // of a word of the depth
 constexpr std::size_t kDepthStep = Dot::kStep;
 // Enough rows to hide fetching the weights behind the arithmetic, few enough that activations
 // stay in the L2 cache.
 constexpr std::size_t kChunkRows = 256;
 constexpr std::size_t kAloneRows = 64;
+constexpr std::size_t kProductRows = kTileRows;
 
-void pack(const float* weight, std::size_t ldw, std::size_t depth, std::size_t padded_depth,
-          std::size_t columns, void* packed) {
-  auto* to = static_cast<Dot::Activation*>(packed);
-  for (std::size_t n = 0; n < columns; n += kPanel) {
-    for (std::size_t k = 0; k < padded_depth; k += Dot::kStep) {
+// As many columns for each slice of a feed-forward, 1024 at most.
+std::size_t slice_columns(std::size_t inner) {
+  const std::size_t slices = (inner + 1023) / 1024;
+  const std::size_t panels = (inner + kPanel - 1) / kPanel;
+  return (panels + slices - 1) / slices * kPanel;
+}
+
+std::size_t row_elements(std::size_t width) {
+  return (width + kDepthStep - 1) / kDepthStep * kDepthStep;
+}
+
+struct Shape {
+  explicit Shape(std::size_t depth)
+      : steps(depth / Dot::kStep),
+        panel_bytes(steps * kPanelStride + (Dot::kScaled ? kPanel * sizeof(float) : 0)) {}
+  std::size_t steps;
+  std::size_t panel_bytes;
+};
+
+std::size_t panel_bytes(std::size_t padded_depth) { return Shape(padded_depth).panel_bytes; }
+
+void pack(const kosine::PackArgs& args) {
+  const auto* weight = static_cast<const Dot::Weight*>(args.weight);
+  auto* panel = static_cast<char*>(args.packed);
+  for (std::size_t n = 0; n < args.columns; n += kPanel, panel += panel_bytes(args.padded_depth)) {
+    auto* to = reinterpret_cast<Dot::Packed*>(panel);
+    for (std::size_t k = 0; k < args.padded_depth; k += Dot::kStep) {
       for (std::size_t j = 0; j < kPanel; ++j) {
         for (std::size_t i = 0; i < Dot::kStep; ++i) {
-          const bool inside = k + i < depth && n + j < columns;
-          *to++ = inside ? Dot::round(weight[(k + i) * ldw + n + j]) : Dot::Activation{0};
+          const bool inside = k + i < args.depth && n + j < args.columns;
+          *to++ = inside ? Dot::round(weight[(k + i) * args.ldw + n + j]) : Dot::Packed{0};
         }
+      }
+    }
+    if constexpr (Dot::kScaled) {
+      auto* scales = reinterpret_cast<float*>(to);
+      for (std::size_t j = 0; j < kPanel; ++j) {
+        scales[j] = n + j < args.columns ? args.scale[n + j] : 0.0f;
       }
     }
   }
 }
 
 template <kosine::Epilogue kEpilogue, int R>
-void gemm_tile(const kosine::GemmArgs& args, std::size_t row, std::size_t panel, Ahead ahead) {
+void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, std::size_t row,
+               std::size_t panel, Ahead ahead) {
   constexpr std::size_t kElement = sizeof(Dot::Activation);
-  const std::size_t steps = args.depth / Dot::kStep;
   const char* a = static_cast<const char*>(args.a) + row * args.lda * kElement;
-  const char* weight = static_cast<const char*>(args.weight) + panel * steps * kPanelStride;
+  const char* weight = static_cast<const char*>(args.weight) + panel * shape.panel_bytes;
   Vec acc[R][2];
-  multiply<Dot, R, 2, true>(acc, a, args.lda * kElement, {weight, kPanelStride}, steps, ahead);
+  multiply<Dot, R, 2, true>(acc, a, args.lda * kElement, {weight, kPanelStride}, shape.steps,
+                        ahead);
+  [[maybe_unused]] Vec scales[2];
+  if constexpr (Dot::kScaled) {
+    const auto* from = reinterpret_cast<const float*>(weight + shape.steps * kPanelStride);
+    scales[0] = Vec::load(from);
+    scales[1] = Vec::load(from + Vec::kLanes);
+  }
 #pragma GCC unroll 2
   for (int c = 0; c < 2; ++c) {
     const std::size_t column = panel * kPanel + c * Vec::kLanes;
@@ -59,12 +94,16 @@ void gemm_tile(const kosine::GemmArgs& args, std::size_t row, std::size_t panel,
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const std::size_t at = (row + r) * args.ldo + column;
-      finish<kEpilogue>(acc[r][c] + bias, args.out, at);
+      if constexpr (Dot::kScaled) {
+        finish<kEpilogue>(fma(acc[r][c], scales[c], bias), args.out, at);
+      } else {
+        finish<kEpilogue>(acc[r][c] + bias, args.out, at);
+      }
     }
   }
 }
 
-using Tile = void (*)(const kosine::GemmArgs&, std::size_t, std::size_t, Ahead);
+using Tile = void (*)(const kosine::GemmArgs&, const Shape&, std::size_t, std::size_t, Ahead);
 
 template <kosine::Epilogue kEpilogue>
 constexpr Tile kTiles[] = {
@@ -77,34 +116,6 @@ constexpr Tile kTiles[] = {
 #endif
 };
 
-const Tile* tiles_of(kosine::Epilogue epilogue) {
-  static_assert(sizeof kTiles<kosine::Epilogue::kStore> == kTileRows * sizeof(Tile));
-  switch (epilogue) {
-    case kosine::Epilogue::kStore: return kTiles<kosine::Epilogue::kStore>;
-    case kosine::Epilogue::kAdd: return kTiles<kosine::Epilogue::kAdd>;
-    case kosine::Epilogue::kGelu: return kTiles<kosine::Epilogue::kGelu>;
-    case kosine::Epilogue::kGate: return kTiles<kosine::Epilogue::kGate>;
-  }
-  return nullptr;
-}
-
-void gemm(const kosine::GemmArgs& args) {
-  const Tile* const tiles = tiles_of(args.epilogue);
-  const std::size_t steps = args.depth / Dot::kStep;
-  const std::size_t count = (args.rows + kTileRows - 1) / kTileRows;
-  for (std::size_t panel = 0; panel < args.panels; ++panel) {
-    // The tiles of this panel share the work of fetching the next one (a prefetch past the last
-    // panel is harmless: it never faults).
-    const char* next =
-        static_cast<const char*>(args.weight) + (panel + 1) * steps * kPanelStride;
-    const std::size_t share = kPanelStride / (count < 2 ? 1 : count);
-    for (std::size_t t = 0; t < count; ++t) {
-      // Heights as even as they can be: 15 rows are 8 + 7, never 14 + 1.
-      const std::size_t begin = args.rows * t / count;
-      const std::size_t end = args.rows * (t + 1) / count;
-      tiles[end - begin - 1](args, begin, panel, {next + t * steps * share, share});
-    }
-  }
-}
-
 }  // namespace
+
+#include "panels.h"

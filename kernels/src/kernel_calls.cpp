@@ -1,6 +1,7 @@
 #include "kernel_calls.h"
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -21,6 +22,7 @@ namespace kosine {
 namespace {
 
 using Rows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Weight = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Result = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
@@ -38,9 +40,29 @@ class Call {
 
   const Kernels& kernels;
 
-  // (rows, width) floats as activations, rows `stride` elements apart.
-  char* activations(const float* from, std::size_t rows, std::size_t width, std::size_t stride) {
+  // (rows, width) floats as activations, rows row_elements(round_up(width, 16)) apart.
+  char* activations(const float* from, std::size_t rows, std::size_t width, const float* smooth) {
+    const std::size_t whole = kernels.staged ? round_up(width, 16) : width;
+    const std::size_t stride = kernels.row_elements(whole);
     char* to = arena_.take<char>(rows * stride * kernels.activation);
+    if (kernels.staged) {
+      kernels.round({.x = floats(from, rows, width, whole),
+                     .ldx = whole,
+                     .rows = rows,
+                     .width = whole,
+                     .smooth = smooth == nullptr ? nullptr : floats(smooth, 1, width, whole),
+                     .out = to,
+                     .ldo = stride});
+      return to;
+    }
+    return stored(from, rows, width, stride, to);
+  }
+
+  // (rows, width) floats one by one as activations of a table that is not staged, rows `stride`
+  // elements apart.
+  char* stored(const float* from, std::size_t rows, std::size_t width, std::size_t stride,
+               char* to = nullptr) {
+    if (to == nullptr) to = arena_.take<char>(rows * stride * kernels.activation);
     for (std::size_t i = 0; i < rows; ++i) {
       for (std::size_t j = 0; j < width; ++j) {
         put(to + (i * stride + j) * kernels.activation, from[i * width + j]);
@@ -60,7 +82,7 @@ class Call {
   char* room(std::size_t bytes) { return arena_.take<char>(bytes); }
 
   float get(const char* at) const {
-    if (kernels.dtype == Dtype::kFloat32) return read<float>(at);
+    if (kernels.activation == sizeof(float)) return read<float>(at);
     const std::uint32_t bits = static_cast<std::uint32_t>(read<std::uint16_t>(at)) << 16;
     return read<float>(reinterpret_cast<const char*>(&bits));
   }
@@ -74,7 +96,7 @@ class Call {
   }
 
   void put(char* at, float value) const {
-    if (kernels.dtype == Dtype::kFloat32) {
+    if (kernels.activation == sizeof(float)) {
       std::memcpy(at, &value, sizeof value);
       return;
     }
@@ -111,28 +133,47 @@ Epilogue epilogue_named(const std::string& name) {
   throw std::invalid_argument("unknown epilogue '" + name + "'; known: store, add, gelu, gate");
 }
 
+// `scale` where `weight` is int8; `smooth` may be left out.
 Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a,
-                 const Rows& weight, const Row& bias, const Rows& out, const std::string& epilogue,
-                 const std::string& guard) {
+                 const Weight& weight, const Row& bias, const Rows& out,
+                 const std::string& epilogue, const std::string& guard,
+                 const std::optional<Row>& scale, const std::optional<Row>& smooth) {
   Call call(dtype, isa, guard);
   const Kernels& kernels = call.kernels;
   const std::size_t rows = a.shape(0), depth = a.shape(1), columns = weight.shape(1);
+  const bool bytes = weight.dtype() == nb::dtype<std::int8_t>();
+  need(bytes || weight.dtype() == nb::dtype<float>(), "weight is neither float32 nor int8");
+  need(bytes == kernels.staged && bytes == scale.has_value(), "the dtype does not fit the weight");
+  need(!bytes || scale->shape(0) == columns, "scale does not fit");
+  need(!smooth.has_value() || (kernels.staged && smooth->shape(0) == depth),
+       "smooth does not fit");
   need(weight.shape(0) == depth && bias.shape(0) == columns, "a, weight and bias do not fit");
   need(out.shape(0) == rows && out.shape(1) == columns, "out does not fit");
   const std::size_t padded = round_up(depth, kernels.k_step);
   const std::size_t panels = round_up(columns, kernels.panel) / kernels.panel;
   const std::size_t width = panels * kernels.panel;
   const Epilogue chosen = epilogue_named(epilogue);
-  const bool rounds = chosen == Epilogue::kGelu || chosen == Epilogue::kGate;
+  const bool rounded =
+      (chosen == Epilogue::kGelu || chosen == Epilogue::kGate) && !kernels.staged;
+  const std::size_t element = bytes ? 1 : sizeof(float);
 
-  char* packed = call.room(width * padded * kernels.activation);
-  kernels.pack(call.floats(weight.data(), depth, columns, columns), columns, depth, padded,
-               columns, packed);
-  char* to = rounds ? call.activations(out.data(), rows, columns, width)
-                    : reinterpret_cast<char*>(call.floats(out.data(), rows, columns, width));
+  char* source = call.room(depth * columns * element);
+  std::memcpy(source, weight.data(), depth * columns * element);
+  char* packed = call.room(panels * kernels.panel_bytes(padded));
+  kernels.pack({
+      .weight = source,
+      .ldw = columns,
+      .depth = depth,
+      .padded_depth = padded,
+      .columns = columns,
+      .scale = bytes ? call.floats(scale->data(), 1, columns, columns) : nullptr,
+      .packed = packed,
+  });
+  char* to = rounded ? call.stored(out.data(), rows, columns, width)
+                     : reinterpret_cast<char*>(call.floats(out.data(), rows, columns, width));
   kernels.gemm({
-      .a = call.activations(a.data(), rows, depth, padded),
-      .lda = padded,
+      .a = call.activations(a.data(), rows, depth, smooth.has_value() ? smooth->data() : nullptr),
+      .lda = kernels.row_elements(kernels.staged ? round_up(depth, 16) : depth),
       .rows = rows,
       .weight = packed,
       .bias = call.floats(bias.data(), 1, columns, width),
@@ -143,8 +184,23 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
       .epilogue = chosen,
   });
   return result(rows, columns, [&](std::size_t i, std::size_t j) {
-    if (rounds) return call.get(to + (i * width + j) * kernels.activation);
+    if (rounded) return call.get(to + (i * width + j) * kernels.activation);
     return reinterpret_cast<const float*>(to)[i * width + j];
+  });
+}
+
+// Rows of an int8 table's activations, byte for byte: (rows, row_elements(width)).
+Result call_quantize(const std::string& isa, const Rows& x, const std::optional<Row>& smooth,
+                     const std::string& guard) {
+  Call call("int8", isa, guard);
+  const std::size_t rows = x.shape(0), width = x.shape(1);
+  need(width % 16 == 0, "the width of x is not a multiple of 16");
+  need(!smooth.has_value() || smooth->shape(0) == width, "smooth does not fit");
+  const std::size_t bytes = call.kernels.row_elements(width) * call.kernels.activation;
+  const char* to =
+      call.activations(x.data(), rows, width, smooth.has_value() ? smooth->data() : nullptr);
+  return result(rows, bytes, [&](std::size_t i, std::size_t j) {
+    return static_cast<float>(static_cast<unsigned char>(to[i * bytes + j]));
   });
 }
 
@@ -157,6 +213,7 @@ std::pair<Result, Result> call_layer_norm(const std::string& dtype, const std::s
   need(width % 16 == 0 && gain.shape(0) == width && bias.shape(0) == width,
        "x, gain and bias do not fit, or their width is not a multiple of 16");
   float* to = call.floats(x.data(), rows, width, width);
+  need(!call.kernels.quantized, "rows of an int8 table are read by `quantize`");
   char* rounded = call.room(rows * width * call.kernels.activation);
   call.kernels.layer_norm({
       .x = to,
@@ -167,6 +224,7 @@ std::pair<Result, Result> call_layer_norm(const std::string& dtype, const std::s
       .bias = call.floats(bias.data(), 1, width, width),
       .eps = eps,
       .keeps_x = keeps_x,
+      .smooth = nullptr,
       .rounded = rounded,
       .ldr = width,
   });
@@ -181,8 +239,17 @@ Result call_round(const std::string& dtype, const std::string& isa, const Rows& 
   Call call(dtype, isa, guard);
   const std::size_t rows = x.shape(0), width = x.shape(1);
   need(width % 16 == 0, "the width of x is not a multiple of 16");
+  need(!call.kernels.quantized, "rows of an int8 table are read by `quantize`");
   char* to = call.room(rows * width * call.kernels.activation);
-  call.kernels.round(call.floats(x.data(), rows, width, width), width, rows, width, to, width);
+  call.kernels.round({
+      .x = call.floats(x.data(), rows, width, width),
+      .ldx = width,
+      .rows = rows,
+      .width = width,
+      .smooth = nullptr,
+      .out = to,
+      .ldo = width,
+  });
   return result(rows, width, [&](std::size_t i, std::size_t j) {
     return call.get(to + (i * width + j) * call.kernels.activation);
   });
@@ -199,7 +266,9 @@ Result call_attention(const std::string& dtype, const std::string& isa, const Ro
   for (const Rows* rows : {&k, &v}) {
     need(rows->shape(0) == length && rows->shape(1) == head_size, "q, k and v do not fit");
   }
-  char* to = call.room(length * head_size * call.kernels.activation);
+  // What a staged table writes are floats.
+  const std::size_t element = call.kernels.staged ? sizeof(float) : call.kernels.activation;
+  char* to = call.room(length * head_size * element);
   call.kernels.attention({
       .q = call.floats(q.data(), length, head_size, head_size),
       .k = call.floats(k.data(), length, head_size, head_size),
@@ -215,7 +284,8 @@ Result call_attention(const std::string& dtype, const std::string& isa, const Ro
       .scratch = call.floats(nullptr, 1, 0, call.kernels.attention_scratch(length, head_size)),
   });
   return result(length, head_size, [&](std::size_t i, std::size_t j) {
-    return call.get(to + (i * head_size + j) * call.kernels.activation);
+    const char* at = to + (i * head_size + j) * element;
+    return call.kernels.staged ? *reinterpret_cast<const float*>(at) : call.get(at);
   });
 }
 
@@ -246,7 +316,8 @@ std::pair<bool, std::vector<std::vector<std::size_t>>> call_schedule(const std::
 void bind_kernel_calls(nb::module_& module) {
   nb::module_ m = module.def_submodule("kernels", "One kernel at a time, in guarded buffers.");
   m.def("gemm", call_gemm, "dtype"_a, "isa"_a, "a"_a, "weight"_a, "bias"_a, "out"_a, "epilogue"_a,
-        "guard"_a);
+        "guard"_a, "scale"_a = nb::none(), "smooth"_a = nb::none());
+  m.def("quantize", call_quantize, "isa"_a, "x"_a, "smooth"_a.none(), "guard"_a);
   m.def("layer_norm", call_layer_norm, "dtype"_a, "isa"_a, "x"_a, "gain"_a, "bias"_a, "eps"_a,
         "guard"_a, "keeps_x"_a = false);
   m.def("round", call_round, "dtype"_a, "isa"_a, "x"_a, "guard"_a);

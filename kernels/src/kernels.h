@@ -1,8 +1,9 @@
 // The interface of an ISA level: one table of functions per translation unit.
 //
 // A table computes in one dtype. "Activation" below is the type that a matrix product reads:
-// float in a float32 table, bfloat16 bits in a bfloat16 table. Everything between products (the
-// residual stream, LayerNorm, softmax, pooling) is float in every table.
+// float in a float32 table, bfloat16 bits in a bfloat16 table, in an int8 table unsigned bytes
+// with a scale and a zero point (quantize.h). Everything between products (the residual stream,
+// LayerNorm, softmax, pooling) is float in every table.
 //
 // A table must keep two promises, which tests hold it to:
 //   * the arithmetic of an output row depends on that row's inputs and on the shapes of the
@@ -17,23 +18,23 @@ namespace kosine {
 
 // In order: a machine that has one has those before it. The emulation is beside the order; it comes
 // last so that asking for it by name finds it.
-enum class Isa { kAvx2, kAvx512, kAvx512Bf16, kAmxBf16, kAmxBf16Emulated };
-enum class Dtype { kFloat32, kBfloat16 };
+enum class Isa { kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmxBf16, kAmxBf16Emulated };
+enum class Dtype { kFloat32, kBfloat16, kW8A16, kInt8 };
 
 // What becomes of the product (rows, depth) x (depth, columns):
 enum class Epilogue {
   kStore,  // float       out  = product + bias
   kAdd,    // float       out += product + bias
-  kGelu,   // activation  out  = gelu(product + bias), the erf form
-  kGate,   // activation  out *= product + bias
+  kGelu,   // output      out  = gelu(product + bias), the erf form
+  kGate,   // output      out *= product + bias
 };
 
 // A product over whole panels of a packed weight. `out` must have room for panels * panel
 // columns in each row: the columns that pad the last panel are written too (gelu(0) = 0 there,
 // which the next product relies on).
 struct GemmArgs {
-  const void* a;       // (rows, depth) activations; zero where the packed depth exceeds the
-                       // weight's own
+  const void* a;       // (rows, row_elements(depth)) activations; zero where the packed depth
+                       // exceeds the weight's own, unless the table is quantized
   std::size_t lda;     // elements between rows of a
   std::size_t rows;
   const void* weight;  // `panels` packed panels
@@ -55,9 +56,32 @@ struct NormArgs {
   const float* gain;
   const float* bias;
   float eps;
-  bool keeps_x;      // only `rounded` is written
-  void* rounded;     // (rows, width) activations
+  bool keeps_x;         // only `rounded` is written
+  const float* smooth;  // (width,) as in RoundArgs
+  void* rounded;        // (rows, row_elements(width)) activations
   std::size_t ldr;
+};
+
+// Floats to activations. `width` is a multiple of 16.
+struct RoundArgs {
+  const float* x;
+  std::size_t ldx;
+  std::size_t rows;
+  std::size_t width;
+  const float* smooth;  // (width,): what x is multiplied by first; null where by nothing
+  void* out;            // (rows, row_elements(width)) activations
+  std::size_t ldo;
+};
+
+// A weight (depth, columns) to panels.
+struct PackArgs {
+  const void* weight;      // float, or signed bytes where the table's dtype is kW8A16 or kInt8
+  std::size_t ldw;
+  std::size_t depth;
+  std::size_t padded_depth;  // a multiple of k_step
+  std::size_t columns;
+  const float* scale;      // (columns,): what the bytes are multiplied by
+  void* packed;            // ceil(columns / panel) panels of panel_bytes(padded_depth)
 };
 
 // One head of one sentence: out = softmax(q kT / sqrt(head_size) + what distances add) v. Row i
@@ -72,7 +96,7 @@ struct AttentionArgs {
   std::size_t window;
   const float* distances;  // (2 * reach + 1,), for keys at -reach .. reach from a row; or null
   std::size_t reach;
-  void* out;              // (length, head_size) activations
+  void* out;              // (length, head_size) outputs
   std::size_t ldo;
   float* scratch;         // attention_scratch(length, head_size) floats
 };
@@ -92,18 +116,23 @@ struct Kernels {
   Isa isa;
   Dtype dtype;
   std::size_t activation;  // bytes of one
+  bool quantized;          // activations as in quantize.h
+  // Whether attention and GELU write floats ("outputs" above), and `round` follows: where that
+  // needs whole rows, or factors for the columns. Else outputs are activations.
+  bool staged;
   std::size_t panel;       // columns in a packed panel
-  std::size_t k_step;      // depth is padded with zeros to a multiple of this
+  std::size_t k_step;      // depth is padded to a multiple of this
   std::size_t chunk_rows;  // rows that a thread takes through the layers at one time, about
   std::size_t alone_rows;  // with fewer for each thread, reading the weights is what takes the time
-  // (depth, columns) float, rows ldw apart -> ceil(columns / panel) panels of
-  // padded_depth * panel elements each, padding zero; padded_depth is a multiple of k_step.
-  void (*pack)(const float* weight, std::size_t ldw, std::size_t depth, std::size_t padded_depth,
-               std::size_t columns, void* packed);
+  // Columns of a slice of a feed-forward with `inner` columns, whole panels; see
+  // packed::FeedForward. Where rows are quantized it is a slice of those too.
+  std::size_t (*slice_columns)(std::size_t inner);
+  std::size_t (*row_elements)(std::size_t width);  // of a row of activations, padding included
+  std::size_t (*panel_bytes)(std::size_t padded_depth);
+  void (*pack)(const PackArgs&);
   void (*gemm)(const GemmArgs&);
   void (*layer_norm)(const NormArgs&);
-  void (*round)(const float* x, std::size_t ldx, std::size_t rows, std::size_t width, void* out,
-                std::size_t ldo);
+  void (*round)(const RoundArgs&);
   std::size_t (*attention_scratch)(std::size_t length, std::size_t head_size);
   void (*attention)(const AttentionArgs&);
   void (*turn)(const TurnArgs&);
@@ -111,6 +140,11 @@ struct Kernels {
 
 extern const Kernels kAvx2Float32;
 extern const Kernels kAvx512Float32;
+extern const Kernels kAvx2W8A16;
+extern const Kernels kAvx512W8A16;
+extern const Kernels kAvx512Bf16W8A16;
+extern const Kernels kAvx2Int8;
+extern const Kernels kAvx512VnniInt8;
 extern const Kernels kAvx512Bfloat16;
 extern const Kernels kAmxBfloat16;
 extern const Kernels kAmxBfloat16Emulated;

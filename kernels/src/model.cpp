@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <tuple>
 #include <utility>
+#include <variant>
 
 namespace kosine {
 namespace {
@@ -14,7 +15,6 @@ namespace {
 constexpr std::size_t kLaneMultiple = 16;  // what every table's vectors divide
 constexpr std::size_t kMaxHeadSize = 128;
 constexpr std::size_t kMaxSize = std::size_t{1} << 24;
-constexpr std::size_t kSliceColumns = 1024;  // of the feed-forward, at most
 
 [[noreturn]] void refuse(const std::string& problem, const std::string& limit) {
   throw std::invalid_argument(problem + "; " + limit + "; export the model again");
@@ -43,9 +43,15 @@ const Tensor& of_rank(const Tensors& tensors, const std::string& name, std::size
   return found->second;
 }
 
+bool has(const Tensors& tensors, const std::string& name) { return tensors.count(name) != 0; }
+
 const Tensor& of_shape(const Tensors& tensors, const std::string& name,
-                       const std::vector<std::size_t>& shape) {
+                       const std::vector<std::size_t>& shape, bool bytes = false) {
   const Tensor& tensor = of_rank(tensors, name, shape.size());
+  if (tensor.bytes != bytes) {
+    refuse("tensor " + name + " is " + (tensor.bytes ? "int8" : "float32"),
+           std::string(bytes ? "int8" : "float32") + " is needed");
+  }
   if (tensor.shape != shape) {
     refuse("tensor " + name + " has shape " + text_of(tensor.shape), text_of(shape) + " is needed");
   }
@@ -79,7 +85,8 @@ Activation activation_named(const std::string& name) {
 // of that size, it packs them. Both rounds run the same code, so they cannot disagree.
 class Model::Packer {
  public:
-  Packer(Model& model, const Tensors& tensors) : model_(model), tensors_(tensors) {}
+  Packer(Model& model, const Tensors& tensors, const std::set<std::string>& bytes_only)
+      : model_(model), tensors_(tensors), bytes_only_(bytes_only) {}
 
   void pack(const std::vector<Step>& steps) {
     all(steps);
@@ -106,8 +113,13 @@ class Model::Packer {
     turns_.clear();
     distances_.clear();
     state_ = State::kNothing;
-    for (const Step& step : steps) {
-      std::visit([this](const auto& one) { model_.steps.emplace_back(packed_step(one)); }, step);
+    for (std::size_t i = 0; i < steps.size(); ++i) {
+      next_ = i + 1 < steps.size() ? &steps[i + 1] : nullptr;
+      std::visit([this](const auto& one) { model_.steps.emplace_back(packed_step(one)); },
+                 steps[i]);
+    }
+    for (const std::string& name : bytes_only_) {
+      if (used_.count(name) == 0) refuse("bytes_only names " + name, "a product of a layer is needed");
     }
     if (state_ != State::kSentences) {
       refuse("steps end after " + std::to_string(steps.size()), "Pool must be among them");
@@ -131,28 +143,70 @@ class Model::Packer {
              "a multiple of 16 is needed");
     }
     width_ = columns;
-    keep_most(model_.widths.rows, round_up(columns, model_.kernels.panel));
+    keep_most(model_.widths.x, round_up(columns, model_.kernels.panel));
+  }
+
+  // The table of a product of a layer.
+  const Kernels& kernels_of(const std::string& name) {
+    used_.insert(name);
+    return bytes_only_.count(name) == 0 ? model_.kernels : model_.bytes_kernels;
+  }
+
+  static std::size_t row_bytes(const Kernels& kernels, std::size_t width) {
+    return kernels.row_elements(width) * kernels.activation;
+  }
+
+  // How rows of `width` become what the product `name` reads.
+  Rounding rounding_for(const std::string& name, const Kernels& kernels, std::size_t width) {
+    if (!kernels.staged || !has(tensors_, name + ".smooth")) return {&kernels, nullptr};
+    const Tensor& smooth = of_shape(tensors_, name + ".smooth", {width});
+    return {&kernels, padded(smooth.floats(), width, round_up(width, kernels.panel))};
+  }
+
+  // The same for x and the step after this one; where that reads no activations, any will do.
+  Rounding rounding_of_x() {
+    const std::string* name = nullptr;
+    if (next_ != nullptr) {
+      if (const auto* linear = std::get_if<step::Linear>(next_)) name = &linear->name;
+      if (const auto* attention = std::get_if<step::Attention>(next_)) name = &attention->qkv;
+      if (const auto* feed_forward = std::get_if<step::FeedForward>(next_)) {
+        name = &feed_forward->up;
+      }
+    }
+    if (name == nullptr) return {model_.kernels.staged ? &model_.floats : &model_.kernels, nullptr};
+    const auto* feed_forward = std::get_if<step::FeedForward>(next_);
+    const Kernels& kernels = feed_forward != nullptr ? kernels_of(*feed_forward) : kernels_of(*name);
+    keep_most(model_.widths.input, row_bytes(kernels, width_));
+    return rounding_for(*name, kernels, width_);
+  }
+
+  const Kernels& kernels_of(const step::FeedForward& step) {
+    const Kernels& up = kernels_of(step.up);
+    if (&kernels_of(step.down) == &up) return up;
+    refuse("one of " + step.up + " and " + step.down + " is to have weights of bytes only",
+           "both or none can");
   }
 
   static void keep_most(std::size_t& most, std::size_t value) { most = std::max(most, value); }
 
   packed::Embed packed_step(const step::Embed& step) {
     expect("Embed", {State::kNothing});
-    const Tensor& words = of_rank(tensors_, step.word + ".weight", 2);
-    const std::size_t width = words.shape[1];
+    const auto& shape = of_rank(tensors_, step.word + ".weight", 2).shape;
+    const std::size_t width = shape[1];
+    const Tensor& words = of_shape(tensors_, step.word + ".weight", shape);
     model_.has_positions = step.position.has_value();
     std::size_t rows = 1;
     const float* places = nullptr;
     if (step.position.has_value()) {
       const std::string name = *step.position + ".weight";
       rows = of_rank(tensors_, name, 2).shape[0];
-      places = of_shape(tensors_, name, {rows, width}).data;
+      places = of_shape(tensors_, name, {rows, width}).floats();
     }
     const float* type = nullptr;
     if (step.token_type.has_value()) {
       const std::string name = *step.token_type + ".weight";
       const Tensor& types = of_rank(tensors_, name, 2);
-      type = of_shape(tensors_, name, {types.shape[0], width}).data;
+      type = of_shape(tensors_, name, {types.shape[0], width}).floats();
     }
     set_row_width(width, step.word);
     state_ = State::kRows;
@@ -161,7 +215,7 @@ class Model::Packer {
     auto* word = take<float>(model_.vocab_size * width);
     auto* position = take<float>(rows * width);
     if (packing_) {
-      std::memcpy(word, words.data, model_.vocab_size * width * sizeof(float));
+      std::memcpy(word, words.floats(), model_.vocab_size * width * sizeof(float));
       for (std::size_t i = 0; i < rows * width; ++i) {
         const float place = places == nullptr ? 0.0f : places[i];
         position[i] = place + (type == nullptr ? 0.0f : type[i % width]);
@@ -178,18 +232,23 @@ class Model::Packer {
     }
     const Tensor& gain = of_shape(tensors_, step.name + ".weight", {width_});
     const float* bias =
-        step.bias ? of_shape(tensors_, step.name + ".bias", {width_}).data : nullptr;
+        step.bias ? of_shape(tensors_, step.name + ".bias", {width_}).floats() : nullptr;
     state_ = State::kRowsAndInput;
-    return {padded(gain.data, width_, width_), padded(bias, width_, width_), step.eps, width_,
-            step.keeps_x};
+    const float* gains = padded(gain.floats(), width_, width_);
+    const float* biases = padded(bias, width_, width_);
+    const Rounding rounding = rounding_of_x();
+    keep_most(model_.widths.input, row_bytes(*rounding.kernels, width_));
+    return {gains, biases, step.eps, width_, step.keeps_x, rounding};
   }
 
   packed::Project packed_step(const step::Linear& step) {
     expect("Linear", {State::kRowsAndInput});
     const std::size_t columns = of_rank(tensors_, step.name + ".weight", 2).shape[1];
-    const Linear linear = packed_linear(model_.kernels, step.name, width_, columns);
+    const Linear linear = packed_linear(kernels_of(step.name), step.name, width_, columns);
     set_row_width(columns, step.name);
-    return {linear};
+    const Rounding rounding = rounding_of_x();
+    keep_most(model_.widths.input, row_bytes(*rounding.kernels, width_));
+    return {linear, rounding};
   }
 
   packed::Attention packed_step(const step::Attention& step) {
@@ -202,17 +261,28 @@ class Model::Packer {
       refuse("the head size is " + std::to_string(step.head_size),
              "a multiple of 16 up to 128 is needed");
     }
-    const std::size_t context = step.num_heads * step.head_size;
-    const Linear qkv = packed_linear(model_.kernels, step.qkv, width_, 3 * context, step.bias);
-    const Linear output = packed_linear(model_.kernels, step.output, context, width_, step.bias);
-    const auto [cos, sin] = turns(step);
-    keep_most(model_.widths.qkv, qkv.panels * model_.kernels.panel);
-    keep_most(model_.widths.context, context);
+    const std::size_t width = step.num_heads * step.head_size;
+    packed::Attention attention;
+    attention.num_heads = step.num_heads;
+    attention.head_size = step.head_size;
+    attention.qkv = packed_linear(kernels_of(step.qkv), step.qkv, width_, 3 * width, step.bias);
+    attention.output = packed_linear(kernels_of(step.output), step.output, width, width_,
+                                     step.bias);
+    const Kernels& output = *attention.output.kernels;
+    attention.rounding = rounding_for(step.output, output, width);
+    keep_most(model_.widths.qkv, attention.qkv.panels * output.panel);
+    keep_most(model_.widths.context, row_bytes(output, width));
+    std::tie(attention.cos, attention.sin) = turns(step);
+    attention.window = std::min(step.window.value_or(kMaxSize), kMaxSize);
     keep_most(model_.widths.head, step.head_size);
+    if (model_.kernels.staged) {
+      keep_most(model_.widths.staged_slice, width);
+      keep_most(model_.widths.staged, width);
+    }
     state_ = State::kRows;
-    return {qkv, output, step.num_heads, step.head_size, cos, sin,
-            std::min(step.window.value_or(kMaxSize), kMaxSize), distances(step),
-            step.distances.has_value() ? step.distances->buckets.size() / 2 : 0};
+    attention.distances = distances(step);
+    attention.reach = step.distances.has_value() ? step.distances->buckets.size() / 2 : 0;
+    return attention;
   }
 
   // What heads add by distance, shared by the layers that read the same array.
@@ -266,20 +336,28 @@ class Model::Packer {
 
   packed::FeedForward packed_step(const step::FeedForward& step) {
     expect("FeedForward", {State::kRowsAndInput});
+    const Kernels& kernels = kernels_of(step);
     const std::size_t inner = of_rank(tensors_, step.up + ".weight", 2).shape[1];
-    const std::size_t panel = model_.kernels.panel;
-    const Linear up = packed_linear(model_.kernels, step.up, width_, inner, step.bias);
-    std::optional<Linear> gate;
+    packed::FeedForward feed_forward;
+    feed_forward.up = packed_linear(kernels, step.up, width_, inner, step.bias);
     if (step.gate.has_value()) {
-      gate = packed_linear(model_.kernels, *step.gate, width_, inner, step.bias);
+      feed_forward.gate = packed_linear(kernels, *step.gate, width_, inner, step.bias);
     }
-    const std::size_t slices = round_up(inner, kSliceColumns) / kSliceColumns;
-    const std::size_t slice_panels = round_up(up.panels, slices) / slices;
-    keep_most(model_.widths.slice, std::min(slice_panels, up.panels) * panel);
-    keep_most(model_.widths.inner, up.panels * panel);
+    const std::size_t panels = feed_forward.up.panels;
+    const std::size_t columns = kernels.slice_columns(inner);
+    feed_forward.slice_panels = columns / kernels.panel;
+    feed_forward.down = packed_slices(kernels, step.down, inner, width_, columns,
+                                       step.bias);
+    feed_forward.rounding = rounding_for(step.down, kernels, inner);
+    const std::size_t slice_bytes = row_bytes(kernels, columns);
+    keep_most(model_.widths.slice, slice_bytes);
+    keep_most(model_.widths.inner, slice_bytes * feed_forward.down.size());
+    if (kernels.staged) {
+      keep_most(model_.widths.staged_slice, columns);
+      keep_most(model_.widths.staged, panels * kernels.panel);
+    }
     state_ = State::kRows;
-    return {up, gate, packed_slices(step.down, inner, width_, slice_panels * panel, step.bias),
-            slice_panels};
+    return feed_forward;
   }
 
   packed::Pool packed_step(const step::Pool& step) {
@@ -306,39 +384,64 @@ class Model::Packer {
     return {linear, step.activation, step.use_residual};
   }
 
+  // A weight of bytes has a scale for each column.
+  struct Weight {
+    const char* data;
+    std::size_t element;
+    const float* scale;
+  };
+  Weight weight_of(const Kernels& kernels, const std::string& name, std::size_t depth,
+                   std::size_t columns) const {
+    const bool bytes = kernels.dtype == Dtype::kW8A16 || kernels.dtype == Dtype::kInt8;
+    const Tensor& tensor = of_shape(tensors_, name + ".weight", {depth, columns}, bytes);
+    const float* scale =
+        bytes ? of_shape(tensors_, name + ".scale", {columns}).floats() : nullptr;
+    return {static_cast<const char*>(tensor.data), bytes ? 1 : sizeof(float), scale};
+  }
+
   Linear packed_linear(const Kernels& kernels, const std::string& name, std::size_t depth,
                        std::size_t columns, bool has_bias = true) {
-    const Tensor& weight = of_shape(tensors_, name + ".weight", {depth, columns});
-    const float* bias = has_bias ? of_shape(tensors_, name + ".bias", {columns}).data : nullptr;
-    return packed_part(kernels, weight.data, depth, columns, bias, 0);
+    const Weight weight = weight_of(kernels, name, depth, columns);
+    const float* bias = has_bias ? of_shape(tensors_, name + ".bias", {columns}).floats() : nullptr;
+    return packed_part(kernels, weight, depth, columns, bias, 0);
   }
 
   // Cut along the depth; the first slice brings the bias. The last one's depth is padded to
   // whole panels of what feeds it: there `up` writes gelu(0) = 0.
-  std::vector<Linear> packed_slices(const std::string& name, std::size_t depth,
-                                    std::size_t columns, std::size_t step, bool has_bias) {
-    const Tensor& weight = of_shape(tensors_, name + ".weight", {depth, columns});
-    const float* bias = has_bias ? of_shape(tensors_, name + ".bias", {columns}).data : nullptr;
+  std::vector<Linear> packed_slices(const Kernels& kernels, const std::string& name,
+                                    std::size_t depth, std::size_t columns, std::size_t step,
+                                    bool has_bias) {
+    Weight weight = weight_of(kernels, name, depth, columns);
+    const float* bias = has_bias ? of_shape(tensors_, name + ".bias", {columns}).floats() : nullptr;
     std::vector<Linear> parts;
     for (std::size_t k = 0; k < depth; k += step) {
-      parts.push_back(packed_part(model_.kernels, weight.data + k * columns,
-                                  std::min(step, depth - k), columns, k == 0 ? bias : nullptr,
-                                  model_.kernels.panel));
+      parts.push_back(packed_part(kernels, weight, std::min(step, depth - k), columns,
+                                  k == 0 ? bias : nullptr, kernels.panel));
+      weight.data += step * columns * weight.element;
     }
     return parts;
   }
 
-  Linear packed_part(const Kernels& kernels, const float* weight, std::size_t depth,
+  Linear packed_part(const Kernels& kernels, const Weight& weight, std::size_t depth,
                      std::size_t columns, const float* bias, std::size_t depth_multiple) {
     Linear linear;
+    linear.kernels = &kernels;
     linear.depth = round_up(depth, std::max(depth_multiple, kernels.k_step));
     linear.columns = columns;
     linear.panels = round_up(columns, kernels.panel) / kernels.panel;
-    linear.panel_bytes = linear.depth * kernels.panel * kernels.activation;
+    linear.panel_bytes = kernels.panel_bytes(linear.depth);
     auto* packed = take<char>(linear.panels * linear.panel_bytes);
     linear.bias = padded(bias, columns, linear.panels * kernels.panel);
     linear.weight = packed;
-    if (packing_) kernels.pack(weight, columns, depth, linear.depth, columns, packed);
+    if (packing_) {
+      kernels.pack({.weight = weight.data,
+                    .ldw = columns,
+                    .depth = depth,
+                    .padded_depth = linear.depth,
+                    .columns = columns,
+                    .scale = weight.scale,
+                    .packed = packed});
+    }
     return linear;
   }
 
@@ -351,6 +454,9 @@ class Model::Packer {
 
   Model& model_;
   const Tensors& tensors_;
+  const std::set<std::string>& bytes_only_;
+  std::set<std::string> used_;
+  const Step* next_ = nullptr;
   State state_ = State::kNothing;
   std::size_t width_ = 0;  // of x, or of the sentences' rows
   std::size_t bytes_ = 0;
@@ -360,10 +466,14 @@ class Model::Packer {
   std::map<std::string, const float*> distances_;
 };
 
-Model::Model(const Tensors& tensors, const std::vector<Step>& unpacked, const Kernels& table,
-             const Kernels& float_table, Guard guarded)
-    : kernels(table), floats(float_table), guard(guarded) {
-  Packer(*this, tensors).pack(unpacked);
+Model::Model(const Tensors& tensors, const std::vector<Step>& unpacked, const Kernels& main,
+             const Kernels& bytes, const std::set<std::string>& bytes_only, const Kernels& float32,
+             Guard guarded)
+    : kernels(main), bytes_kernels(bytes), floats(float32), guard(guarded) {
+  if (!bytes_only.empty() && kernels.dtype != Dtype::kInt8) {
+    refuse("bytes_only names products, and the dtype is not int8", "it belongs to int8");
+  }
+  Packer(*this, tensors, bytes_only).pack(unpacked);
 }
 
 }  // namespace kosine

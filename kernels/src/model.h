@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
@@ -14,21 +15,31 @@
 
 namespace kosine {
 
-// A float32 array in C order, by its canonical name.
+// An array in C order, by its canonical name: float32, or signed bytes.
 struct Tensor {
-  const float* data;
+  const void* data;
+  bool bytes;
   std::vector<std::size_t> shape;
+
+  const float* floats() const { return static_cast<const float*>(data); }
 };
 using Tensors = std::map<std::string, Tensor>;
 
 // activations (., depth) x weight (depth, columns) + bias, in packed panels.
 struct Linear {
+  const Kernels* kernels = nullptr;  // whose activations it reads
   const char* weight = nullptr;
   const float* bias = nullptr;   // padded with zeros to whole panels
   std::size_t depth = 0;         // padded to the table's k_step
   std::size_t columns = 0;       // before padding
   std::size_t panels = 0;
   std::size_t panel_bytes = 0;
+};
+
+// What makes floats the activations of a product.
+struct Rounding {
+  const Kernels* kernels = nullptr;
+  const float* smooth = nullptr;  // (width,), see RoundArgs
 };
 
 // The steps of steps.h with their weights packed. `x` are the rows of the residual stream, and
@@ -49,15 +60,18 @@ struct Norm {
   float eps;
   std::size_t width;
   bool keeps_x;
+  Rounding rounding;
 };
 // x = input weight + bias, and `input`.
 struct Project {
   Linear linear;
+  Rounding rounding;
 };
 // x += attention(input qkv) output
 struct Attention {
   Linear qkv;
   Linear output;
+  Rounding rounding;  // of the context
   std::size_t num_heads;
   std::size_t head_size;
   const float* cos;    // (max_length, head_size / 2), or null: nothing is turned
@@ -76,6 +90,7 @@ struct FeedForward {
   // slice with the inner activations in its cache. Slice i reads the columns that panels
   // [i * slice_panels, ...) of `up` write. The cut is part of the arithmetic: it never changes.
   std::vector<Linear> down;
+  Rounding rounding;  // of what GELU gives; smooth is for all slices
   std::size_t slice_panels;
 };
 // Rows of x become one for each sentence: `width` columns for each mode.
@@ -97,10 +112,15 @@ using PackedStep = std::variant<packed::Embed, packed::Norm, packed::Project, pa
 struct Model {
   // Throws std::invalid_argument for steps in an impossible order, and for tensors that are
   // missing or do not fit; std::bad_alloc.
-  Model(const Tensors& tensors, const std::vector<Step>& unpacked, const Kernels& table,
-        const Kernels& float_table, Guard guarded);
+  //
+  // Products of layers take the table `main`; those that are named in `bytes_only` take `bytes`.
+  // Both products of a feed-forward take the same.
+  Model(const Tensors& tensors, const std::vector<Step>& unpacked, const Kernels& main,
+        const Kernels& bytes, const std::set<std::string>& bytes_only, const Kernels& float32,
+        Guard guarded);
 
   const Kernels& kernels;
+  const Kernels& bytes_kernels;
   const Kernels& floats;  // the float32 table for what follows pooling
   Guard guard;
   std::vector<PackedStep> steps;
@@ -109,14 +129,17 @@ struct Model {
   std::size_t max_length;  // of a sentence, where steps turn rows by their place
   std::size_t dim;
 
-  // The most columns that any step needs.
+  // The most that any step needs in a row.
   struct Widths {
-    std::size_t rows = 0;     // of x
-    std::size_t qkv = 0;
-    std::size_t context = 0;
-    std::size_t slice = 0;    // of a feed-forward's inner activations: one slice, and all of them
+    std::size_t x = 0;        // floats
+    std::size_t input = 0;    // bytes of activations
+    std::size_t qkv = 0;      // floats
+    std::size_t context = 0;  // bytes of activations
+    std::size_t slice = 0;    // bytes of a feed-forward's inner activations: one slice, and all
     std::size_t inner = 0;
-    std::size_t pooled = 0;
+    std::size_t staged_slice = 0;  // floats that are yet to be rounded: of one slice or a
+    std::size_t staged = 0;        // context, and of all slices or a context
+    std::size_t pooled = 0;        // floats
     std::size_t head = 0;
   };
   Widths widths;

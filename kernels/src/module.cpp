@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/set.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -18,7 +19,7 @@ namespace kosine {
 namespace {
 
 using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Array = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using OutVectors = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using OutNorms = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
@@ -97,18 +98,20 @@ class StepReader {
 };
 
 void make_engine(Engine* self, const nb::dict& arrays, const nb::sequence& steps,
-                 const std::string& dtype, const std::string& isa, int threads, bool spin,
-                 const std::string& guard) {
+                 const std::string& dtype, const std::set<std::string>& bytes_only,
+                 const std::string& isa, int threads, bool spin, const std::string& guard) {
   Tensors tensors;
-  std::vector<Floats> alive;  // the arrays' memory, until all is packed
+  std::vector<Array> alive;  // the arrays' memory, until all is packed
   for (auto [key, value] : arrays) {
     const auto name = nb::cast<std::string>(key);
-    Floats array;
-    if (!nb::try_cast(value, array, false)) {
+    Array array;
+    const bool fits = nb::try_cast(value, array, false);
+    const bool bytes = fits && array.dtype() == nb::dtype<std::int8_t>();
+    if (!fits || (!bytes && array.dtype() != nb::dtype<float>())) {
       throw nb::type_error(
-          ("tensor " + name + " is not a C-contiguous float32 array; convert it").c_str());
+          ("tensor " + name + " is not a C-contiguous float32 or int8 array; convert it").c_str());
     }
-    Tensor tensor{array.data(), {}};
+    Tensor tensor{array.data(), bytes, {}};
     for (std::size_t i = 0; i < array.ndim(); ++i) tensor.shape.push_back(array.shape(i));
     tensors.emplace(name, std::move(tensor));
     alive.push_back(std::move(array));
@@ -117,7 +120,7 @@ void make_engine(Engine* self, const nb::dict& arrays, const nb::sequence& steps
   for (nb::handle step : steps) unpacked.push_back(StepReader(step).read());
   const Guard chosen = guard_named(guard);
   const nb::gil_scoped_release released;
-  new (self) Engine(tensors, unpacked, dtype, isa, threads, spin, chosen);
+  new (self) Engine(tensors, unpacked, dtype, bytes_only, isa, threads, spin, chosen);
 }
 
 void forward_engine(const Engine& self, const Ints& ids, const Ints& starts, const Ints& positions,
@@ -169,8 +172,8 @@ NB_MODULE(_native, m) {
       "dtype"_a, "isa"_a);
 
   nb::class_<Engine>(m, "Engine")
-      .def("__init__", make_engine, "tensors"_a, "steps"_a, nb::kw_only(), "dtype"_a, "isa"_a,
-           "threads"_a, "spin"_a, "guard"_a)
+      .def("__init__", make_engine, "tensors"_a, "steps"_a, nb::kw_only(), "dtype"_a, "bytes_only"_a,
+           "isa"_a, "threads"_a, "spin"_a, "guard"_a)
       .def("forward", forward_engine, "ids"_a.noconvert(), "starts"_a.noconvert(),
            "positions"_a.noconvert(), "skip"_a.noconvert().none(), "vectors"_a.noconvert(),
            "norms"_a.noconvert())

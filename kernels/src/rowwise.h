@@ -57,8 +57,22 @@ template <class F>
   return sum((chains[0] + chains[1]) + (chains[2] + chains[3]));
 }
 
+// One row of floats times `smooth`, which may be null.
+template <class Dot>
+[[gnu::always_inline]] inline void to_activations(const float* x, std::size_t width,
+                                                  const float* smooth,
+                                                  typename Dot::Activation* out) {
+  const auto at = [&](std::size_t i) { return Vec::load(x + i); };
+  if constexpr (Dot::kStaged) {
+    Dot::quantize(at, width, smooth, out);
+  } else {
+    for (std::size_t i = 0; i < width; i += Vec::kLanes) Dot::store(at(i), out + i);
+  }
+}
+
 // Two passes for the statistics: the variance of the centred row loses nothing to cancellation.
-void layer_norm(const kosine::NormArgs& args) {
+template <class Dot>
+void layer_norm_rows(const kosine::NormArgs& args) {
   const float inverse_width = 1.0f / static_cast<float>(args.width);
   for (std::size_t row = 0; row < args.rows; ++row) {
     float* x = args.x + row * args.ldx;
@@ -72,15 +86,27 @@ void layer_norm(const kosine::NormArgs& args) {
                                     }) *
                            inverse_width;
     const Vec scale = Vec::all(1.0f / __builtin_sqrtf(variance + args.eps));
-    auto* rounded = static_cast<Dot::Activation*>(args.rounded);
-    for (std::size_t i = 0; i < args.width; i += Vec::kLanes) {
-      const Vec y = fma((Vec::load(x + i) - mean) * scale, Vec::load(args.gain + i),
-                        Vec::load(args.bias + i));
-      if (!args.keeps_x) y.store(x + i);
-      Dot::store(y, rounded + row * args.ldr + i);
+    auto* rounded = static_cast<typename Dot::Activation*>(args.rounded) + row * args.ldr;
+    const auto normed = [&](std::size_t i) {
+      return fma((Vec::load(x + i) - mean) * scale, Vec::load(args.gain + i),
+                 Vec::load(args.bias + i));
+    };
+    if constexpr (Dot::kStaged) {
+      if (args.keeps_x) {
+        Dot::quantize(normed, args.width, args.smooth, rounded);
+        continue;
+      }
     }
+    for (std::size_t i = 0; i < args.width; i += Vec::kLanes) {
+      const Vec y = normed(i);
+      if (!args.keeps_x) y.store(x + i);
+      if constexpr (!Dot::kStaged) Dot::store(y, rounded + i);
+    }
+    if constexpr (Dot::kStaged) to_activations<Dot>(x, args.width, args.smooth, rounded);
   }
 }
+
+void layer_norm(const kosine::NormArgs& args) { layer_norm_rows<Dot>(args); }
 
 // Half a row is a multiple of 8 floats: the last 8 go one by one where vectors are wider.
 void turn(const kosine::TurnArgs& args) {
@@ -105,14 +131,10 @@ void turn(const kosine::TurnArgs& args) {
   }
 }
 
-// Floats to activations; `width` is a multiple of 16.
-void round_rows(const float* x, std::size_t ldx, std::size_t rows, std::size_t width, void* out,
-                std::size_t ldo) {
-  auto* to = static_cast<Dot::Activation*>(out);
-  for (std::size_t row = 0; row < rows; ++row) {
-    for (std::size_t i = 0; i < width; i += Vec::kLanes) {
-      Dot::store(Vec::load(x + row * ldx + i), to + row * ldo + i);
-    }
+void round_rows(const kosine::RoundArgs& args) {
+  for (std::size_t row = 0; row < args.rows; ++row) {
+    to_activations<Dot>(args.x + row * args.ldx, args.width, args.smooth,
+                        static_cast<Dot::Activation*>(args.out) + row * args.ldo);
   }
 }
 

@@ -53,7 +53,7 @@ template <class Dot, int R, int C, bool kPrefetch>
   for (std::size_t k = 0; k < steps; ++k) {
     typename Dot::Words b[C];
 #pragma GCC unroll 2
-    for (int c = 0; c < C; ++c) b[c] = Dot::load(panel.at + c * sizeof(Vec));
+    for (int c = 0; c < C; ++c) b[c] = Dot::load(panel.at + c * Dot::kVectorBytes);
     panel.at += panel.stride;
     if constexpr (kPrefetch) {
       _mm_prefetch(ahead.at, _MM_HINT_T1);

@@ -31,17 +31,17 @@ void Workspace::prepare(const Model& model, const Chunk& chunk, std::size_t thre
     matrix.stride = stride_of(columns, sizeof(float));
     matrix.data = reinterpret_cast<float*>(take(count, matrix.stride, sizeof(float)));
   };
-  const auto activations = [&](ActivationMatrix& matrix, std::size_t count, std::size_t columns) {
-    matrix.element = kernels.activation;
-    matrix.stride = stride_of(round_up(columns, kernels.k_step), matrix.element);
-    matrix.data = take(count, matrix.stride, matrix.element);
+  const auto activations = [&](ActivationMatrix& matrix, std::size_t count, std::size_t width) {
+    matrix.stride = stride_of(width, 1);
+    matrix.data = take(count, matrix.stride, 1);
   };
   const auto all = [&] {
-    floats(x, rows, widths.rows);
-    activations(input, rows, widths.rows);
+    floats(x, rows, widths.x);
+    activations(input, rows, widths.input);
     floats(qkv, rows, widths.qkv);
     activations(context, rows, widths.context);
     activations(inner, rows, threads == 1 ? widths.slice : widths.inner);
+    floats(staged, rows, threads == 1 ? widths.staged_slice : widths.staged);
     floats(pooled, sentences, widths.pooled);
     floats(pooled_next, sentences, widths.pooled);
     scratch_ = reinterpret_cast<float*>(take(threads, scratch_size_, sizeof(float)));

@@ -21,15 +21,12 @@ struct Matrix {
   T* row(std::size_t i) const { return data + i * stride; }
 };
 
-// Activations: floats or bfloat16, as the model's table has it.
+// Activations, of whatever table. Rows `stride` bytes apart, a multiple of a cache line.
 struct ActivationMatrix {
   char* data = nullptr;
-  std::size_t stride = 0;   // elements
-  std::size_t element = 0;  // bytes
+  std::size_t stride = 0;
 
-  char* at(std::size_t row, std::size_t column) const {
-    return data + (row * stride + column) * element;
-  }
+  char* row(std::size_t i) const { return data + i * stride; }
 };
 
 class Workspace {
@@ -43,6 +40,8 @@ class Workspace {
   Matrix<float> qkv;          // (rows, 3 * heads * head size)
   ActivationMatrix context;   // (rows, heads * head size)
   ActivationMatrix inner;     // (rows, a slice or all of the feed-forward)
+  Matrix<float> staged;       // what becomes a context or inner activations, where a table rounds
+                              // whole rows
   Matrix<float> pooled;       // (sentences, the widest of hidden and dense layers)
   Matrix<float> pooled_next;
   float* scratch(std::size_t thread) const { return scratch_ + thread * scratch_size_; }

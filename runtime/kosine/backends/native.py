@@ -33,7 +33,7 @@ class NativeBackend:
 
     The same text gives the same bits alone, anywhere in any batch, and with any number of
     threads, as long as dtype and ISA level stay the same. The environment variable `KOSINE_ISA`
-    (avx2, avx512, avx512_bf16, amx_bf16) forbids everything above a level.
+    (avx2, avx512, avx512_vnni, avx512_bf16, amx_bf16) forbids everything above a level.
 
     Args:
         bundle: The opened bundle. Its weights are packed into memory of the engine's own.

@@ -1,0 +1,99 @@
+"""int8 in numpy: the integers of the native engine, and its sums, product by product.
+
+A row is cut into slices of at most 512 columns, multiples of 64, as even as they can be. Each
+slice becomes unsigned bytes with a scale and a zero point of its own:
+
+    x * smooth ~ (byte - zero) * scale      scale = (max - min) / 255      zero = rint(-min / scale)
+
+where min and max include 0. Where a number of a slice is not finite its scale is NaN, so that
+the row shows it. Weights are signed bytes with a scale for each column.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["QuantizedRows", "multiply", "quantize_rows", "quantize_weight", "slices"]
+
+Float32 = NDArray[np.float32]
+UNIT, MOST_COLUMNS = 64, 512
+SMALLEST_RANGE = np.float32(1e-30)  # below it a slice is all zeros
+
+
+class QuantizedRows(NamedTuple):
+    """Rows as bytes.
+
+    Attributes:
+        values: (rows, width) uint8.
+        scale: (rows, slices) float32, NaN where a slice is not finite.
+        zero: (rows, slices) float32, whole numbers from 0 to 255.
+    """
+
+    values: NDArray[np.uint8]
+    scale: Float32
+    zero: Float32
+
+
+def slices(width: int) -> list[slice]:
+    """Where a row of `width` columns is cut."""
+    units = -(-width // UNIT)
+    parts = -(-units // (MOST_COLUMNS // UNIT))
+    each = -(-units // parts) * UNIT
+    return [slice(begin, min(begin + each, width)) for begin in range(0, width, each)]
+
+
+def quantize_rows(x: Float32, smooth: Float32 | None = None) -> QuantizedRows:
+    """(rows, width) float32, times `smooth` (width,) where there is one, to bytes."""
+    if smooth is not None:
+        x = x * smooth
+    cuts = slices(x.shape[1])
+    values = np.zeros(x.shape, np.uint8)
+    scale = np.ones((len(x), len(cuts)), np.float32)
+    zero = np.zeros_like(scale)
+    with np.errstate(all="ignore"):
+        for i, cut in enumerate(cuts):
+            part = x[:, cut]
+            low = np.minimum(part.min(axis=1), np.float32(0))
+            width = np.maximum(part.max(axis=1), np.float32(0)) - low
+            wide = width > SMALLEST_RANGE
+            step = np.where(wide, width / np.float32(255), np.float32(1))
+            inverse = np.where(wide, np.float32(1) / step, np.float32(1))
+            origin = np.where(wide, np.rint(-low * inverse), np.float32(0))
+            finite = np.isfinite(part).all(axis=1)
+            scale[:, i] = np.where(finite, step, np.nan)
+            zero[:, i] = np.where(finite, origin, 0)
+            whole = np.rint(part * inverse[:, None]) + origin[:, None]
+            values[:, cut] = np.clip(np.where(np.isfinite(whole), whole, 0), 0, 255)
+    return QuantizedRows(values, scale, zero)
+
+
+def quantize_weight(
+    weight: NDArray[Any], smooth: NDArray[Any] | None = None
+) -> tuple[NDArray[np.int8], Float32]:
+    """(in, out) to signed bytes (in, out) and a scale for each column (out,).
+
+    Args:
+        smooth: (in,) what the input will be multiplied by; the weight is divided by it.
+    """
+    wide = np.asarray(weight, np.float64)
+    if smooth is not None:
+        wide = wide / np.asarray(smooth, np.float64)[:, None]
+    scale = (np.abs(wide).max(axis=0) / 127).astype(np.float32)
+    scale[scale == 0] = 1
+    return np.clip(np.rint(wide / scale), -127, 127).astype(np.int8), scale
+
+
+def multiply(
+    rows: QuantizedRows, weight: NDArray[np.int8], scale: Float32, bias: Float32
+) -> NDArray[np.float64]:
+    """`rows @ weight + bias`, (rows, out) float64: exact sums of bytes, then the scales."""
+    total = np.zeros((len(rows.values), weight.shape[1]))
+    for i, cut in enumerate(slices(weight.shape[0])):
+        bytes_ = weight[cut].astype(np.int64)
+        whole = rows.values[:, cut].astype(np.int64) @ bytes_
+        part = whole - rows.zero[:, i, None].astype(np.float64) * bytes_.sum(axis=0)
+        total += part * rows.scale[:, i, None].astype(np.float64)
+    return np.asarray(total * scale.astype(np.float64) + bias.astype(np.float64))

@@ -1,0 +1,15 @@
+// AVX2: int8 products, everything between them in float.
+#include "vec_avx2.h"
+
+#include "dot_float32.h"
+#include "dot_int8_avx2.h"
+
+namespace {
+using Dot = QuantizedDot<Int8>;
+using Output = FloatDot;
+}
+
+#include "gemm_int8.h"
+#include "table.h"
+
+constinit const kosine::Kernels kosine::kAvx2Int8 = table(kosine::Isa::kAvx2);

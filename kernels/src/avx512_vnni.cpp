@@ -1,0 +1,15 @@
+// AVX512 with VNNI: int8 products, everything between them in float.
+#include "vec_avx512.h"
+
+#include "dot_float32.h"
+#include "dot_int8_vnni.h"
+
+namespace {
+using Dot = QuantizedDot<Int8>;
+using Output = FloatDot;
+}
+
+#include "gemm_int8.h"
+#include "table.h"
+
+constinit const kosine::Kernels kosine::kAvx512VnniInt8 = table(kosine::Isa::kAvx512Vnni);

@@ -1,0 +1,15 @@
+// AVX512: float products with weights of bytes.
+#include "vec_avx512.h"
+
+#include "dot_float32.h"
+#include "dot_w8a16.h"
+
+namespace {
+using Dot = BytesDot<FloatDot>;
+using Output = FloatDot;
+}
+
+#include "gemm.h"
+#include "table.h"
+
+constinit const kosine::Kernels kosine::kAvx512W8A16 = table(kosine::Isa::kAvx512);

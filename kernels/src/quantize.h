@@ -1,0 +1,130 @@
+// Rows of floats as unsigned bytes, and where the slices of a row lie.
+//
+// A row is cut into slices of at most 512 columns, multiples of 64, as even as they can be. Each
+// has a scale and a zero point of its own, which stand behind its bytes:
+//
+//     bytes of slice 0 | scale, zero | bytes of slice 1 | scale, zero | ...
+//                        64 bytes                         64 bytes
+//
+//     x ~ (byte - zero) * scale      scale = (max - min) / 255      zero = round(-min / scale)
+//
+// The range always includes 0. A slice of nothing but (almost) zeros has scale 1. Where any number
+// of a slice is not finite the scale is NaN: rounding to bytes would hide it.
+//
+// 512 is what keeps sums exact: 255 * 127 * 512 < 2^24, so an int32 sum, and the sum less its zero
+// point's part, are whole numbers that float32 has.
+#pragma once
+
+#include <cstddef>
+
+#include "kernels.h"
+
+namespace {
+
+constexpr std::size_t kDepthStep = 64;
+constexpr std::size_t kMostSlice = 512;
+constexpr std::size_t kTailBytes = 64;  // a cache line: scale, zero
+
+struct Tail {
+  float scale;
+  float zero;
+};
+
+// The slices of a row of `depth`, a multiple of kDepthStep.
+struct Slices {
+  std::size_t depth;
+  std::size_t count;
+  std::size_t width;  // of each but the last, which may be narrower
+
+  explicit constexpr Slices(std::size_t columns) : depth(0), count(0), width(0) {
+    // In 32 bits, where a division is fast.
+    constexpr unsigned kMostUnits = kMostSlice / kDepthStep;
+    const auto units = static_cast<unsigned>((columns + kDepthStep - 1) / kDepthStep);
+    if (units == 0) return;
+    const unsigned parts = (units + kMostUnits - 1) / kMostUnits;
+    const unsigned each = (units + parts - 1) / parts;
+    depth = units * kDepthStep;
+    width = each * kDepthStep;
+    count = (units + each - 1) / each;  // rounding up may have left nothing for a last one
+  }
+  constexpr std::size_t width_of(std::size_t slice) const {
+    const std::size_t begin = slice * width;
+    return depth - begin < width ? depth - begin : width;
+  }
+};
+
+// Smallest and largest of a slice, zero included, and a sum that is NaN unless all are finite.
+struct Range {
+  Vec low = Vec::zero();
+  Vec high = Vec::zero();
+  Vec poison = Vec::zero();
+
+  void add(Vec x) {
+    low = min(low, x);
+    high = max(high, x);
+    poison = fma(x, Vec::zero(), poison);
+  }
+};
+
+struct Step {
+  float scale;
+  float inverse;
+  float zero;
+};
+
+inline Step step_of(const Range& range) {
+  constexpr float kSmallest = 1e-30f;
+  const float low = -largest(Vec::zero() - range.low);
+  const float width = largest(range.high) - low;
+  const float poison = sum(range.poison);
+  if (!(width > kSmallest) || poison != 0) return {1.0f + poison, 1.0f, 0.0f};
+  const float scale = width / 255.0f;
+  const float inverse = 1.0f / scale;
+  return {scale, inverse, __builtin_rintf(-low * inverse)};
+}
+
+// One row of `width` numbers, a multiple of 16, to Slices(width): value(i) gives a vector of them
+// from column i on. `smooth` may be null.
+template <class Bytes, class Value>
+inline void quantize_row(Value value, std::size_t width, const float* smooth,
+                         typename Bytes::Activation* out) {
+  constexpr std::size_t kLanes = Vec::kLanes;
+  const Slices slices(width);
+  float row[kMostSlice];
+  for (std::size_t s = 0; s < slices.count; ++s) {
+    const std::size_t begin = s * slices.width;
+    const std::size_t room = slices.width_of(s);
+    const std::size_t count = width - begin < room ? width - begin : room;
+    Range range;
+    for (std::size_t i = 0; i < count; i += kLanes) {
+      Vec x = value(begin + i);
+      if (smooth != nullptr) x = x * Vec::load(smooth + begin + i);
+      range.add(x);
+      x.store(row + i);
+    }
+    const Step step = step_of(range);
+    const Vec inverse = Vec::all(step.inverse);
+    for (std::size_t i = 0; i < count; i += kLanes) {
+      Bytes::store_bytes(Vec::load(row + i) * inverse, static_cast<int>(step.zero), out + i);
+    }
+    for (std::size_t i = count; i < room; ++i) out[i] = 0;
+    out += room;
+    const Tail tail{step.scale, step.zero};
+    __builtin_memcpy(out, &tail, sizeof tail);
+    out += kTailBytes / sizeof *out;
+  }
+}
+
+template <class Bytes>
+struct QuantizedDot {
+  using Activation = typename Bytes::Activation;
+  static constexpr kosine::Dtype kDtype = kosine::Dtype::kInt8;
+  static constexpr bool kQuantized = true;
+  static constexpr bool kStaged = true;
+  template <class Value>
+  static void quantize(Value value, std::size_t width, const float* smooth, Activation* out) {
+    quantize_row<Bytes>(value, width, smooth, out);
+  }
+};
+
+}  // namespace

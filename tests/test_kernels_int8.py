@@ -1,0 +1,326 @@
+"""Weights of bytes: int8 and w8a16 against numpy, product by product and as a whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kosine_kernels import engine, quantized, reference
+from native_machine import BYTES_TABLES, Encoder, kernels, needs_native, tables, why_not
+from test_kernels_native import EPS, edges, guards, random, seeds, small
+
+INT8 = tables([table for table in BYTES_TABLES if table[0] == "int8"])
+ALL = tables(BYTES_TABLES)
+LEVELS = pytest.mark.parametrize(
+    "isa",
+    [
+        pytest.param(isa, marks=pytest.mark.skipif(why != "", reason=why or "it can"))
+        for dtype, isa in BYTES_TABLES
+        for why in [why_not(dtype, isa)]
+        if dtype == "int8"
+    ],
+)
+# On both sides of a slice's unit, of one slice, of two.
+depths = st.one_of(
+    edges, st.sampled_from([63, 64, 65, 511, 512, 513, 640, 1023, 1025]), st.integers(1, 1100)
+)
+LENGTHS = [5, 1, 17, 33, 64, 2, 16, 15, 48, 31]
+
+
+def whole(x: np.ndarray) -> np.ndarray:
+    """Rows as kernels take them: a multiple of 16 wide."""
+    return np.ascontiguousarray(np.pad(x, ((0, 0), (0, -x.shape[1] % 16))))
+
+
+def native_rows(isa: str, x: np.ndarray, smooth=None, guard="after") -> quantized.QuantizedRows:
+    """`kernels.quantize`, read back from its layout."""
+    raw = kernels().quantize(isa, x, smooth, guard).astype(np.uint8)
+    element = 2 if isa == "avx2" else 1
+    values, scale, zero = [], [], []
+    at = 0
+    for cut in quantized.slices(x.shape[1]):
+        width = cut.stop - cut.start
+        room = -(-width // 64) * 64 * element
+        values.append(raw[:, at : at + width * element : element])
+        tail = np.ascontiguousarray(raw[:, at + room : at + room + 8]).view(np.float32)
+        scale.append(tail[:, 0])
+        zero.append(tail[:, 1])
+        at += room + 64
+    assert at == raw.shape[1]
+    return quantized.QuantizedRows(
+        np.concatenate(values, axis=1), np.stack(scale, axis=1), np.stack(zero, axis=1)
+    )
+
+
+class TestRows:
+    @LEVELS
+    @settings(max_examples=100, deadline=None)
+    @given(
+        st.integers(1, 9), st.integers(1, 70), st.integers(-20, 20), guards, st.booleans(), seeds
+    )
+    def test_bytes_scales_and_zeros_are_those_of_numpy(
+        self, isa, rows, sixteens, exponent, guard, smoothed, seed
+    ):
+        x, spread, away = random(seed, (rows, 16 * sixteens), (16 * sixteens,), (rows, 1))
+        x = (x + away) * np.float32(2.0**exponent)
+        smooth = np.exp(spread) if smoothed else None
+        found = native_rows(isa, x, smooth, guard)
+        for ours, theirs in zip(found, quantized.quantize_rows(x, smooth), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+    @LEVELS
+    def test_constant_rows_and_rows_of_one_sign(self, isa):
+        x = np.zeros((6, 96), np.float32)
+        x[1], x[2], x[3], x[4, 5], x[5, 7] = 3, -2, 1e-38, 1e30, np.float32(-1e-20)
+        found = native_rows(isa, x)
+        for ours, theirs in zip(found, quantized.quantize_rows(x), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert found.scale[0] == 1
+        back = (found.values - found.zero[:, :1]) * found.scale[:, :1]
+        np.testing.assert_allclose(back[[0, 1, 2, 4]], x[[0, 1, 2, 4]], rtol=1e-6)
+
+    def test_an_error_of_at_most_half_a_step(self):
+        (x,) = random(0, (20, 1100))
+        rows = quantized.quantize_rows(x)
+        for i, cut in enumerate(quantized.slices(1100)):
+            step = rows.scale[:, i, None]
+            back = (rows.values[:, cut] - rows.zero[:, i, None]) * step
+            assert (np.abs(back - x[:, cut]) <= 1.01 * step).all()
+            assert np.abs(back - x[:, cut]).mean() <= 0.26 * step.mean()
+
+    @pytest.mark.parametrize(
+        ("width", "expected"),
+        [(16, [16]), (64, [64]), (512, [512]), (528, [320, 208]), (768, [384, 384]),
+         (1024, [512, 512]), (1040, [384, 384, 272]), (3072, [512] * 6)],
+    )  # fmt: skip
+    def test_slices(self, width, expected):
+        assert [cut.stop - cut.start for cut in quantized.slices(width)] == expected
+
+    @LEVELS
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_what_is_not_finite_shows_in_its_slice(self, isa, bad):
+        (x,) = random(1, (40, 528))
+        for row in range(40):
+            x[row, 13 * row] = bad
+        found = native_rows(isa, x)
+        first = np.arange(40) * 13 < 320
+        np.testing.assert_array_equal(np.isnan(found.scale[:, 0]), first)
+        np.testing.assert_array_equal(np.isnan(found.scale[:, 1]), ~first)
+
+
+class TestProducts:
+    @ALL
+    @settings(max_examples=100, deadline=None)
+    @given(small, depths, small, st.sampled_from(["store", "add", "gelu"]), guards, seeds)
+    def test_against_numpy(self, dtype, isa, rows, depth, columns, epilogue, guard, seed):
+        x, wide, bias, out = random(
+            seed, (rows, depth), (depth, columns), (columns,), (rows, columns)
+        )
+        smooth = np.exp(0.3 * random(seed + 1, (depth,))[0])
+        weight, scale = quantized.quantize_weight(wide, smooth)
+        found = kernels().gemm(dtype, isa, x, weight, bias, out, epilogue, guard, scale, smooth)
+        if dtype == "int8":
+            # The same integers: what is left are roundings of a few scales.
+            rows_ = quantized.quantize_rows(whole(x), whole(smooth[None])[0])
+            padded = np.pad(weight, ((0, -depth % 16), (0, 0)))
+            expected = quantized.multiply(rows_, padded, scale, bias)
+            size = quantized.multiply(
+                rows_._replace(zero=np.zeros_like(rows_.zero)), np.abs(padded), scale, np.abs(bias)
+            )
+            bound = 8 * EPS * (2 * size + np.abs(out) + 1)
+        else:
+            smoothed = (x * smooth).astype(np.float64)
+            expected = smoothed @ (weight * scale.astype(np.float64)) + bias
+            size = np.abs(smoothed) @ np.abs(weight * scale.astype(np.float64)) + np.abs(bias)
+            per_term = 2.0**-8 if isa == "avx512_bf16" else 0.0
+            bound = ((depth + 3) * EPS + per_term) * (size + np.abs(out) + 1)
+        if epilogue == "add":
+            expected = expected + out
+        if epilogue == "gelu":
+            expected = reference.gelu(expected)
+            bound = 1.2 * bound + 1e-6 + EPS * np.abs(expected)
+        assert (np.abs(found - expected) <= bound).all()
+
+    @ALL
+    @pytest.mark.parametrize("epilogue", ["store", "add", "gelu"])
+    def test_a_row_has_the_same_bits_among_any_others(self, dtype, isa, epilogue):
+        x, wide, bias, out = random(7, (61, 600), (600, 53), (53,), (61, 53))
+        weight, scale = quantized.quantize_weight(wide)
+        run = kernels().gemm
+        everything = run(dtype, isa, x, weight, bias, out, epilogue, "after", scale)
+        for count in (1, 2, 4, 5, 6, 7, 13, 14, 15, 29):
+            for first in (0, 61 - count):
+                part = slice(first, first + count)
+                alone = run(dtype, isa, x[part], weight, bias, out[part], epilogue, "after", scale)
+                assert alone.tobytes() == everything[part].tobytes()
+
+    @ALL
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("place", [0, 7, 299, 330, 599])
+    def test_what_is_not_finite_stays_visible_and_alone(self, dtype, isa, bad, place):
+        x, wide, bias, out = random(3, (9, 600), (600, 24), (24,), (9, 24))
+        weight, scale = quantized.quantize_weight(wide)
+        x[4, place] = bad
+        for epilogue in ("store", "add", "gelu"):
+            found = kernels().gemm(dtype, isa, x, weight, bias, out, epilogue, "after", scale)
+            assert not np.isfinite(found[4]).all()
+            if dtype == "int8":
+                assert np.isnan(found[4]).all()
+            assert np.isfinite(np.delete(found, 4, axis=0)).all()
+
+    @INT8
+    def test_the_largest_sums_are_exact(self, dtype, isa):
+        # 255 * 127 * 512 in every slice, of either sign: nothing saturates or is rounded away.
+        x = np.full((3, 1024), 1, np.float32)
+        x[:, ::511] = [[0], [1], [1]]
+        weight = np.full((1024, 32), 127, np.int8)
+        weight[:, 1::2] = -127
+        ones, zeros = np.ones(32, np.float32), np.zeros(32, np.float32)
+        found = kernels().gemm(
+            dtype, isa, x, weight, zeros, np.zeros((3, 32), np.float32), "store", "after", ones
+        )
+        rows = quantized.quantize_rows(x)
+        np.testing.assert_allclose(found, quantized.multiply(rows, weight, ones, zeros), rtol=3e-7)
+
+
+def check(encoder: Encoder, dtype: str, isa: str, lengths=LENGTHS, **options) -> None:
+    in_bytes, batch = encoder.in_bytes(), encoder.batch(lengths)
+    found, norms = in_bytes.engine(dtype, isa, **options).forward(*batch)
+    only = options.get("bytes_only", ())
+    twin, twin_norms = in_bytes.reference(
+        *batch, dtype=np.float32, quantized=dtype == "int8", bytes_only=only
+    )
+    exact, _ = encoder.reference(*batch)
+    # A float that rounds to the byte next to numpy's is one step of 255 off.
+    near = 1e-5 if isa != "avx512_bf16" else 2e-4
+    assert (1 - np.sum(found.astype(np.float64) * twin, axis=1)).max() <= near
+    np.testing.assert_allclose(norms, twin_norms, rtol=5e-3)
+    assert (1 - np.sum(found.astype(np.float64) * exact, axis=1)).max() <= 2e-3
+
+
+class TestEncoders:
+    @ALL
+    @pytest.mark.parametrize("threads", [1, 3])
+    @pytest.mark.parametrize("guard", ["none", "after", "before"])
+    def test_against_numpy(self, dtype, isa, threads, guard):
+        check(Encoder(), dtype, isa, threads=threads, guard=guard)
+
+    @ALL
+    @pytest.mark.parametrize(
+        "shape",
+        [
+            {"hidden": 16, "heads": 1},
+            {"hidden": 48, "heads": 1, "inner": 37},
+            {"hidden": 112, "heads": 1, "inner": 31, "layers": 1},
+            {"hidden": 240, "heads": 3, "inner": 1100},  # three slices, the last one ragged
+            {"hidden": 528, "heads": 11, "inner": 520, "layers": 1},  # two slices of the rows
+            {"hidden": 64, "embedding": 32, "types": 1},
+            {"hidden": 48, "heads": 3, "embedding": 80},
+            {"hidden": 48, "heads": 5, "head_size": 32},
+            {"hidden": 64, "heads": 2, "inner": 600, "modern": True},
+        ],
+        ids=lambda shape: "-".join(f"{key}{value}" for key, value in shape.items()),
+    )
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_shapes(self, dtype, isa, shape, threads):
+        check(Encoder(**shape), dtype, isa, threads=threads, guard="after")
+
+    @INT8
+    @pytest.mark.parametrize("threads", [1, 3])
+    def test_products_that_stay_in_w8a16(self, dtype, isa, threads):
+        for only in (
+            {"layers.0.attention.qkv"},
+            {"layers.1.attention.output"},
+            {"layers.0.ffn.up", "layers.0.ffn.down"},
+        ):
+            check(Encoder(inner=600), dtype, isa, threads=threads, guard="after", bytes_only=only)
+
+    @ALL
+    @settings(max_examples=15, deadline=None)
+    @given(st.data())
+    def test_a_sentence_has_the_same_bits_in_any_company(self, dtype, isa, data):
+        lengths = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=24))
+        place = data.draw(st.integers(0, len(lengths) - 1))
+        threads = data.draw(st.integers(1, 4))
+        ids, starts, positions = COMPANY.batch(lengths)
+        together, norms = shared(dtype, isa, threads).forward(ids, starts, positions)
+        part = slice(starts[place], starts[place + 1])
+        alone, norm = shared(dtype, isa, 1).forward(
+            ids[part], np.array([0, lengths[place]], np.int32), positions[part]
+        )
+        assert alone[0].tobytes() == together[place].tobytes()
+        assert norm[0].tobytes() == norms[place].tobytes()
+
+    @ALL
+    def test_one_bad_row_stays_alone(self, dtype, isa):
+        encoder = Encoder()
+        encoder.tensors["embeddings.word.weight"][7] = np.nan
+        ids, starts, positions = encoder.batch(LENGTHS)
+        ids[ids == 7] = 8
+        ids[starts[3] + 4] = 7
+        vectors, norms = (
+            encoder.in_bytes().engine(dtype, isa, threads=2).forward(ids, starts, positions)
+        )
+        assert np.isnan(vectors[3]).all()
+        assert np.isnan(norms[3])
+        assert np.isfinite(np.delete(vectors, 3, axis=0)).all()
+
+    @INT8
+    def test_weights_take_a_quarter_of_float32(self, dtype, isa):
+        encoder = Encoder(hidden=256, heads=4, inner=1024, layers=4, vocab=10, positions=40)
+        bytes_ = encoder.in_bytes().engine(dtype, isa).packed_bytes
+        assert bytes_ < 0.28 * encoder.engine("float32", "avx2").packed_bytes
+
+
+COMPANY = Encoder(hidden=96, heads=2, inner=1300)
+IN_BYTES = COMPANY.in_bytes()
+_ENGINES: dict[tuple[str, str, int], engine.Engine] = {}
+
+
+def shared(dtype: str, isa: str, threads: int) -> engine.Engine:
+    key = (dtype, isa, threads)
+    if key not in _ENGINES:
+        _ENGINES[key] = IN_BYTES.engine(dtype, isa, threads=threads)
+    return _ENGINES[key]
+
+
+@needs_native
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("name", "change", "message"),
+        [
+            ("layers.0.ffn.up.scale", None, r"ffn\.up\.scale is missing"),
+            ("layers.0.ffn.up.scale", lambda x: x[:-1].copy(), r"\(95\); \(96\) is needed"),
+            ("layers.0.ffn.up.smooth", lambda x: x[:-1].copy(), r"\(63\); \(64\) is needed"),
+            ("layers.0.ffn.up.weight", lambda x: x.astype(np.float32), "is float32; int8 is"),
+            ("layers.0.ffn.up.bias", lambda x: x.astype(np.int8), "is int8; float32 is needed"),
+            ("embeddings.norm.weight", lambda x: x.astype(np.int8), "is int8; float32 is needed"),
+            ("embeddings.word.weight", lambda x: x.astype(np.int8), "is int8; float32 is needed"),
+        ],
+    )
+    def test_of_tensors(self, name, change, message):
+        encoder = Encoder().in_bytes()
+        if change is None:
+            del encoder.tensors[name]
+        else:
+            encoder.tensors[name] = change(encoder.tensors[name])
+        for dtype in ("int8", "w8a16"):
+            with pytest.raises(ValueError, match=message):
+                encoder.engine(dtype, "avx2")
+
+    def test_of_weights_of_another_dtype(self):
+        with pytest.raises(ValueError, match="is int8; float32 is needed"):
+            Encoder().in_bytes().engine("float32")
+        with pytest.raises(ValueError, match="is float32; int8 is needed"):
+            Encoder().engine("int8")
+
+    def test_of_bytes_only(self):
+        encoder = Encoder().in_bytes()
+        with pytest.raises(ValueError, match="both or none"):
+            encoder.engine("int8", bytes_only={"layers.0.ffn.up"})
+        with pytest.raises(ValueError, match="belongs to int8"):
+            encoder.engine("w8a16", bytes_only={"layers.0.ffn.up"})
+        with pytest.raises(ValueError, match=r"bytes_only names layers\.9"):
+            encoder.engine("int8", bytes_only={"layers.9.attention.qkv"})
