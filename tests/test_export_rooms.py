@@ -25,7 +25,14 @@ MODULES = {
     for path in sorted(EXPORT.rglob("*.py"))
 }
 NAMED = [name for name in MODULES if name != "__init__"]
-ONE_FAMILY = ("families.bert", "families.distilbert", "families.electra", "families.roberta")
+ONE_FAMILY = (
+    "families.bert",
+    "families.distilbert",
+    "families.electra",
+    "families.modernbert",
+    "families.mpnet",
+    "families.roberta",
+)
 
 
 def inside(tree: ast.AST) -> set[str]:
