@@ -70,7 +70,7 @@ def test_nothing_but_the_manifest_is_read_and_no_engine_is_made(info, sample_bun
 def test_the_flat_values_of_schema_1_are_still_there(info, sample_bundle):
     value, _ = info(sample_bundle)
     assert (value["dim"], value["max_tokens"], value["normalized"]) == (256, 128, False)
-    assert value["pooling"] == {"mode": "mean", "include_prompt": True}
+    assert value["pooling"] == {"modes": ["mean"], "include_prompt": True}
     assert value["dense"] == []
     assert value["architecture"]["num_layers"] == len(value["spec"]["layers"]) == 4
     assert value["architecture"]["position_rule"] == "roberta"
