@@ -301,7 +301,7 @@ class Model::Packer {
     auto* to = take<float>(step.num_heads * buckets.size());
     for (std::size_t head = 0; packing_ && head < step.num_heads; ++head) {
       for (std::size_t i = 0; i < buckets.size(); ++i) {
-        to[head * buckets.size() + i] = table.data[buckets[i] * step.num_heads + head];
+        to[head * buckets.size() + i] = table.floats()[buckets[i] * step.num_heads + head];
       }
     }
     return found->second = to;
