@@ -13,19 +13,22 @@ from pathlib import Path
 import pytest
 
 import kosine
+import kosine_kernels
+from kosine_kernels.engine import Engine
 
-PACKAGE = str(Path(kosine.__file__).parent)
+PACKAGES = tuple(str(Path(package.__file__).parent) for package in (kosine, kosine_kernels))
 TEXT = "한 남자가 기타를 친다."
 
 
 class Walk:
-    """The functions of kosine that are entered, in any thread, until an engine's `run` is.
+    """The functions of kosine that are entered, in any thread, until an engine's `run` is; with
+    the native engine until the kernels' `forward` is.
 
     Methods of Python's own (`__init__`) and comprehensions have no names of their own to tell.
     """
 
     def __init__(self, engine):
-        self.last = type(engine).run
+        self.last = Engine.forward if engine.name == "native" else type(engine).run
         self.last = getattr(self.last, "__wrapped__", self.last).__code__
         self.steps = []  # code objects
         self.arrived = False
@@ -41,7 +44,7 @@ class Walk:
 
     def enter(self, frame, event, _):
         code = frame.f_code
-        if event != "call" or self.arrived or not code.co_filename.startswith(PACKAGE):
+        if event != "call" or self.arrived or not code.co_filename.startswith(PACKAGES):
             return
         if not code.co_name.startswith(("__", "<")) and code not in self.steps:
             self.steps.append(code)
@@ -97,7 +100,7 @@ def test_a_name_that_two_functions_have_is_noticed(encoder, monkeypatch):
         return tokenize(self, *args, **options)
 
     monkeypatch.setattr(type(encoder._tokenizer), "tokenize", encode)
-    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", str(Path(__file__).parent.parent))
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGES", str(Path(__file__).parent.parent))
     with Walk(encoder.backend) as walk:
         encoder.encode(TEXT)
     assert len(walk.shared()["encode"]) == 2
