@@ -125,7 +125,7 @@ def test_the_machine_check(tmp_path):
 # groups. Depths: below and above one step, a panel in one part, in two, in three and a bit.
 @amx
 @pytest.mark.parametrize("depth", [16, 32, 384, 416, 800])
-@pytest.mark.parametrize("epilogue", ["store", "add", "gelu"])
+@pytest.mark.parametrize("epilogue", ["store", "add", "gelu", "gate"])
 def test_each_way_through_a_product(dtype, isa, depth, epilogue):
     for rows in ROWS:
         for columns, guard in ((24, "after"), (64, "before"), (96, "after")):

@@ -235,7 +235,18 @@ class TestEncoders:
             {"layers.1.attention.output"},
             {"layers.0.ffn.up", "layers.0.ffn.down"},
         ):
-            check(Encoder(inner=600), dtype, isa, threads=threads, guard="after", bytes_only=only)
+            for shape in ({"inner": 600}, {"hidden": 48, "heads": 3}):
+                encoder = Encoder(**shape)
+                check(encoder, dtype, isa, threads=threads, guard="after", bytes_only=only)
+
+    @pytest.mark.parametrize("threads", [1, 3])
+    def test_tables_of_two_widths_share_the_rows(self, threads):
+        """Below VNNI the int8 table has panels of 16 columns, and that of w8a16 has 32."""
+        if why_not("float32", "avx512"):
+            pytest.skip("this machine has no AVX512")
+        for only in ({"layers.0.attention.qkv"}, {"layers.1.attention.output"}):
+            encoder = Encoder(hidden=48, heads=3)
+            check(encoder, "int8", "avx512", threads=threads, guard="after", bytes_only=only)
 
     @ALL
     @settings(max_examples=15, deadline=None)

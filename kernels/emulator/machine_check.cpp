@@ -183,14 +183,15 @@ struct Encoder {
       linear(at + "attention.qkv", hidden, 3 * hidden);
       linear(at + "attention.output", hidden, hidden);
       steps.push_back(step::Attention{at + "attention.qkv", at + "attention.output", heads,
-                                      hidden / heads});
+                                      hidden / heads, true, std::nullopt, std::nullopt,
+                                      std::nullopt});
       norm(at + "attention.norm", hidden);
       linear(at + "ffn.up", hidden, inner);
       linear(at + "ffn.down", inner, hidden);
-      steps.push_back(step::FeedForward{at + "ffn.up", at + "ffn.down"});
+      steps.push_back(step::FeedForward{at + "ffn.up", at + "ffn.down", std::nullopt, true});
       norm(at + "ffn.norm", hidden);
     }
-    steps.push_back(step::Pool{Pooling::kMean});
+    steps.push_back(step::Pool{{Pooling::kMean}});
   }
 
   void tensor(const std::string& name, std::vector<std::size_t> shape, float scale, float mean) {
@@ -208,7 +209,7 @@ struct Encoder {
   void norm(const std::string& name, std::size_t size) {
     tensor(name + ".weight", {size}, 0.1f, 1);
     tensor(name + ".bias", {size}, 0.1f, 0);
-    steps.push_back(step::Norm{name, 1e-12f});
+    steps.push_back(step::Norm{name, 1e-12f, true, false});
   }
   void batch(const std::vector<std::int32_t>& lengths) {
     ids.clear(), positions.clear(), starts = {0};

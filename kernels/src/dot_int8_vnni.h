@@ -85,8 +85,8 @@ struct Int8 {
         ".endif\n"
         ".endr\n"
         ".purgem kosine_row\n"
-        : [a] "+r"(a), [a3] "+r"(a3), [a6] "+r"(a6), [a9] "+r"(a9), [a12] "+r"(a12),
-          [weight] "+r"(weight), [steps] "+r"(steps), [ahead] "+r"(ahead.at)
+        : [a] "+&r"(a), [a3] "+&r"(a3), [a6] "+&r"(a6), [a9] "+&r"(a9), [a12] "+&r"(a12),
+          [weight] "+&r"(weight), [steps] "+&r"(steps), [ahead] "+&r"(ahead.at)
         : [lda] "r"(lda), [advance] "r"(ahead.advance), [sums] "r"(sums), [rows] "i"(R)
         : "memory", "cc", "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8",
           "zmm9", "zmm10", "zmm11", "zmm12", "zmm13", "zmm14", "zmm15", "zmm16", "zmm17", "zmm18",

@@ -143,7 +143,9 @@ class Model::Packer {
              "a multiple of 16 is needed");
     }
     width_ = columns;
-    keep_most(model_.widths.x, round_up(columns, model_.kernels.panel));
+    // Products of either table write whole panels into x.
+    const std::size_t panel = std::max(model_.kernels.panel, model_.bytes_kernels.panel);
+    keep_most(model_.widths.x, round_up(columns, panel));
   }
 
   // The table of a product of a layer.
@@ -270,7 +272,7 @@ class Model::Packer {
                                      step.bias);
     const Kernels& output = *attention.output.kernels;
     attention.rounding = rounding_for(step.output, output, width);
-    keep_most(model_.widths.qkv, attention.qkv.panels * output.panel);
+    keep_most(model_.widths.qkv, attention.qkv.panels * attention.qkv.kernels->panel);
     keep_most(model_.widths.context, row_bytes(output, width));
     std::tie(attention.cos, attention.sin) = turns(step);
     attention.window = std::min(step.window.value_or(kMaxSize), kMaxSize);
