@@ -212,7 +212,7 @@ encoder.encode(["a"])
 taken, leave = threading.Event(), threading.Event()
 
 def hold():
-    with encoders[0]._lock, encoders[1]._lock, encoder.backend._lock:
+    with encoders[0]._counter._lock, encoders[1]._counter._lock, encoder.backend._lock:
         taken.set()
         leave.wait()
 
