@@ -409,7 +409,8 @@ def test_a_vector_that_is_not_finite_becomes_a_null_row(run, sample_bundle, tmp_
     (tmp_path / "t").write_text("가\n고양이\n나\n", encoding="utf-8")
     words = ("embed", sample_bundle, tmp_path / "t", "-o", tmp_path / "v.npy", "--backend", "onnx")
     code, _, err = run(*words)
-    assert (code, err.startswith("kosine: line 2 gives a vector that is not finite;")) == (2, True)
+    named = f"kosine: line 2 of '{tmp_path / 't'}' gives a vector that is not finite;"
+    assert (code, err.startswith(named)) == (2, True)
     code, _, err = run(*words, "--on-error", "null")
     assert (code, err) == (
         0, "kosine: line 2 gives a vector that is not finite; its row is NaN\n"

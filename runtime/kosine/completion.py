@@ -120,9 +120,8 @@ def _zsh(verbs: list[Verb]) -> str:
 def _fish(verbs: list[Verb]) -> str:
     lines = []
     for verb in verbs:
-        lines.append(
-            f"complete -c kosine -f -n __fish_use_subcommand -a {verb.name} -d '{verb.text}'"
-        )
+        text = verb.text.replace("\\", r"\\").replace("'", r"\'")
+        lines.append(f"complete -c kosine -f -n __fish_use_subcommand -a {verb.name} -d '{text}'")
         here = f"complete -c kosine -n '__fish_seen_subcommand_from {verb.name}'"
         if "" in verb.values:
             lines.append(f"{here} -f -a '{' '.join(verb.values[''])}'")
