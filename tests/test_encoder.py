@@ -69,11 +69,12 @@ class Stub:
 def small(tmp_path):
     """Encoders on the small bundle and a stub: prompts "query" and "passage"."""
 
-    def make(backend=None, manifest=None, **options):
+    def make(backend=None, manifest=None, normalize=False, **options):
         path = tmp_path / f"b{len(list(tmp_path.iterdir()))}.kosine"
         small_bundle(path)
         prompts = {"query": "가 ", "passage": "나 ", "corpus": "다 ", "empty": ""}
         edit_manifest(path, lambda value: value.update({"prompts": prompts, **(manifest or {})}))
+        edit_manifest(path, lambda value: value["spec"].update(normalize=normalize))
         return Encoder(Bundle(path), backend or Stub(), **options)
 
     return make
@@ -376,7 +377,7 @@ def test_it_is_what_sentence_transformers_gives(sample, theirs, options):
 
 
 def test_a_checkpoint_that_normalises_has_no_other_length(small):
-    encoder = small(manifest={"normalized": True})
+    encoder = small(normalize=True)
     unit = encoder.encode(["가", "나 다"])
     np.testing.assert_array_equal(encoder.encode(["가", "나 다"], normalize_embeddings=False), unit)
     cut = encoder.encode(["가", "나 다"], normalize_embeddings=False, truncate_dim=2)
@@ -427,7 +428,7 @@ def test_the_bundles_ranges_fit_its_vectors(sample):
 def test_integers_of_lengths_need_ranges(sample, small):
     with pytest.raises(InputError, match="needs ranges, and the bundle has none"):
         sample.encode(TEXTS, precision="int8", normalize_embeddings=False)
-    normalised = small(manifest={"normalized": True})
+    normalised = small(normalize=True)
     options = {"precision": "int8", "normalize_embeddings": False}
     assert normalised.encode(["가"], **options).shape == (1, 4)  # of length 1 all the same
     with pytest.raises(InputError, match="needs ranges, and the bundle has none"):

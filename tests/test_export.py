@@ -234,8 +234,9 @@ def test_a_misread_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
     def misread(*args: object, **options: object) -> object:
         found = read(*args, **options)
-        spec = dataclasses.replace(found.spec, layer_norm_eps=0.05)
-        return dataclasses.replace(found, spec=spec)
+        wrong = dataclasses.replace(found.spec.layers[0].norm, eps=0.05)
+        layers = tuple(dataclasses.replace(block, norm=wrong) for block in found.spec.layers)
+        return dataclasses.replace(found, spec=dataclasses.replace(found.spec, layers=layers))
 
     monkeypatch.setattr(export_module, "read_checkpoint", misread)
     with pytest.raises(ParityError, match="min cosine"):
@@ -254,8 +255,8 @@ def test_a_shadow_has_the_names_of_its_float16_graph(sample_bundle: Path) -> Non
 
     spec = read_checkpoint(SAMPLE).spec
     entries = bundle.tensors("fp16/weights.safetensors").entries
-    half, names = packed_graph(spec, entries, precision="float16")
-    shadow, shadowed = packed_graph(spec, entries, precision="float16", shadow=True)
+    half, names = packed_graph(spec, entries, max_tokens=128, precision="float16")
+    shadow, shadowed = packed_graph(spec, entries, max_tokens=128, precision="float16", shadow=True)
     assert names == shadowed
     assert [n.output for n in half.graph.node] == [n.output for n in shadow.graph.node]
     assert np.all([n.op_type for n in half.graph.node] == [n.op_type for n in shadow.graph.node])

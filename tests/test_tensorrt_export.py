@@ -81,7 +81,7 @@ def write_half(folder: Path, checkpoint: Path) -> Path:
     (folder / "fp16").mkdir(parents=True)
     tensors = {n: to_half(n, t) for n, t in read.tensors.items()}
     entries = write_tensors(folder / "fp16" / "weights.safetensors", tensors)
-    graph, _ = packed_graph(read.spec, entries, precision="float16")
+    graph, _ = packed_graph(read.spec, entries, max_tokens=read.max_tokens, precision="float16")
     (folder / "fp16" / "packed.onnx").write_bytes(graph.SerializeToString())
     return folder
 

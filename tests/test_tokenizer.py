@@ -107,7 +107,7 @@ def test_a_tokenizer_file_cannot_pad_or_cut(tmp_path):
 @pytest.fixture(scope="module")
 def left_out(tmp_path_factory) -> Tokenizer:
     path = small_bundle(tmp_path_factory.mktemp("t") / "b.kosine")
-    edit_manifest(path, lambda value: value["pooling"].update(include_prompt=False))
+    edit_manifest(path, lambda value: value["spec"]["pooling"].update(include_prompt=False))
     return Tokenizer(Bundle(path))
 
 

@@ -26,9 +26,9 @@ VERBS = {
     "embed": ("kosine.commands.embed", "encode a file of texts into .npy, .jsonl or .parquet"),
     "score": ("kosine.commands.score", "print the cosine matrix of a few texts"),
     "eval": ("kosine.commands.evaluate", "correlate cosine with human scores over text pairs"),
-    "serve": ("kosine.commands.serve", "serve bundles over HTTP, to OpenAI's and other clients"),
     "compare": ("kosine.commands.compare", "compare two bundles, or one and stored vectors"),
     "search": ("kosine.commands.search", "find the texts of a file that are most like a query"),
+    "serve": ("kosine.commands.serve", "serve bundles over HTTP, to OpenAI's and other clients"),
     "bench": ("kosine_bench.command", "measure kosine and its rivals side by side"),
     "completion": ("kosine.completion", "print a script of completions for bash, zsh or fish"),
 }
