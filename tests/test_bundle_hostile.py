@@ -35,6 +35,7 @@ from hostile import (
     small_tokenizer,
     tensor,
 )
+from kosine.bundle.manifest import SCHEMA
 from kosine.bundle.tensorfile import TensorFile, write_tensors
 from kosine.errors import (
     BundleNotFound,
@@ -268,7 +269,7 @@ for name, text in NOT_JSON.items():
 
 @case("manifest of a later schema", SchemaTooNew)
 def _(path, _outside):
-    edit_manifest(path, lambda value: value.update(schema=2, shards=[]))
+    edit_manifest(path, lambda value: value.update(schema=SCHEMA + 1, shards=[]))
 
 
 for key, wrong in {
