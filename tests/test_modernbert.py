@@ -5,32 +5,20 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import onnxruntime
 import pytest
 
 import factories
 import kosine
+from family_checks import check_padded_graph, engines
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
 from kosine_export import export as export_module
 from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.export import export
 from kosine_export.families.config import read_config
-from native_machine import MISSING, why_not
 
 pytest.importorskip("sentence_transformers", reason="the referee, kosine[torch], is absent")
 
 WINDOW = 8  # of the checkpoint below: half of its local_attention
-MAX_ABS_ERROR = 5e-6
-
-
-def engines():
-    """Backend, dtype, and how far a number of a unit vector may be off."""
-    found = [("onnx", "float32", MAX_ABS_ERROR)]
-    if not MISSING:
-        found.append(("native", "float32", MAX_ABS_ERROR))
-        if not why_not("bfloat16", ""):
-            found.append(("native", "bfloat16", 0.02))
-    return found
 
 
 def words(tokens: int) -> str:
@@ -97,18 +85,7 @@ LOCAL = ["sliding_attention"]
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_padded_graph_takes_padding_on_either_side(exported, side):
     _, bundle, model = exported
-    ids = factories.referee_ids(model, [words(length) for length in LENGTHS])
-    longest = max(map(len, ids))
-    padded = np.full((len(ids), longest), 1, np.int64)
-    mask = np.zeros_like(padded)
-    for row, marks, own in zip(padded, mask, ids, strict=True):
-        place = slice(longest - len(own), None) if side == "left" else slice(len(own))
-        row[place], marks[place] = own, 1
-    session = onnxruntime.InferenceSession(str(bundle / "model.onnx"))
-    (found,) = session.run(["sentence_embedding"], {"input_ids": padded, "attention_mask": mask})
-    texts = [words(length) for length in LENGTHS]
-    expected = factories.referee_vectors(model, texts, normalize_embeddings=True)
-    assert np.abs(found - expected).max() <= MAX_ABS_ERROR
+    check_padded_graph(bundle, model, [words(length) for length in LENGTHS], side)
 
 
 CONFIG = factories.transformers_config("modernbert", 300, num_hidden_layers=4)

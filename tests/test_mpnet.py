@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime
 import pytest
 
 import factories
 import kosine
+from family_checks import check_padded_graph, engines
 from kosine.errors import UnsupportedCheckpoint
 from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.export import export
-from native_machine import MISSING, why_not
 
 pytest.importorskip("sentence_transformers", reason="the referee, kosine[torch], is absent")
 
 LENGTHS = (2, 3, 8, 9, 10, 17, 126, 127, 128, 129, 130, 131, 200, 511, 512)
-MAX_ABS_ERROR = 5e-6
 
 
 def words(tokens: int) -> str:
@@ -39,12 +37,7 @@ def test_every_engine_at_every_length(exported):
     _, bundle, model = exported
     texts = [*map(words, LENGTHS), words(513)]
     expected = factories.referee_vectors(model, texts, normalize_embeddings=True)
-    engines = [("onnx", "float32", MAX_ABS_ERROR)]
-    if not MISSING:
-        engines.append(("native", "float32", MAX_ABS_ERROR))
-        if not why_not("bfloat16", ""):
-            engines.append(("native", "bfloat16", 0.02))
-    for backend, dtype, error in engines:
+    for backend, dtype, error in engines():
         encoder = kosine.load(bundle, backend=backend, dtype=dtype)
         assert encoder.count_tokens(texts[:-1]) == list(LENGTHS)
         together = encoder.encode(texts)
@@ -57,17 +50,7 @@ def test_every_engine_at_every_length(exported):
 def test_the_padded_graph_takes_padding_on_either_side(exported, side):
     _, bundle, model = exported
     texts = [words(length) for length in LENGTHS if length < 300]
-    ids = factories.referee_ids(model, texts)
-    longest = max(map(len, ids))
-    padded = np.full((len(ids), longest), 1, np.int64)
-    mask = np.zeros_like(padded)
-    for row, marks, own in zip(padded, mask, ids, strict=True):
-        place = slice(longest - len(own), None) if side == "left" else slice(len(own))
-        row[place], marks[place] = own, 1
-    session = onnxruntime.InferenceSession(str(bundle / "model.onnx"))
-    (found,) = session.run(["sentence_embedding"], {"input_ids": padded, "attention_mask": mask})
-    expected = factories.referee_vectors(model, texts, normalize_embeddings=True)
-    assert np.abs(found - expected).max() <= MAX_ABS_ERROR
+    check_padded_graph(bundle, model, texts, side)
 
 
 def test_another_number_of_buckets_is_refused(tmp_path):

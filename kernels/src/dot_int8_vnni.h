@@ -27,7 +27,7 @@ struct Int8 {
   // line of `ahead` in every four steps, and advances by four.
   //
   // Written out: GCC 12 moves the accumulators of vpdpbusd from register to register, or to the
-  // stack, and the loop then runs at two thirds of the processor's peak. 28 accumulators are
+  // stack, which takes time from the products. 28 accumulators are
   // zmm0 to zmm27, the weight's vectors zmm28 and zmm29, a word of each row in turn zmm30. Rows
   // are addressed as 0, 1, 2, 4 or 8 strides from one of five pointers.
   template <int R>
