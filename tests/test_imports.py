@@ -19,10 +19,10 @@ PACKAGES = {
 # under `TYPE_CHECKING` counts.
 FLOORS = [
     {"errors", "packed", "spec", "threads", "progress", "clock", "exit_gate"},
-    {"backend", "batching", "positions", "quantization", "texts"},
+    {"backend", "batching", "positions", "quantization", "texts", "native_search"},
     {"bundle", "scoring"},
     {"tokenizer", "mining", "backends", "backends.rows"},
-    {"backends.onnx", "backends.tensorrt", "computing", "counting"},
+    {"backends.onnx", "backends.tensorrt", "computing", "counting", "sentence_transformer"},
     {"encoder"},
     {"serving", "jobs"},
     {"__init__", "batcher_stats", "testing"},
@@ -31,7 +31,7 @@ FLOORS = [
     {"cli"},
     {"completion"},
 ]
-OPTIONAL = ("tokenizers", "tqdm", "onnxruntime", "prometheus_client", "pyarrow")
+OPTIONAL = ("tokenizers", "tqdm", "onnxruntime", "prometheus_client", "pyarrow", "torch")
 
 
 def modules(package: str) -> dict[str, ast.Module]:
@@ -50,7 +50,8 @@ OUTSIDE = {
     "tqdm": {"progress"},
     "pyarrow": {"jobs.inputs", "jobs.outputs"},
     "onnxruntime": {"backends.onnx.cpu", "backends.onnx.library"},
-    "kosine_kernels": {"backends.lowering", "backends.native"},
+    "kosine_kernels": {"backends.lowering", "backends.native", "native_search"},
+    "torch": {"sentence_transformer"},
     "prometheus_client": {"serving.stats", "serving.http.metrics"},
     "uvicorn": {"serving.http.server", "serving.http.connection"},
     "starlette": {"serving.http.serve"},
@@ -178,6 +179,7 @@ def test_optional_packages_are_imported_when_they_are_used(name):
             "onnxruntime",
             "prometheus_client",
             "pyarrow",
+            "torch",
         ):
             assert not at_top, f"{name} imports {target} at once"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import kosine
-from kosine import scoring
+from kosine import native_search, scoring
 from kosine.errors import InputError, UnknownOption
 from kosine.quantization import BITS, INTEGERS, calibrated_ranges, dequantize, quantize
 from kosine.scoring import SIMILARITIES, pairwise, score_matrix, top_k
@@ -19,6 +19,12 @@ from kosine.scoring import SIMILARITIES, pairwise, score_matrix, top_k
 RNG = np.random.default_rng(7)
 A = RNG.standard_normal((5, 16)).astype(np.float32)
 B = RNG.standard_normal((7, 16)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def by_numpy(monkeypatch):
+    """As where there is no native module; test_native_search.py has the other way."""
+    monkeypatch.setattr(native_search, "usable", lambda: False)
 
 
 def naive(a, b, similarity):

@@ -1,5 +1,7 @@
 """The extension module, built from `kernels/src`; `kosine_kernels.engine` documents it."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -90,3 +92,29 @@ class kernels:  # noqa: N801  (a submodule)
     def schedule(
         dtype: str, isa: str, starts: NDArray[np.int32], threads: int
     ) -> tuple[bool, list[list[int]]]: ...
+
+class search:  # noqa: N801  (a submodule)
+    """The best rows of a corpus; `kosine_kernels.search` documents it."""
+
+    @staticmethod
+    def products(
+        queries: NDArray[np.float32],
+        corpus: NDArray[Any],
+        bits: bool,
+        shift: NDArray[np.float32] | None,
+        scale: NDArray[np.float32] | None,
+        normalise: bool,
+        threads: int,
+        isa: str,
+        indices: NDArray[np.int64],
+        scores: NDArray[np.float32],
+    ) -> None: ...
+    @staticmethod
+    def distances(
+        queries: NDArray[np.uint8],
+        corpus: NDArray[np.uint8],
+        threads: int,
+        isa: str,
+        indices: NDArray[np.int64],
+        scores: NDArray[np.float32],
+    ) -> None: ...

@@ -23,7 +23,7 @@ except ImportError as error:
 else:
     _native_missing = None
 
-__all__ = ["ISA_VARIABLE", "Engine", "Unavailable", "isa_levels", "select_isa"]
+__all__ = ["ISA_VARIABLE", "Engine", "Unavailable", "forced_level", "isa_levels", "select_isa"]
 
 ISA_VARIABLE = "KOSINE_ISA"
 Float32 = NDArray[np.float32]
@@ -99,7 +99,7 @@ class Engine:
                 list(steps),
                 dtype=dtype,
                 bytes_only=set(bytes_only),
-                isa=_level(isa),
+                isa=forced_level(isa),
                 threads=threads,
                 spin=spin,
                 guard=guard,
@@ -156,7 +156,7 @@ def select_isa(dtype: str, isa: str | None = None) -> str:
     """
     native = native_module()
     try:
-        level: str = native.select_isa(dtype, _level(isa))
+        level: str = native.select_isa(dtype, forced_level(isa))
     except native.Unavailable as error:
         raise Unavailable(str(error)) from None
     return level
@@ -176,5 +176,6 @@ def native_module() -> ModuleType:
     return _native
 
 
-def _level(isa: str | None) -> str:
+def forced_level(isa: str | None) -> str:
+    """The level not to be exceeded, empty for any: `isa`, or what `KOSINE_ISA` says."""
     return os.environ.get(ISA_VARIABLE, "") if isa is None else isa

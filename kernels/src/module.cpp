@@ -11,6 +11,7 @@
 #include "cpu.h"
 #include "engine.h"
 #include "kernel_calls.h"
+#include "search_calls.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -184,4 +185,5 @@ NB_MODULE(_native, m) {
       .def_prop_ro("packed_bytes", [](const Engine& self) { return self.model().bytes(); });
 
   bind_kernel_calls(m);
+  bind_search_calls(m);
 }

@@ -7,7 +7,7 @@ The definitions are those of sentence-transformers. int8 and uint8 cut each dime
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,9 @@ __all__ = [
     "BITS",
     "INTEGERS",
     "PRECISIONS",
+    "Precision",
     "Ranges",
+    "affine",
     "calibrated_ranges",
     "clipped_components",
     "dequantize",
@@ -37,6 +39,7 @@ SPREAD = 6.0
 # where vectors differ in the last bits, gets the same ranges and so the same fingerprint.
 GRID = 1 / 64
 
+Precision: TypeAlias = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 Ranges: TypeAlias = Mapping[str, ArrayLike] | Sequence[ArrayLike] | NDArray[Any]
 
 
@@ -128,6 +131,19 @@ def dequantize(
     floats *= (high - low) / 255
     floats += low
     return floats
+
+
+def affine(precision: str, ranges: Ranges | None, dim: int) -> tuple[Float32, Float32]:
+    """(shift, scale), (dim,) float32 each: an int8 or uint8 number stands for
+    `shift + number * scale`, but for rounding what `dequantize` gives.
+
+    Raises:
+        InputError: Ranges are missing or do not fit.
+    """
+    low, high = _limits(ranges, dim, precision)
+    scale = (high - low) / 255
+    middle = np.float32(128.5 if precision == "int8" else 0.5)
+    return np.asarray(low + scale * middle, np.float32), np.asarray(scale, np.float32)
 
 
 def clipped_components(vectors: Float32, ranges: Ranges | None) -> int:

@@ -20,9 +20,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kosine import native_search
 from kosine.errors import InputError, UnknownOption
 from kosine.packed import Float32
-from kosine.quantization import BITS, INTEGERS, PRECISIONS, Ranges, dequantize, ranges_dim
+from kosine.quantization import (
+    BITS,
+    INTEGERS,
+    PRECISIONS,
+    Precision,
+    Ranges,
+    affine,
+    dequantize,
+    ranges_dim,
+)
 
 __all__ = [
     "SIMILARITIES",
@@ -49,7 +59,7 @@ class TopK(NamedTuple):
 
 
 def cosine(
-    a: ArrayLike, b: ArrayLike, *, precision: str | None = None, ranges: Ranges | None = None
+    a: ArrayLike, b: ArrayLike, *, precision: Precision | None = None, ranges: Ranges | None = None
 ) -> Float32:
     """(n, m) cosine similarity of (n, d) and (m, d) vectors; 1-D input counts as one row.
 
@@ -74,7 +84,7 @@ def score_matrix(
     b: ArrayLike,
     similarity: str = "cosine",
     *,
-    precision: str | None = None,
+    precision: Precision | None = None,
     ranges: Ranges | None = None,
     dim: int | None = None,
 ) -> Float32:
@@ -107,7 +117,7 @@ def pairwise(
     b: ArrayLike,
     similarity: str = "cosine",
     *,
-    precision: str | None = None,
+    precision: Precision | None = None,
     ranges: Ranges | None = None,
     dim: int | None = None,
 ) -> Float32:
@@ -141,14 +151,16 @@ def top_k(
     k: int = 10,
     *,
     similarity: str = "cosine",
-    precision: str | None = None,
+    precision: Precision | None = None,
     ranges: Ranges | None = None,
 ) -> TopK:
     """The k best corpus rows for each query, best first; ties go to the lower index.
 
     The corpus is read, normalised and scored in blocks: beside the arrays given, and the result,
     it takes some tens of megabytes for any size, also where the corpus is a `np.memmap`. With
-    fewer than k rows all of them come back.
+    fewer than k rows all of them come back. Cosine and dot products of float32 queries with a
+    float32, int8, uint8 or bit corpus are found in C++, on all processors, where kosine has its
+    native module; anything else by numpy.
 
     Args:
         queries, corpus: (q, d) and (n, d) numbers, or smaller vectors, also one of each: float32
@@ -170,10 +182,15 @@ def top_k(
         left, similarity = (_unit(left) if normalise else left), "dot"
         scale = right.dim if sides.bits else 1
     k = min(k, len(right.array))
-    best = [
-        best_of(_blocks(part, right, k, similarity, normalise), len(part), k)
-        for part in (left[i : i + MOST_QUERIES] for i in range(0, len(left), MOST_QUERIES))
-    ] or [best_of((), 0, k)]
+    parts = (slice(i, i + MOST_QUERIES) for i in range(0, len(left), MOST_QUERIES))
+    if similarity == "dot" and _is_native(left, right):
+        best = [_found(sides, left, part, k, normalise) for part in parts]
+    else:
+        best = [
+            best_of(_blocks(left[part], right, k, similarity, normalise), len(left[part]), k)
+            for part in parts
+        ]
+    best = best or [best_of((), 0, k)]
     indices = np.concatenate([part.indices for part in best])
     scores = np.concatenate([part.scores for part in best])
     return TopK(indices, np.asarray(scores / scale, np.float32))
@@ -193,6 +210,38 @@ def best_of(blocks: Iterable[Float32], queries: int, k: int) -> TopK:
     if not queries:
         return TopK(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
     return best
+
+
+def _is_native(left: NDArray[Any], right: _Vectors) -> bool:
+    array = right.array
+    fits = left.dtype == np.float32 and array.dtype in (np.float32, np.int8, np.uint8)
+    in_place = array.flags.c_contiguous and array.flags.aligned
+    return bool(fits and array.size and in_place and native_search.usable())
+
+
+def _found(sides: _Sides, left: NDArray[Any], part: slice, k: int, normalise: bool) -> TopK:
+    """`best_of` in C++."""
+    array, precision, dim = sides.right.array, sides.right.precision, sides.right.dim
+    queries = np.ascontiguousarray(left[part])
+    if sides.bits:
+        # Both sides of "binary" have every eighth bit turned over: it differs where it did.
+        bits = np.ascontiguousarray(sides.left.array[part]).view(np.uint8)
+        indices, scores = native_search.top_distances(bits, array.view(np.uint8), k)
+        return TopK(indices, dim + 2 * scores)
+    if precision in BITS:
+        if precision == "binary":  # every eighth bit is turned over: so is what it meets
+            queries = queries.copy()
+            queries[:, ::8] *= -1
+        array, shift, scale = array.view(np.uint8), None, None
+    elif array.dtype == np.float32:
+        shift = scale = None
+    elif precision == "float32":
+        shift, scale = np.zeros(dim, np.float32), np.ones(dim, np.float32)
+    else:
+        shift, scale = affine(precision, sides.right.ranges, dim)
+    return TopK(
+        *native_search.top_products(queries, array, k, normalise, precision in BITS, shift, scale)
+    )
 
 
 def _blocks(

@@ -1,0 +1,138 @@
+// Scores of rows, for the unit that has chosen its `Vec` and has `beyond` and `from_bytes`.
+#pragma once
+
+#include "dot_float32.h"
+#include "search_kernels.h"
+#include "tile.h"
+
+namespace {
+
+constexpr std::size_t kQueries = 2 * Vec::kLanes;  // of a panel
+
+template <int R>
+void score_tile(const kosine::ScoreArgs& args, std::size_t row) {
+  Vec acc[R][2];
+  multiply<FloatDot, R, 2, false>(acc, reinterpret_cast<const char*>(args.rows + row * args.ld),
+                                  args.ld * sizeof(float),
+                                  {reinterpret_cast<const char*>(args.queries), 2 * sizeof(Vec)},
+                                  args.depth, {nullptr, 0});
+  const Vec least[2] = {Vec::load(args.least), Vec::load(args.least + Vec::kLanes)};
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const Vec factor = Vec::all(args.factor[row + r]);
+    float* const scores = args.scores + (row + r) * kosine::kMaxPanel;
+    std::uint32_t passed = 0;
+#pragma GCC unroll 2
+    for (int c = 0; c < 2; ++c) {
+      const Vec score = acc[r][c] * factor;
+      score.store(scores + c * Vec::kLanes);
+      passed |= beyond(score, least[c]) << (c * Vec::kLanes);
+    }
+    args.passed[row + r] = passed;
+  }
+}
+
+template <int R>
+void score_rows(const kosine::ScoreArgs& args, std::size_t row, std::size_t count) {
+  if (count == R) return score_tile<R>(args, row);
+  if constexpr (R > 1) score_rows<R - 1>(args, row, count);
+}
+
+void score_panel(const kosine::ScoreArgs& args) {
+  std::size_t row = 0;
+  for (; row + kTileRows <= args.count; row += kTileRows) score_tile<kTileRows>(args, row);
+  if (row < args.count) score_rows<kTileRows - 1>(args, row, args.count - row);
+}
+
+// The row against Q queries: a sum runs along the depth in as many lanes as a vector has.
+template <int Q>
+void score_row(const kosine::ScoreArgs& args, std::size_t row, std::size_t first) {
+  const float* const x = args.rows + row * args.ld;
+  const float* const queries = args.queries + first * args.depth;
+  Vec acc[Q];
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q) acc[q] = Vec::zero();
+  std::size_t i = 0;
+  for (; i + Vec::kLanes <= args.depth; i += Vec::kLanes) {
+    const Vec part = Vec::load(x + i);
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) acc[q] = fma(part, Vec::load(queries + q * args.depth + i), acc[q]);
+  }
+  for (int q = 0; q < Q; ++q) {
+    float score = sum(acc[q]);
+    for (std::size_t j = i; j < args.depth; ++j) score += x[j] * queries[q * args.depth + j];
+    score *= args.factor[row];
+    args.scores[row * kosine::kMaxPanel + first + q] = score;
+    if (!(score <= args.least[first + q])) args.passed[row] |= 1u << (first + q);
+  }
+}
+
+void score_few(const kosine::ScoreArgs& args) {
+  for (std::size_t row = 0; row < args.count; ++row) {
+    args.passed[row] = 0;
+    std::size_t first = 0;
+    for (; first + 4 <= args.few; first += 4) score_row<4>(args, row, first);
+    for (; first < args.few; ++first) score_row<1>(args, row, first);
+  }
+}
+
+float squares(const float* row, std::size_t depth) {
+  Vec acc[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+  std::size_t i = 0;
+  for (; i + 4 * Vec::kLanes <= depth; i += 4 * Vec::kLanes) {
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const Vec part = Vec::load(row + i + c * Vec::kLanes);
+      acc[c] = fma(part, part, acc[c]);
+    }
+  }
+  float total = sum((acc[0] + acc[1]) + (acc[2] + acc[3]));
+  for (; i < depth; ++i) total += row[i] * row[i];
+  return total;
+}
+
+template <class Byte>
+void widen_bytes(const Byte* row, std::size_t depth, const float* shift, const float* scale,
+                 float* out) {
+  std::size_t i = 0;
+  for (; i + Vec::kLanes <= depth; i += Vec::kLanes) {
+    fma(from_bytes(row + i), Vec::load(scale + i), Vec::load(shift + i)).store(out + i);
+  }
+  for (; i < depth; ++i) out[i] = __builtin_fmaf(row[i], scale[i], shift[i]);
+}
+
+void widen(kosine::Rows kind, const void* row, std::size_t depth, const float* shift,
+           const float* scale, float* out) {
+  const auto* bytes = static_cast<const std::uint8_t*>(row);
+  if (kind == kosine::Rows::kBytes) return widen_bytes(bytes, depth, shift, scale, out);
+  if (kind == kosine::Rows::kSignedBytes) {
+    return widen_bytes(static_cast<const std::int8_t*>(row), depth, shift, scale, out);
+  }
+  for (std::size_t i = 0; i < depth; ++i) {
+    out[i] = static_cast<float>(bytes[i / 8] >> (7 - i % 8) & 1) * 2 - 1;
+  }
+}
+
+void distances(const std::uint8_t* rows, std::size_t width, std::size_t count,
+               const std::uint8_t* query, std::int32_t* out) {
+  for (std::size_t row = 0; row < count; ++row) {
+    const std::uint8_t* const x = rows + row * width;
+    std::int32_t differ = 0;
+    std::size_t i = 0;
+    for (; i + 8 <= width; i += 8) {
+      std::uint64_t a, b;
+      __builtin_memcpy(&a, x + i, sizeof a);
+      __builtin_memcpy(&b, query + i, sizeof b);
+      differ += __builtin_popcountll(a ^ b);
+    }
+    for (; i < width; ++i) differ += __builtin_popcount(static_cast<unsigned>(x[i] ^ query[i]));
+    out[row] = differ;
+  }
+}
+
+constexpr kosine::SearchKernels search_table(kosine::Isa isa) {
+  static_assert(kQueries <= kosine::kMaxPanel);
+  return {isa, kQueries, score_panel, score_few, squares, widen, distances};
+}
+
+}  // namespace
