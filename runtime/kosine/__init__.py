@@ -41,6 +41,10 @@ __all__ = [
 MINING = ("community_detection", "paraphrase_mining", "semantic_search")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
 def __getattr__(name: str) -> Any:
     # The batcher brings asyncio along, the version a parser of packages' metadata: only those who
     # use them pay for the import.

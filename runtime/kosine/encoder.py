@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, Unpack, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from kosine import scoring
 from kosine.backend import Backend
@@ -20,26 +20,46 @@ from kosine.counting import Counter, Counts
 from kosine.errors import InputError, IntegrityError, UnknownPrompt
 from kosine.packed import Float32, Packed, Pooled
 from kosine.progress import progress_bar
-from kosine.quantization import INTEGERS, PRECISIONS, Ranges, clipped_components, quantize
+from kosine.quantization import (
+    INTEGERS,
+    PRECISIONS,
+    Precision,
+    Ranges,
+    clipped_components,
+    quantize,
+)
+from kosine.sentence_transformer import (
+    DOCUMENT_PROMPTS,
+    EncodeOptions,
+    Matrix,
+    SentenceTransformerNames,
+    Texts,
+    Vector,
+    as_arrays,
+    as_asked,
+    check_options,
+)
 from kosine.texts import as_texts
 from kosine.tokenizer import MAX_TEXT_BYTES, Tokenized, Tokenizer
 
-__all__ = ["Encoder", "load"]
+__all__ = ["DOCUMENT_PROMPTS", "Encoder", "load"]
 
+BackendName: TypeAlias = Literal["auto", "native", "onnx", "tensorrt"]
+DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "w8a16", "int8"]
 WINDOW = 2048  # texts tokenised and sorted together while a long input streams through
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
 def load(
     bundle: str | Path,
     *,
-    backend: str = "auto",
-    dtype: str = "auto",
+    backend: BackendName = "auto",
+    dtype: DtypeName = "auto",
     device: str = "auto",
     threads: int | None = None,
     spin: bool = False,
     max_batch_tokens: int | None = None,
     max_text_bytes: int = MAX_TEXT_BYTES,
+    normalize_embeddings: bool = True,
 ) -> Encoder:
     """Open a bundle for encoding.
 
@@ -58,6 +78,8 @@ def load(
         max_text_bytes: Most UTF-8 bytes of a text, prompt included, that are ever tokenised. Of
             a longer text only its beginning is read, up to the end of a word after `max_tokens`
             tokens; a text without such a place is an error.
+        normalize_embeddings: What `encode` does where it is not told. False is for code written
+            for sentence-transformers, where lengths count: they are then those of the model.
 
     Raises:
         BundleError, MissingExtra, BackendError, ParityError, UnknownOption: see `kosine.errors`.
@@ -70,14 +92,16 @@ def load(
         "spin": spin,
         "max_batch_tokens": max_batch_tokens,
         "max_text_bytes": max_text_bytes,
+        "normalize_embeddings": normalize_embeddings,
     }
     return _load(Bundle(bundle), options)
 
 
 def _load(bundle: Bundle, options: dict[str, Any]) -> Encoder:
-    limits = {name: options[name] for name in ("max_batch_tokens", "max_text_bytes")}
-    engine = {name: value for name, value in options.items() if name not in limits}
-    encoder = Encoder(bundle, make_backend(bundle, **engine), **limits)
+    own = {name: options[name] for name in ("max_batch_tokens", "max_text_bytes")}
+    own["normalize_embeddings"] = options.get("normalize_embeddings", True)
+    engine = {name: value for name, value in options.items() if name not in own}
+    encoder = Encoder(bundle, make_backend(bundle, **engine), **own)
     # The path is good wherever the process goes, and the options are those that were asked for:
     # on another machine "auto" may rightly choose another engine.
     encoder._recipe = (str(bundle.path.absolute()), bundle.sha256, options)
@@ -96,7 +120,7 @@ def _reload(path: str, sha256: str, options: dict[str, Any]) -> Encoder:
     return _load(bundle, options)
 
 
-class Encoder:
+class Encoder(SentenceTransformerNames):
     """A loaded bundle on a backend. Threads may call it together.
 
     A pickle holds the bundle's path, the sha256 of its manifest, and the options that `load` was
@@ -108,6 +132,7 @@ class Encoder:
         backend: The engine.
         dim: Length of the vectors.
         max_tokens: Most tokens of a text, special tokens included.
+        normalize_embeddings: What `encode` does where it is not told.
     """
 
     def __init__(
@@ -117,6 +142,7 @@ class Encoder:
         *,
         max_batch_tokens: int | None = None,
         max_text_bytes: int = MAX_TEXT_BYTES,
+        normalize_embeddings: bool = True,
     ) -> None:
         if max_batch_tokens is None:
             max_batch_tokens = backend.batch_tokens
@@ -128,26 +154,68 @@ class Encoder:
         self.dim = bundle.manifest.dim
         self.max_tokens = bundle.manifest.max_tokens
         self.max_batch_tokens = max_batch_tokens
+        self.normalize_embeddings = normalize_embeddings
         self._tokenizer = Tokenizer(bundle, max_text_bytes, backend.threads)
         self._recipe: tuple[Any, ...] | None = None
         self._counter = Counter(self.max_tokens)
 
     # Text in, vectors out
 
+    @overload
+    def encode(  # type: ignore[overload-overlap]  # a str is an iterable of str, and comes first
+        self,
+        sentences: str,
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        batch_size: int | None = ...,
+        show_progress_bar: bool | None = ...,
+        **options: Unpack[EncodeOptions],
+    ) -> Vector: ...
+    @overload
     def encode(
         self,
-        sentences: str | Iterable[str],
+        sentences: Iterable[str],
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        batch_size: int | None = ...,
+        show_progress_bar: bool | None = ...,
+        **options: Unpack[EncodeOptions],
+    ) -> Matrix: ...
+    @overload
+    def encode(
+        self,
+        sentences: Texts = ...,
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        batch_size: int | None = ...,
+        show_progress_bar: bool | None = ...,
+        *,
+        convert_to_numpy: bool = ...,
+        convert_to_tensor: bool = ...,
+        inputs: Texts = ...,
+        **options: Unpack[EncodeOptions],
+    ) -> Any: ...
+    def encode(
+        self,
+        sentences: Texts = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
-        precision: str = "float32",
-        normalize_embeddings: bool = True,
+        precision: Precision | None = "float32",
+        normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
         *,
         truncate: bool = True,
         ranges: Ranges | None = None,
-    ) -> NDArray[Any]:
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: Any = None,
+        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        pool: None = None,
+        chunk_size: int | None = None,
+        inputs: Texts = None,
+    ) -> Any:
         """Encode one text or many.
 
         Args:
@@ -160,15 +228,21 @@ class Encoder:
                 (`max_batch_tokens`), so this is seldom needed; vectors do not depend on it.
             show_progress_bar: True, False, or None for "only where stderr is a terminal
                 and the input is long".
-            precision: What the vectors are returned as: "float32", "int8", "uint8", "binary",
-                "ubinary". (What the computation runs in is `dtype`, see `load`.)
-            normalize_embeddings: Unit vectors; False gives the lengths that the model gave.
+            precision: What the vectors are returned as: "float32" (None is that too), "int8",
+                "uint8", "binary", "ubinary". (What the computation runs in is `dtype`, see `load`.)
+            normalize_embeddings: Unit vectors; False gives the lengths that the model gave. None
+                takes what `load` was given, True where that was nothing.
             truncate_dim: Keep the first dimensions, then normalise.
             truncate: Cut texts over `max_tokens`; False makes them an error, as it does all
                 texts over `max_text_bytes`.
             ranges: `{"min": (d,), "max": (d,)}` or a (2, d) array for int8 and uint8. The
                 default comes from the bundle, never from the batch; what lies outside is clipped
                 and counted, and over 1 % is a warning, once.
+            convert_to_numpy, convert_to_tensor: A tensor of PyTorch where the second is True, a
+                list of tensors where both are False.
+            device, output_value, pool, chunk_size: Taken for sentence-transformers' sake: what
+                would change anything is an error.
+            inputs: The texts, by another name.
 
         Returns:
             (n, d) float32, or the integer type of `precision`; an empty input gives (0, d).
@@ -176,7 +250,13 @@ class Encoder:
         Raises:
             TextError, TextTooLong, UnknownPrompt, UnknownOption, InputError: what was passed.
             NonFiniteVector: A vector came out NaN or infinite.
+            MissingExtra: Tensors are asked for, and PyTorch is not installed.
         """
+        del chunk_size
+        sentences = check_options(self.device, device, output_value, pool, inputs, sentences)
+        precision = precision or "float32"
+        if normalize_embeddings is None:
+            normalize_embeddings = self.normalize_embeddings
         texts, single, total = as_texts(sentences)
         prefix = self.prompt_text(prompt_name, prompt)
         dim = self._checked_dim(truncate_dim)
@@ -211,15 +291,8 @@ class Encoder:
                     counts.clipped_components += clipped_components(vectors, ranges)
         self._counter.count(counts)
         result = np.concatenate(parts)
-        return np.asarray(result[0]) if single else result
-
-    def encode_query(self, sentences: str | Iterable[str], **options: Any) -> NDArray[Any]:
-        """`encode` with the prompt named "query", where the manifest has one."""
-        return self.encode(sentences, **self._role(("query",), options))
-
-    def encode_document(self, sentences: str | Iterable[str], **options: Any) -> NDArray[Any]:
-        """`encode` with the prompt named "document", "passage" or "corpus", the first there is."""
-        return self.encode(sentences, **self._role(DOCUMENT_PROMPTS, options))
+        vectors = np.asarray(result[0]) if single else result
+        return as_asked(vectors, convert_to_numpy, convert_to_tensor)
 
     # The stages of `encode`, for schedulers
 
@@ -281,7 +354,7 @@ class Encoder:
         a: ArrayLike,
         b: ArrayLike,
         *,
-        precision: str | None = None,
+        precision: Precision | None = None,
         ranges: Ranges | None = None,
     ) -> Float32:
         """(n, m) scores by the manifest's similarity function (distances negated).
@@ -295,30 +368,41 @@ class Encoder:
                 truncated to an eighth or less it has to be named.
             ranges: What `encode` was given; the default are the bundle's.
 
+        Returns:
+            An array; a tensor where a side is one (or a list of them).
+
         Raises:
             InputError: The sides do not fit, or what they are stays unclear.
             UnknownOption: No such precision.
         """
-        options = self._score_options(precision, ranges)
-        return scoring.score_matrix(a, b, self.manifest.similarity, **options)
+        scores: Float32 = self._scores(scoring.score_matrix, a, b, precision, ranges)
+        return scores
 
     def similarity_pairwise(
         self,
         a: ArrayLike,
         b: ArrayLike,
         *,
-        precision: str | None = None,
+        precision: Precision | None = None,
         ranges: Ranges | None = None,
     ) -> Float32:
         """(n,) scores of row i against row i by the manifest's similarity function.
 
         The arguments are those of `similarity`.
         """
-        options = self._score_options(precision, ranges)
-        return scoring.pairwise(a, b, self.manifest.similarity, **options)
+        scores: Float32 = self._scores(scoring.pairwise, a, b, precision, ranges)
+        return scores
 
     # What is known of the model and of the texts so far
 
+    @overload
+    def count_tokens(  # type: ignore[overload-overlap]
+        self, sentences: str, prompt_name: str | None = ..., prompt: str | None = ...
+    ) -> int: ...
+    @overload
+    def count_tokens(
+        self, sentences: Iterable[str], prompt_name: str | None = ..., prompt: str | None = ...
+    ) -> list[int]: ...
     def count_tokens(
         self,
         sentences: str | Iterable[str],
@@ -384,6 +468,7 @@ class Encoder:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._counter = Counter(self.max_tokens)
+        other._card = None
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
@@ -394,12 +479,6 @@ class Encoder:
             f"<kosine.Encoder {self.bundle.path.name} dim={self.dim} "
             f"max_tokens={self.max_tokens} {self.backend.name}/{self.backend.dtype}>"
         )
-
-    def _role(self, names: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
-        if options.get("prompt") is None and options.get("prompt_name") is None:
-            found = next((name for name in names if name in self.manifest.prompts), None)
-            return {**options, "prompt_name": found}
-        return options
 
     def _checked_dim(self, truncate_dim: int | None) -> int:
         if truncate_dim is None:
@@ -412,9 +491,18 @@ class Encoder:
             return self.manifest.ranges
         return None  # lengths are not calibrated: `quantize` asks for ranges
 
-    def _score_options(self, precision: str | None, ranges: Ranges | None) -> dict[str, Any]:
+    def _scores(
+        self,
+        score: Callable[..., Float32],
+        a: ArrayLike,
+        b: ArrayLike,
+        precision: str | None,
+        ranges: Ranges | None,
+    ) -> Any:
+        sides, tensors = as_arrays(a, b)
         ranges = self.manifest.ranges if ranges is None else ranges
-        return {"precision": precision, "ranges": ranges, "dim": self.dim}
+        options = {"precision": precision, "ranges": ranges, "dim": self.dim}
+        return as_asked(score(*sides, self.manifest.similarity, **options), not tensors, tensors)
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:

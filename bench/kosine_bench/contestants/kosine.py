@@ -46,11 +46,11 @@ class Kosine(Contestant):
             *(errors.PlanMismatch, errors.UnknownOption),
         )
 
+        engine: dict[str, Any] = {"backend": self.backend, "dtype": self.precision}
         try:
             self.encoder = kosine.load(
                 checkpoint.converted / self.converts[0] / "encoder.kosine",
-                backend=self.backend,
-                dtype=self.precision,
+                **engine,
                 device=self.target,
                 threads=threads,
                 **self.options,
