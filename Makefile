@@ -5,7 +5,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 CMAKE = PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/cmake
 SAMPLE = out/sample.kosine
 
-.PHONY: help setup demo engine native sanitize check test test-gpu fuzz lint format bench bench-report load bench-serve soak soak-serve clean
+.PHONY: help setup demo engine native sanitize check test test-gpu test-libraries fuzz lint format bench bench-report load bench-serve bench-search million soak soak-serve clean
 
 help:
 	@echo "make setup   .venv with kosine, ONNX Runtime and the exporter (no PyTorch), and the native"
@@ -15,6 +15,7 @@ help:
 	@echo "make test    the whole test suite (installs PyTorch, the referee)"
 	@echo "make fuzz    its property tests again and again, on random seeds (FUZZ_ROUNDS)"
 	@echo "make test-gpu  the tests that need an NVIDIA GPU, in an environment of their own"
+	@echo "make test-libraries  sentence-transformers, LangChain, Chroma and others, as they really are"
 	@echo "make native  the native CPU engine, built into this checkout (Linux x86-64)"
 	@echo "make sanitize  its tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make lint    ruff and mypy --strict"
@@ -23,6 +24,8 @@ help:
 	@echo "make bench-report  pictures and the README's table from the newest result"
 	@echo "make load    latency against load, packed beside padded: about an hour (LOAD_ARGS)"
 	@echo "make bench-serve  the HTTP service beside a bare route and its rivals (needs wrk)"
+	@echo "make bench-search  top_k beside PyTorch's product and topk"
+	@echo "make million  kosine embed of a million texts: its peak memory"
 	@echo "make soak    the batcher under mixed faults for 8 hours (SOAK_ARGS to change it)"
 	@echo "make soak-serve  the service: 50,000 mutations, slow clients, an hour of load"
 
@@ -82,6 +85,32 @@ fuzz: .venv/.test native
 test-gpu: .venvs/gpu/.done
 	.venvs/gpu/bin/python -m pytest -m gpu -rs \
 	  $(shell grep -l "import.*gpu_machine\|from gpu_machine\|mark\.gpu" tests/test_*.py) $(PYTEST_ARGS)
+
+# Real libraries, each at its newest version that goes with the others: in environments of their
+# own, and outside CI. What setfit and optimum-onnx need is older.
+LIBRARIES = sentence-transformers mteb keybert bertopic langchain-core llama-index-core haystack-ai \
+  chromadb scikit-learn datasets qdrant-client usearch
+LIBRARIES_RESULT ?= bench/results/libraries/$(shell date +%F).json
+TRIAL = PYTHONPATH=runtime:kernels .venvs/$(1)/bin/python tests/library_trials.py $(SAMPLE) \
+  export/sample $(LIBRARIES_RESULT)
+test-libraries: .venvs/libraries/.done .venvs/setfit/.done .venvs/optimum/.done engine
+	@mkdir -p out
+	.venv/bin/kosine export export/sample $(SAMPLE) --force
+	$(call TRIAL,libraries)
+	$(call TRIAL,setfit) --only setfit
+	$(call TRIAL,optimum) --only "sentence transformers onnx"
+
+# A million short texts through `kosine embed`: ten minutes or more.
+million: .venv/.bench engine
+	@mkdir -p out
+	.venv/bin/kosine export export/sample $(SAMPLE) --force
+	.venv/bin/python -m kosine_bench.reliability.million $(SAMPLE) \
+	  bench/results/embed/$(shell date +%F).json $(MILLION_ARGS)
+
+# `top_k` beside PyTorch's.
+bench-search: .venv/.test native
+	.venv/bin/python -m kosine_bench.measuring.search \
+	  bench/results/search/$(shell date +%F).json $(BENCH_ARGS)
 
 lint: .venv/.test
 	.venv/bin/ruff check .
@@ -154,6 +183,19 @@ clean:
 	.venvs/optimum/bin/python -m pip --disable-pip-version-check --quiet install torch==2.13.0
 	PIP_CONSTRAINT=constraints-optimum.txt .venvs/optimum/bin/python -m pip \
 	  --disable-pip-version-check --quiet install sentence-transformers optimum-onnx onnxruntime
+	@touch $@
+
+.venvs/libraries/.done: Makefile
+	$(PYTHON) -m venv .venvs/libraries
+	.venvs/libraries/bin/python -m pip --disable-pip-version-check --quiet install torch==2.13.0
+	.venvs/libraries/bin/python -m pip --disable-pip-version-check --quiet install $(LIBRARIES) \
+	  onnxruntime pytest
+	@touch $@
+
+.venvs/setfit/.done: Makefile
+	$(PYTHON) -m venv .venvs/setfit
+	.venvs/setfit/bin/python -m pip --disable-pip-version-check --quiet install torch==2.13.0
+	.venvs/setfit/bin/python -m pip --disable-pip-version-check --quiet install setfit onnxruntime
 	@touch $@
 
 # onnxruntime-gpu and onnxruntime overwrite one another, hence an environment apart. TensorRT's

@@ -1,0 +1,31 @@
+"""The recipes of docs/libraries.md: with the real library where it is, else with its stub."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+
+import pytest
+
+import stub_libraries
+from recipes import CHECKS, DISTRIBUTIONS, recipes
+
+RECIPES = recipes()
+
+
+def test_every_recipe_is_held_to_something():
+    assert RECIPES.keys() == CHECKS.keys() == DISTRIBUTIONS.keys()
+
+
+@pytest.mark.filterwarnings("ignore")  # what the libraries say of themselves
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe(name, sample, sample_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")  # for their worker processes
+    try:
+        importlib.metadata.version(DISTRIBUTIONS[name])
+    except importlib.metadata.PackageNotFoundError:
+        if name not in stub_libraries.STUBS:
+            pytest.skip(f"{DISTRIBUTIONS[name]} is not installed, and has no stub")
+        stub_libraries.install(name, monkeypatch)
+    CHECKS[name](RECIPES[name].run(tmp_path, sample_bundle, sample, None), sample)
