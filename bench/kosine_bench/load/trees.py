@@ -1,9 +1,10 @@
 """The batchers of two source trees side by side: `python -m kosine_bench.load.trees OLD`.
 
 Each tree runs in a process of its own and loads the same bundle; rounds alternate between the two,
-so that only ratios inside one run mean anything. What is measured: texts a second through a window of
-requests that never runs dry, `submit_many` of one large call, the p50 of a text that comes alone,
-and the p99 at 70 % of the first tree's capacity. A ratio is how many times better the second tree is.
+so that only ratios inside one run mean anything. What is measured: texts a second through a window
+of requests that never runs dry, `submit_many` of one large call, the p50 of a text that comes
+alone, and the p99 at 70 % of the first tree's capacity. A ratio is how many times better the
+second tree is.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ __all__ = ["main"]
 ROUNDS, LOAD, SEED = 60, 0.7, 7
 # Seconds; texts.
 LOADED_S, ALONE = 1.0, 16
-# Requests that wait while capacity is measured, in seconds of work, and their bounds: more than
-# two full batches, or the batcher would have to wait for them.
-WINDOW_S, LEAST, MOST = 0.3, 256, 2_048
+# Small batches, for the same reason. Requests that wait while capacity is measured, in seconds of
+# work, and their bounds: more than two full batches, or the batcher would have to wait for them.
+BATCH_TOKENS = 512
+WINDOW_S, LEAST, MOST = 0.3, 64, 2_048
 # Higher is better for these; for latencies, lower.
 RATES = ("capacity", "submit_many")
 RESAMPLED = 10_000
@@ -44,10 +46,10 @@ import collections, json, sys, time
 # An editable install finds its own tree first.
 sys.meta_path[:] = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]
 import numpy as np, kosine
-bundle, backend, dtype = sys.argv[1:4]
+bundle, batch_tokens = sys.argv[1:3]
 texts = json.loads(sys.stdin.readline())
-encoder = kosine.load(bundle, backend=backend, dtype=dtype)
-batcher = kosine.Batcher(encoder, max_batch_tokens=2048, max_queue_tokens=1 << 24,
+encoder = kosine.load(bundle)
+batcher = kosine.Batcher(encoder, max_batch_tokens=int(batch_tokens), max_queue_tokens=1 << 24,
                          max_queue_requests=1 << 20, max_queue_bytes=1 << 28)
 batcher.submit(texts[0]).result()
 
@@ -106,7 +108,7 @@ class Tree:
         parts = ("runtime", "kernels")
         path = os.pathsep.join(str(root / part) for part in parts)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(bundle), "auto", "auto"],
+            [sys.executable, "-c", WORKER, str(bundle), str(BATCH_TOKENS)],
             env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -177,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = {
         "made": {"date": result_file.now(), **machine.commit(), "rounds": options.rounds},
         "seed": SEED,
+        "batch_tokens": BATCH_TOKENS,
         "machine": machine.describe(usable_cpus()),
         "trees": [tree.made["engine"] for tree in trees],
         "capacity_for_load": rate,
