@@ -22,7 +22,7 @@ import numpy as np
 
 import kosine
 from kosine.threads import usable_cpus
-from kosine_bench.load.__main__ import base_bundle
+from kosine_bench.load.base_model import base_bundle
 from kosine_bench.load.generator import mixed_texts
 from kosine_bench.measuring import machine, result_file
 from kosine_bench.measuring.arrivals import poisson_times
