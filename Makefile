@@ -121,8 +121,11 @@ format: .venv/.test
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
+# The service is a part of its own, and needs wrk.
 bench: .venv/.bench
 	.venv/bin/kosine bench $(BENCH_ARGS)
+	@if command -v wrk >/dev/null; then $(MAKE) --no-print-directory bench-serve; \
+	  else echo "the service is not measured: wrk is not installed (apt install wrk)"; fi
 
 bench-report: .venv/.bench
 	.venv/bin/kosine bench --report
@@ -140,7 +143,8 @@ soak: .venv/.test native
 bench-serve: .venv/.bench engine
 	@mkdir -p out
 	.venv/bin/kosine export export/sample $(SAMPLE) --force
-	.venv/bin/python -m kosine_bench.load.service $(SAMPLE) --checkpoint export/sample $(BENCH_ARGS)
+	.venv/bin/python -m kosine_bench.load.service $(SAMPLE) --checkpoint export/sample --base \
+	  $(SERVE_ARGS)
 
 soak-serve: .venv/.bench engine
 	@mkdir -p out

@@ -24,8 +24,8 @@ import pytest
 
 from kosine.backends.tensorrt import gpu as cuda_module
 from kosine.bundle.canary import Canary
-from kosine.bundle.folder import artifact_of
 from kosine.bundle.plans import PlanProfile, TensorRTPlan
+from kosine.bundle.writing import artifact_of
 from kosine.errors import BackendError, KosineError
 from kosine_export.tensorrt.library import find_library
 

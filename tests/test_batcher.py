@@ -202,6 +202,11 @@ class TestAnswers:
         with Batcher(sample) as batcher:
             each = [future.result(30) for future in batcher.submit_many(texts)]
             together = batcher.submit(texts, truncate_dim=2).result(30)
+            raw = batcher.submit_many(texts, normalize_embeddings=False)
+            asyncio.run(batcher.aencode(texts[0], normalize_embeddings=False))
+        expected = sample.encode(texts, normalize_embeddings=False)
+        assert np.abs(np.linalg.norm(expected, axis=1) - 1).min() > 0.01
+        np.testing.assert_allclose([f.result(0) for f in raw], expected, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(np.stack(each), sample.encode(texts), atol=1e-6)
         np.testing.assert_allclose(together, sample.encode(texts, truncate_dim=2), atol=1e-6)
 

@@ -25,7 +25,8 @@ from hostile import (
 )
 from kosine.bundle import folder as bundle_module
 from kosine.bundle.canary import Canary
-from kosine.bundle.folder import Bundle, artifact_of, sha256_of, writing_bundle
+from kosine.bundle.folder import Bundle
+from kosine.bundle.writing import artifact_of, sha256_of, writing_bundle
 from kosine.errors import (
     BundleError,
     BundleExists,

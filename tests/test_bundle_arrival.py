@@ -12,7 +12,8 @@ import pytest
 
 import kosine
 from kosine.backends.registry import make_backend
-from kosine.bundle.folder import MANIFEST, Bundle, sha256_of
+from kosine.bundle.folder import MANIFEST, Bundle
+from kosine.bundle.writing import sha256_of
 from kosine.errors import IntegrityError, KosineError
 from rehash import perturb_weights
 

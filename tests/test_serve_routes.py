@@ -85,6 +85,12 @@ def test_times_are_those_of_the_stages(sample_bundle):
 
 def test_embed_options(post, sample):
     same(post("/embed", inputs=TEXTS, dimensions=32).json(), sample.encode(TEXTS, truncate_dim=32))
+    raw = sample.encode(TEXTS, normalize_embeddings=False)
+    assert np.abs(np.linalg.norm(raw, axis=1) - 1).min() > 0.01
+    np.testing.assert_allclose(
+        post("/embed", inputs=TEXTS, normalize=False).json(), raw, rtol=1e-4, atol=1e-5
+    )
+    same(post("/embed", inputs=TEXTS, normalize=None).json(), sample.encode(TEXTS))
     asked = post("/embed", inputs=TEXTS, prompt_name="query", model="prompted")
     same(asked.json(), sample.encode(TEXTS, prompt=PROMPTS["query"]))
     assert np.abs(sample.encode(TEXTS, prompt=PROMPTS["query"]) - sample.encode(TEXTS)).max() > 1e-3
@@ -157,7 +163,6 @@ def test_info(service, sample):
         ("/embed", {}, 422, "Validation"),
         ("/embed", {"inputs": ["a"] * 2_049}, 422, "Validation"),
         ("/embed", {"inputs": "a\0"}, 422, "Validation"),
-        ("/embed", {"inputs": "a", "normalize": False}, 422, "Validation"),
         ("/embed", {"inputs": "a", "dimensions": 9_999}, 422, "Validation"),
         ("/embed", {"inputs": "a", "prompt_name": "no"}, 422, "Validation"),
         ("/embed", {"inputs": "a", "model": "no"}, 404, "NotFound"),

@@ -10,10 +10,11 @@ from typing import Any, cast
 from kosine.backends.registry import make_backend
 from kosine.bundle import Bundle
 from kosine.bundle.canary import CANARY, check_canary
-from kosine.bundle.folder import MANIFEST, artifact_of, writing_bundle
-from kosine.bundle.manifest import Manifest, UnicodeForm
+from kosine.bundle.folder import MANIFEST
+from kosine.bundle.manifest import Artifact, Manifest, UnicodeForm
 from kosine.bundle.plans import FLAVOURS, TensorRTPlan
 from kosine.bundle.tensorfile import TensorEntry, write_tensors
+from kosine.bundle.writing import artifact_of, writing_bundle
 from kosine.encoder import Encoder
 from kosine.errors import ParityError, UnknownOption
 from kosine.quantization import calibrated_ranges
@@ -204,27 +205,27 @@ class _Export:
         self.certificate: RangeCertificate | None = None
         self.ranges: dict[str, list[float]] | None = None
         self.parity: dict[str, Parity] = {}
-        self.files: dict[str, tuple[str, list[str]]] = {}
+        self.artifacts: list[Artifact] = []
         self.plans: tuple[TensorRTPlan, ...] = ()
 
     def run(self, referee: Referee | None) -> None:
         """Everything that runs here: graphs, canary, certificate, parity."""
         tokenizer = with_unicode_form(self.checkpoint.tokenizer_json, self.unicode)
         (self.folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-        self.files["tokenizer"] = ("", ["tokenizer.json"])
+        self._add("tokenizer", "", ["tokenizer.json"])
         entries = write_tensors(self.folder / WEIGHTS, self.checkpoint.tensors)
         self._write_graphs(self.folder, entries, "float32")
-        self.files["onnx"] = ("float32", ["model.onnx", "packed.onnx", WEIGHTS])
+        self._add("onnx", "float32", ["model.onnx", "packed.onnx", WEIGHTS])
         if "onnx-fp16" in self.targets:
             self._write_fp16()
-        self.files["ecosystem"] = ("", write_ecosystem(self.folder, self.checkpoint))
+        self._add("ecosystem", "", write_ecosystem(self.folder, self.checkpoint))
 
         self._write_manifest()
         encoder = self._encoder("float32", canary=False)
         self.source["tokenizer"] = check_token_ids(encoder, referee, self.checkpoint)
         canary = make_canary(encoder, referee, self.checkpoint)
         write_tensors(self.folder / CANARY, canary.tensors())
-        self.files["canary"] = ("float32", [CANARY])
+        self._add("canary", "float32", [CANARY])
         self.ranges = calibrated_ranges(
             calibration_vectors(encoder, self.calibration, self.checkpoint.prompts.values())
         )
@@ -251,7 +252,7 @@ class _Export:
             show_progress=show_progress,
         )
         self.plans = (plan,)
-        self.files["tensorrt-fp16"] = ("float16", [plan.path])
+        self._add("tensorrt-fp16", "float16", [plan.path])
 
     def done(self, final: Path) -> Exported:
         manifest = self._write_manifest()
@@ -274,7 +275,7 @@ class _Export:
         entries = write_tensors(folder / WEIGHTS, half)
         self._write_graphs(folder, entries, "float16")
         paths = [f"fp16/{name}" for name in ("model.onnx", "packed.onnx", WEIGHTS)]
-        self.files["onnx-fp16"] = ("float16", paths)
+        self._add("onnx-fp16", "float16", paths)
 
     def _check(self, dtype: str, referee: Referee | None) -> None:
         """Refuse to finish a bundle that does not give what the reference gives."""
@@ -299,6 +300,10 @@ class _Export:
                 raise ParityError(error.problem, limit=error.limit, remedy=NOT_WRITTEN) from None
         return Encoder(bundle, backend)
 
+    def _add(self, name: str, precision: str, paths: Sequence[str]) -> None:
+        """Files that are written and do not change any more."""
+        self.artifacts.append(artifact_of(self.folder, name, precision, paths))
+
     def _write_manifest(self) -> Manifest:
         manifest = make_manifest(
             self.checkpoint,
@@ -306,10 +311,7 @@ class _Export:
             unicode=self.unicode,
             ranges=self.ranges,
             targets=self.targets,
-            artifacts=tuple(
-                artifact_of(self.folder, name, precision, paths)
-                for name, (precision, paths) in self.files.items()
-            ),
+            artifacts=tuple(self.artifacts),
             measured=self.parity,
             certificate=self.certificate,
             plans=self.plans,

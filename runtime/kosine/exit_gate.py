@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -19,19 +20,23 @@ __all__ = ["EXIT_GATE", "ExitGate", "awaited_at_exit"]
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+# How often the end of the process looks whether the last call has ended.
+POLL_S = 0.001
 
 
 class ExitGate:
-    """Counts the calls under way; closed, it lets the thread that closed it in, and no other."""
+    """Counts the calls under way; closed, it lets the thread that closed it in, and no other.
+
+    Without a lock, as each call of a service passes here twice: appending to a list and taking its
+    last item are one step for all threads, and a signal handler may come in between.
+    """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Forget all calls: in a forked child their threads are not there to leave."""
-        self._lock = threading.RLock()  # reentrant: a signal handler may encode as well
-        self._left = threading.Condition(self._lock)
-        self._calls = 0
+        self._calls: list[None] = []
         self._closed_by: int | None = None
 
     def enter(self) -> None:
@@ -40,24 +45,21 @@ class ExitGate:
         Raises:
             SystemExit: The process is ending; it ends this thread without a word.
         """
-        with self._lock:
-            if self._closed_by not in (None, threading.get_ident()):
-                raise SystemExit
-            self._calls += 1
+        # Counted first: whoever closes the gate either sees this call or is seen by it.
+        self._calls.append(None)
+        if self._closed_by is not None and self._closed_by != threading.get_ident():
+            self._calls.pop()
+            raise SystemExit
 
     def leave(self) -> None:
         """End a call."""
-        with self._lock:
-            self._calls -= 1
-            if self._closed_by is not None:
-                self._left.notify_all()
+        self._calls.pop()
 
     def close(self) -> None:
         """Let no other thread in, and wait until all calls under way have ended."""
-        with self._lock:
-            self._closed_by = threading.get_ident()
-            while self._calls > 0:
-                self._left.wait()
+        self._closed_by = threading.get_ident()
+        while self._calls:
+            time.sleep(POLL_S)
 
 
 EXIT_GATE = ExitGate()

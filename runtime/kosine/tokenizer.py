@@ -24,7 +24,7 @@ __all__ = ["MAX_TEXT_BYTES", "Tokenized", "Tokenizer"]
 MAX_TEXT_BYTES = 262_144
 # What a thread takes at a time when a call's texts are shared out: some milliseconds of work,
 # against which starting a thread costs nothing. Less than two such pieces stay with the caller.
-PIECE_CHARACTERS = 16_384
+PIECE_CHARACTERS = 4_096
 # Tokens after a cut that are looked at and not used: what comes later may still change them.
 UNSETTLED_TOKENS = 16
 

@@ -39,13 +39,14 @@ ENVIRONMENTS = {
             (
                 *("sentence-transformers", "transformers", "onnx", "onnxruntime", "openvino"),
                 *("nncf", "ctranslate2", "fastembed", "tokenizers", "safetensors", "numpy"),
+                *("fastapi", "uvicorn"),
             ),
         ),
         # infinity holds on to transformers 4.48 and NumPy 1, which nothing else does.
         Environment(
             "infinity",
             "constraints-rivals-infinity.txt",
-            ("infinity-emb[torch]", "optimum", "transformers", "tokenizers", "numpy"),
+            ("infinity-emb[server,torch]", "optimum", "transformers", "tokenizers", "numpy"),
         ),
         # Only where no interpreter at hand has a PyTorch that sees the GPU.
         Environment(

@@ -29,21 +29,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import kosine
-from kosine_bench.contestants.contestant import Checkpoint
-from kosine_bench.contestants.conversion import convert
+from kosine_bench.load.base_model import base_bundle
 from kosine_bench.load.chart import plot
 from kosine_bench.load.curve import BATCH_TOKENS, curve, status
 from kosine_bench.load.sampling import FULL, QUICK
-from kosine_bench.measuring import models
 
 __all__ = ["main"]
-
-
-def base_bundle() -> Path:
-    """The bundle that `kosine bench` measures at base size, made on first use."""
-    folder = models.build(models.SIZES["base"])
-    checkpoint = Checkpoint(folder, folder.parent.parent / folder.name)
-    return convert("kosine", checkpoint, ()) / "encoder.kosine"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

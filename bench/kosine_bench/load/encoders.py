@@ -46,5 +46,9 @@ class PaddedEncoder:
         starts = np.arange(len(batch) + 1, dtype=np.int32) * np.int32(longest)
         return self._encoder.compute(Packed(rows.reshape(-1), starts))
 
-    def finish(self, pooled: Pooled, *, truncate_dim: int | None = None) -> Float32:
-        return self._encoder.finish(pooled, truncate_dim=truncate_dim)
+    def finish(
+        self, pooled: Pooled, *, truncate_dim: int | None = None, normalize_embeddings: bool = True
+    ) -> Float32:
+        return self._encoder.finish(
+            pooled, truncate_dim=truncate_dim, normalize_embeddings=normalize_embeddings
+        )

@@ -1,19 +1,21 @@
 """The HTTP service beside other services on the same machine, under `wrk`.
 
-    python -m kosine_bench.load.service BUNDLE [--checkpoint DIR] [--seconds 20] [--rounds 3]
-        [--clients 64] [--out FILE]
+    python -m kosine_bench.load.service BUNDLE [--checkpoint DIR] [--base] [--seconds 15]
+        [--rounds 3] [--clients 64] [--out FILE] [--plot FILE]
 
 Needs wrk (apt install wrk). Each service runs in a process of its own, one at a time, in rounds of
 opposite order; figures are medians of the rounds. Every client sends one text of the korsts
-workload's mean length at a time, as fast as it is answered.
+workload's mean length at a time, as fast as it is answered; one client alone gives the unloaded
+p50. `--base` measures the benchmark's base model too.
 
 - kosine: `kosine serve`, OpenAI's route, base64
 - kosine_float: the same with numbers
 - bare: a Starlette route on the same server that reads the body and returns the same bytes
-- naive: FastAPI's usual service around sentence-transformers (with --checkpoint)
-- infinity: infinity_emb, where its environment is installed (with --checkpoint)
+- naive: FastAPI's usual service around sentence-transformers (with a checkpoint)
+- infinity: infinity_emb (with a checkpoint)
 
-Beside them, under "batcher", what the batcher answers in its own process with as many callers.
+The last two run in environments of their own, which are made on first use. Beside them, under
+"batcher", what the batcher answers in its own process with as many callers.
 """
 
 from __future__ import annotations
@@ -30,17 +32,23 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import kosine
 from kosine.errors import InputError
+from kosine.threads import usable_cpus
+from kosine_bench.contestants import environment
+from kosine_bench.contestants.contestant import Absent
+from kosine_bench.load.base_model import base_bundle, base_checkpoint
+from kosine_bench.load.service_chart import plot
 from kosine_bench.load.service_process import ServiceProcess, free_port, serving, started
-from kosine_bench.measuring import machine
+from kosine_bench.measuring import machine, result_file
 
 __all__ = ["main", "measure"]
 
+# The environment that each rival runs in.
+HOMES = {"naive": "rivals", "infinity": "infinity"}
 TEXT = "한 남자가 무대 위에서 기타를 치며 노래하고 있다."
 SCRIPT = """
 wrk.method = "POST"
@@ -85,12 +93,12 @@ uvicorn.run(app, port=int(sys.argv[1]), log_level="critical", access_log=False)
 def measure(
     bundle: str, checkpoint: str | None, seconds: int, rounds: int, clients: int
 ) -> dict[str, Any]:
-    """All services, in turns.
+    """All services of one model, in turns.
 
     Returns:
-        By service: requests/s, p50 and p99 in ms, CPU seconds per 1,000 requests, resident MiB
-        after them, errors; and the ratios of kosine's requests/s to the bare route's and to the
-        batcher's own.
+        By service: requests/s, p50 and p99 in ms, the p50 of one client alone, CPU seconds per
+        1,000 requests, resident MiB after them, errors; the ratios of kosine's requests/s to the
+        bare route's and to the batcher's own; and why a service is not there.
 
     Raises:
         InputError: wrk is not installed.
@@ -98,15 +106,20 @@ def measure(
     if shutil.which("wrk") is None:
         raise InputError("wrk is not installed", remedy="apt install wrk")
     found: dict[str, list[dict[str, float]]] = {}
+    pythons = dict.fromkeys(("bare", "kosine", "kosine_float"), sys.executable)
+    absent = {}
+    for service, home in HOMES.items() if checkpoint else ():
+        try:
+            pythons[service] = str(environment.python(home, _say))
+        except Absent as error:
+            absent[service] = str(error)
+    names = list(pythons)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        names = ["bare", "kosine", "kosine_float"]
-        names += ["naive"] if checkpoint and find_spec("fastapi") else []
-        names += ["infinity"] if checkpoint and find_spec("infinity_emb") else []
         _write_answer(folder, bundle)
         for number in range(rounds):
             for service in names if number % 2 == 0 else names[::-1]:
-                with _start(service, folder, bundle, checkpoint) as process:
+                with _start(service, pythons[service], folder, bundle, checkpoint) as process:
                     figures = _load(process, service, folder, seconds, clients)
                 found.setdefault(service, []).append(figures)
             found.setdefault("batcher", []).append(_batcher(bundle, seconds, clients))
@@ -115,17 +128,19 @@ def measure(
         for service, runs in found.items()
     }
     rate = {service: figures["requests_per_s"] for service, figures in services.items()}
+    encoder = kosine.load(bundle)
     return {
-        "machine": machine.describe(1),
-        "commit": machine.commit(),
-        "text_characters": len(TEXT),
-        "clients": clients,
-        "seconds": seconds,
-        "rounds": rounds,
+        "engine": f"{encoder.backend.name} {encoder.backend.dtype}",
         "services": services,
+        "absent": absent,
         "to_bare": round(rate["kosine"] / rate["bare"], 3),
         "to_batcher": round(rate["kosine"] / rate["batcher"], 3),
+        "rounds": found,
     }
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def _body(encoding: str) -> str:
@@ -146,18 +161,20 @@ def _write_answer(folder: Path, bundle: str) -> None:
 
 
 def _start(
-    service: str, folder: Path, bundle: str, checkpoint: str | None
+    service: str, python: str, folder: Path, bundle: str, checkpoint: str | None
 ) -> AbstractContextManager[ServiceProcess]:
     if service.startswith("kosine"):
         return serving(f"model={bundle}")
     port = free_port()
     if service == "infinity":
-        words = ["-m", "infinity_emb", "v2", "--model-id", str(checkpoint), "--port", str(port)]
+        # Its package cannot be run as one; this is what its command does.
+        start = "import sys; from infinity_emb.cli import cli; sys.exit(cli())"
+        words = ["-c", start, "v2", "--model-id", str(checkpoint), "--port", str(port)]
         words += ["--served-model-name", "model", "--url-prefix", "/v1", "--device", "cpu"]
     else:
         argument = str(folder / "answer.json") if service == "bare" else str(checkpoint)
         words = [str(folder / f"{service}.py"), str(port), argument]
-    return started([sys.executable, *words], port)
+    return started([python, *words], port)
 
 
 def _load(
@@ -166,18 +183,27 @@ def _load(
     script = folder / "load.lua"
     script.write_text(SCRIPT % _body("float" if service == "kosine_float" else "base64"), "utf-8")
     url = f"http://127.0.0.1:{process.address[1]}/v1/embeddings"
-    command = ["wrk", "-t", "1", "-c", str(clients), "-s", str(script), "--timeout", "60"]
-    subprocess.run([*command, "-d", "2", url], capture_output=True, check=True)  # warms up
+    command = ["wrk", "-t", "1", "-s", str(script), "--timeout", "60"]
+
+    def loaded(clients: int, seconds: int) -> list[float]:
+        done = subprocess.run(
+            [*command, "-c", str(clients), "-d", str(seconds), url],
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
+        return [float(word) for word in line.split()[1:]]
+
+    loaded(clients, 2)  # warms up
+    alone = loaded(1, max(1, seconds // 4))
     before = process.cpu_seconds()
-    done = subprocess.run(
-        [*command, "-d", str(seconds), url], capture_output=True, check=True, text=True
-    )
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-    requests, micros, errors, p50, p99 = map(float, line.split()[1:])
+    requests, micros, errors, p50, p99 = loaded(clients, seconds)
     return {
         "requests_per_s": round(requests / (micros / 1e6), 1),
         "p50_ms": p50 / 1e3,
         "p99_ms": p99 / 1e3,
+        "alone_p50_ms": alone[3] / 1e3,
         "cpu_s_per_1000": round((process.cpu_seconds() - before) / requests * 1e3, 3),
         "resident_mib": round(process.resident_bytes() / 2**20, 1),
         "errors": errors,
@@ -206,19 +232,35 @@ def _batcher(bundle: str, seconds: int, callers: int) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, write."""
+    """Measure, print, write, draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("bundle")
     parser.add_argument("--checkpoint", help="what the bundle was made of, for the rivals")
-    parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--base", action="store_true", help="the benchmark's base model too")
+    parser.add_argument("--seconds", type=int, default=15)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--out", type=Path, help="where to write the JSON")
+    parser.add_argument("--plot", type=Path, help="where to draw requests per second (.svg)")
     given = parser.parse_args(argv)
-    report = measure(given.bundle, given.checkpoint, given.seconds, given.rounds, given.clients)
-    text = json.dumps(report, indent=2) + "\n"
+    asked = (given.seconds, given.rounds, given.clients)
+    models = {"sample": measure(given.bundle, given.checkpoint, *asked)}
+    if given.base:
+        models["base"] = measure(str(base_bundle()), str(base_checkpoint()), *asked)
+    report = {
+        "made": {"date": result_file.now(), **machine.commit()},
+        "machine": machine.describe(usable_cpus()),
+        "text_characters": len(TEXT),
+        "clients": given.clients,
+        "seconds": given.seconds,
+        "models": models,
+    }
+    text = json.dumps(report, indent=1) + "\n"
     if given.out is not None:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(text, "utf-8")
+    if given.plot is not None:
+        plot(report, given.plot)
     sys.stdout.write(text)
     return 0
 

@@ -1,9 +1,10 @@
 """The batchers of two source trees side by side: `python -m kosine_bench.load.trees OLD`.
 
 Each tree runs in a process of its own and loads the same bundle; rounds alternate between the two,
-so that only ratios inside one run mean anything. What is measured: texts a second with a queue that
-never runs dry, `submit_many` of one large call, the p50 of a text that comes alone, and the p99 at
-70 % of the first tree's capacity. A ratio is how many times better the second tree is.
+so that only ratios inside one run mean anything. What is measured: texts a second through a window
+of requests that never runs dry, `submit_many` of one large call, the p50 of a text that comes
+alone, and the p99 at 70 % of the first tree's capacity. A ratio is how many times better the
+second tree is.
 """
 
 from __future__ import annotations
@@ -21,50 +22,49 @@ import numpy as np
 
 import kosine
 from kosine.threads import usable_cpus
-from kosine_bench.load.__main__ import base_bundle
+from kosine_bench.load.base_model import base_bundle
 from kosine_bench.load.generator import mixed_texts
 from kosine_bench.measuring import machine, result_file
 from kosine_bench.measuring.arrivals import poisson_times
 
 __all__ = ["main"]
 
-ROUNDS, LOAD, SEED = 20, 0.7, 7
+# Many short rounds: a machine that is shared changes its speed within seconds.
+ROUNDS, LOAD, SEED = 60, 0.7, 7
 # Seconds; texts.
-SATURATED_S, LOADED_S, ALONE = 1.0, 2.0, 50
-# Requests that wait while capacity is measured, in seconds of work, and their bounds.
-WINDOW_S, LEAST, MOST = 1.0, 128, 2_048
+LOADED_S, ALONE = 1.0, 16
+# Small batches, for the same reason. Requests that wait while capacity is measured, in seconds of
+# work, and their bounds: more than two full batches, or the batcher would have to wait for them.
+BATCH_TOKENS = 512
+WINDOW_S, LEAST, MOST = 0.3, 64, 2_048
 # Higher is better for these; for latencies, lower.
 RATES = ("capacity", "submit_many")
 RESAMPLED = 10_000
 
 WORKER = """
-import json, sys, time
+import collections, json, sys, time
 # An editable install finds its own tree first.
 sys.meta_path[:] = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]
 import numpy as np, kosine
-bundle, backend, dtype = sys.argv[1:4]
+bundle, batch_tokens = sys.argv[1:3]
 texts = json.loads(sys.stdin.readline())
-encoder = kosine.load(bundle, backend=backend, dtype=dtype)
-batcher = kosine.Batcher(encoder, max_batch_tokens=2048, max_queue_tokens=1 << 24,
+encoder = kosine.load(bundle)
+batcher = kosine.Batcher(encoder, max_batch_tokens=int(batch_tokens), max_queue_tokens=1 << 24,
                          max_queue_requests=1 << 20, max_queue_bytes=1 << 28)
 batcher.submit(texts[0]).result()
 
 def capacity(how):
-    # A window of requests that never runs dry.
-    seconds, window = how
-    step = window // 8
-    waiting, done, at = [], 0, 0
+    # A window of requests that never runs dry, until all have been brought and answered.
+    count, window = how
+    waiting = collections.deque()
     started = time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        while len(waiting) < window:
-            waiting.append(batcher.submit(texts[at % len(texts)]))
-            at += 1
-        waiting[step - 1].result()
-        del waiting[:step]
-        done += step
-    took = time.perf_counter() - started
-    [future.result() for future in waiting]
-    return done / took
+    for number in range(count):
+        if len(waiting) == window:
+            waiting.popleft().result()
+        waiting.append(batcher.submit(texts[number % len(texts)]))
+    for future in waiting:
+        future.result()
+    return count / (time.perf_counter() - started)
 
 def submit_many(count):
     started = time.perf_counter()
@@ -108,7 +108,7 @@ class Tree:
         parts = ("runtime", "kernels")
         path = os.pathsep.join(str(root / part) for part in parts)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(bundle), "auto", "auto"],
+            [sys.executable, "-c", WORKER, str(bundle), str(BATCH_TOKENS)],
             env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -151,16 +151,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     texts = mixed_texts(kosine.load(bundle, backend="onnx"), 2_048, SEED)
     trees = [Tree(options.old.resolve(), bundle, texts), Tree(new, bundle, texts)]
     for tree in trees:  # the first round of each warms up
-        rate = tree.measure("capacity", (SATURATED_S, LEAST))
+        rate = tree.measure("capacity", (LEAST, LEAST))
     window = int(min(max(WINDOW_S * rate, LEAST), MOST))
-    rate = trees[0].measure("capacity", (SATURATED_S, window))
+    rate = trees[0].measure("capacity", (2 * window, window))
     rounds: list[list[dict[str, float]]] = []
     for number in range(options.rounds):
         times = poisson_times(LOAD * rate, int(LOAD * rate * LOADED_S), number).tolist()
         pair: list[dict[str, float]] = [{}, {}]
         for what, argument, name in (
-            ("capacity", (SATURATED_S, window), "capacity"),
-            ("submit_many", window, "submit_many"),
+            ("capacity", (2 * window, window), "capacity"),
+            ("submit_many", window // 2, "submit_many"),
             ("alone", ALONE, "unloaded_p50"),
             ("loaded", times, "p99_at_70_percent"),
         ):
@@ -179,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = {
         "made": {"date": result_file.now(), **machine.commit(), "rounds": options.rounds},
         "seed": SEED,
+        "batch_tokens": BATCH_TOKENS,
         "machine": machine.describe(usable_cpus()),
         "trees": [tree.made["engine"] for tree in trees],
         "capacity_for_load": rate,

@@ -104,6 +104,7 @@ class Batcher:
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate_dim: int | None = None,
+        normalize_embeddings: bool = True,
         priority: int = 0,
         deadline: float | None = None,
     ) -> BatchFuture:
@@ -114,6 +115,7 @@ class Batcher:
             prompt_name: A prompt of the bundle, by name.
             prompt: A prompt of one's own; beats `prompt_name`.
             truncate_dim: Keep so many leading dimensions, then normalise.
+            normalize_embeddings: Give vectors of length 1; see `Encoder.encode`.
             priority: Higher goes first; a level is worth `ageing_s` seconds of waiting.
             deadline: Seconds from now in which the result is useful. The future is settled by
                 then in any case.
@@ -131,7 +133,7 @@ class Batcher:
         """
         texts, sizes, single = read_texts(text_or_texts)
         future = BatchFuture(self._workers)
-        options = (prompt_name, prompt, truncate_dim, priority, deadline)
+        options = (prompt_name, prompt, truncate_dim, normalize_embeddings, priority, deadline)
         self._admit(texts, sizes, [future], not single, False, *options)
         if not texts:
             dim = self._encoder.dim if truncate_dim is None else truncate_dim
@@ -146,6 +148,7 @@ class Batcher:
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate_dim: int | None = None,
+        normalize_embeddings: bool = True,
         priority: int = 0,
         deadline: float | None = None,
     ) -> list[BatchFuture]:
@@ -168,7 +171,7 @@ class Batcher:
             )
         texts, sizes, _ = read_texts(texts)
         futures = [BatchFuture(self._workers, index) for index in range(len(texts))]
-        options = (prompt_name, prompt, truncate_dim, priority, deadline)
+        options = (prompt_name, prompt, truncate_dim, normalize_embeddings, priority, deadline)
         self._admit(texts, sizes, futures, False, True, *options)
         return futures
 
@@ -179,6 +182,7 @@ class Batcher:
         prompt_name: str | None = None,
         prompt: str | None = None,
         truncate_dim: int | None = None,
+        normalize_embeddings: bool = True,
         priority: int = 0,
         deadline: float | None = None,
     ) -> Float32:
@@ -192,6 +196,7 @@ class Batcher:
             prompt_name=prompt_name,
             prompt=prompt,
             truncate_dim=truncate_dim,
+            normalize_embeddings=normalize_embeddings,
             priority=priority,
             deadline=deadline,
         )
@@ -217,6 +222,7 @@ class Batcher:
         prompt_name: str | None,
         prompt: str | None,
         truncate_dim: int | None,
+        normalize_embeddings: bool,
         priority: int,
         deadline: float | None,
     ) -> None:
@@ -265,6 +271,7 @@ class Batcher:
                     good,
                     matrix=matrix,
                     truncate_dim=truncate_dim,
+                    normalize_embeddings=normalize_embeddings,
                     priority=priority,
                     deadline=until,
                 )

@@ -112,10 +112,12 @@ class Call:
         futures: One for each text, or with `matrix` one for all.
         matrix: All texts are answered together, by one array (texts, dim).
         truncate_dim: Dimensions to keep, or None.
+        normalize_embeddings: Vectors of length 1.
         priority: Higher goes first.
         deadline: By the clock, in seconds; infinite where there is none.
 
     Attributes:
+        finish: truncate_dim and normalize_embeddings, as vectors are finished together.
         futures: None in the place of one that was claimed while its text waited.
         starts: `packed.starts` as a list.
         next: The first text that was not taken.
@@ -129,8 +131,8 @@ class Call:
     """
 
     __slots__ = (
-        *("arrived", "deadline", "futures", "matrix", "missing", "next", "open", "packed"),
-        *("priority", "queued", "rows", "sizes", "starts", "tokens", "truncate_dim", "waiting"),
+        *("arrived", "deadline", "finish", "futures", "matrix", "missing", "next", "open"),
+        *("packed", "priority", "queued", "rows", "sizes", "starts", "tokens", "waiting"),
     )
 
     def __init__(
@@ -141,6 +143,7 @@ class Call:
         *,
         matrix: bool = False,
         truncate_dim: int | None = None,
+        normalize_embeddings: bool = True,
         priority: int = 0,
         deadline: float = math.inf,
     ) -> None:
@@ -149,7 +152,7 @@ class Call:
         self.sizes = sizes
         self.futures: list[BatchFuture | None] = [*futures]
         self.matrix = matrix
-        self.truncate_dim = truncate_dim
+        self.finish = (truncate_dim, normalize_embeddings)
         self.priority = priority
         self.deadline = deadline
         self.arrived = self.queued = -math.inf

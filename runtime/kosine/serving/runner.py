@@ -112,15 +112,16 @@ class Runner:
 
     def _answer(self, texts: Sequence[Text], pooled: Pooled) -> None:
         """Hand out the rows of a batch that has run."""
-        dims = {text.call.truncate_dim for text in texts}
-        for dim in dims:
+        ways = {text.call.finish for text in texts}
+        for dim, normalize in ways:
             own, part = texts, pooled
-            if len(dims) > 1:
-                chosen = [i for i, text in enumerate(texts) if text.call.truncate_dim == dim]
+            if len(ways) > 1:
+                chosen = [i for i, text in enumerate(texts) if text.call.finish == (dim, normalize)]
                 own = [texts[i] for i in chosen]
                 part = Pooled(pooled.vectors[chosen], pooled.norms[chosen])
+            options = {} if normalize else {"normalize_embeddings": False}
             try:
-                vectors = self.encoder.finish(part, truncate_dim=dim)
+                vectors = self.encoder.finish(part, truncate_dim=dim, **options)
                 expected = (len(own), dim or self.encoder.dim)
                 if vectors.shape != expected:
                     raise BackendError(

@@ -68,6 +68,7 @@ async def embed(
     deadline: float,
     prompt_name: str | None = None,
     truncate_dim: int | None = None,
+    normalize_embeddings: bool = True,
 ) -> Embedded:
     """The vectors of all texts, in their order. Cancelled, it gives its places in the queue back.
 
@@ -77,11 +78,16 @@ async def embed(
         deadline: Until when, by `time.monotonic`.
         prompt_name: A prompt of the bundle.
         truncate_dim: Keep so many dimensions.
+        normalize_embeddings: Vectors of length 1.
 
     Raises:
         KosineError: As `Batcher.submit`, and what the engine raised.
     """
-    options = {"prompt_name": prompt_name, "truncate_dim": truncate_dim}
+    options = {
+        "prompt_name": prompt_name,
+        "truncate_dim": truncate_dim,
+        "normalize_embeddings": normalize_embeddings,
+    }
     step = model.chunk
     if len(texts) <= step:
         call = await _submit(model, texts, deadline, options)

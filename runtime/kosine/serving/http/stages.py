@@ -75,5 +75,9 @@ class StagedModel:
             self.last_run = (started, time.perf_counter())
         return pooled
 
-    def finish(self, pooled: Pooled, *, truncate_dim: int | None = None) -> Float32:
-        return self.encoder.finish(pooled, truncate_dim=truncate_dim)
+    def finish(
+        self, pooled: Pooled, *, truncate_dim: int | None = None, normalize_embeddings: bool = True
+    ) -> Float32:
+        return self.encoder.finish(
+            pooled, truncate_dim=truncate_dim, normalize_embeddings=normalize_embeddings
+        )

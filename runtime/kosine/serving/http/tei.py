@@ -25,7 +25,7 @@ class EmbedRequest(Struct):
 
     Attributes:
         inputs: One text, or several.
-        normalize: Unit vectors; this service gives no others.
+        normalize: Vectors of length 1; otherwise of the length that the model gives.
         truncate: Cut over-long texts; None takes the service's default.
         truncation_direction: Which end of an over-long text is cut off.
         prompt_name: A prompt of the model, by name.
@@ -136,13 +136,8 @@ async def either(call: Call, body: EitherRequest) -> Reply:
 async def embed_(call: Call, body: EmbedRequest) -> Reply:
     with call.using(body.model) as model:
         texts = _listed(body.inputs)
-        if body.normalize is False and not model.manifest.spec.normalize:
-            raise Problem(
-                "invalid",
-                "normalize is false; this service gives unit vectors; leave it out",
-                param="normalize",
-            )
-        found = await _vectors(call, model, texts, body, body.dimensions)
+        normalize = body.normalize is not False
+        found = await _vectors(call, model, texts, body, body.dimensions, normalize)
         data = in_pieces(found.vectors, float_rows, b"[", lambda _, row: row, b"]")
         return Reply(data, headers=_times(call, texts, found))
 
@@ -163,6 +158,7 @@ async def _vectors(
     texts: list[str],
     options: EmbedRequest | SimilarityParameters,
     dimensions: int | None = None,
+    normalize: bool = True,
 ) -> Embedded:
     settings = call.service.settings
     call.texts = len(texts)
@@ -179,7 +175,12 @@ async def _vectors(
         texts = await model.cut_left(texts, name)
         name = None if isinstance(texts[0], TokenIds) else name
     found = await embed(
-        model, texts, deadline=call.deadline, prompt_name=name, truncate_dim=dimensions
+        model,
+        texts,
+        deadline=call.deadline,
+        prompt_name=name,
+        truncate_dim=dimensions,
+        normalize_embeddings=normalize,
     )
     call.tokens = found.tokens
     return found
