@@ -17,6 +17,7 @@ from kosine.backends.registry import BACKENDS, DTYPES
 from kosine.encoder import BackendName, DtypeName
 from kosine.errors import InputError, MissingExtra, UnknownOption
 from kosine.quantization import PRECISIONS, Precision
+from kosine.scoring import SIMILARITIES, Similarity
 
 
 @pytest.fixture(scope="module")
@@ -195,5 +196,6 @@ def test_tensors_need_torch(sample, monkeypatch):
 
 def test_literals_are_what_is_known():
     assert get_args(Precision) == PRECISIONS
+    assert get_args(Similarity) == SIMILARITIES
     assert get_args(BackendName) == ("auto", *sorted(BACKENDS, key=get_args(BackendName).index))
     assert {"auto", *DTYPES} <= set(get_args(DtypeName))

@@ -20,7 +20,7 @@ from kosine.progress import progress_bar
 
 __all__ = ["community_detection", "paraphrase_mining", "semantic_search"]
 
-ScoreFunction = str | Callable[[Any, Any], ArrayLike]
+ScoreFunction = scoring.Similarity | Callable[[Any, Any], ArrayLike]
 BLOCK = 1 << 21  # scores of a caller's own function, or of communities, held at once
 PAIR_QUERIES = 1 << 11
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,6 +36,7 @@ from kosine.quantization import (
 
 __all__ = [
     "SIMILARITIES",
+    "Similarity",
     "TopK",
     "as_rows",
     "best_of",
@@ -45,6 +46,7 @@ __all__ = [
     "top_k",
 ]
 
+Similarity: TypeAlias = Literal["cosine", "dot", "euclidean", "manhattan"]
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 BLOCK = 1 << 20  # scores, and numbers of the corpus, that top_k holds at once: 4 MiB of float32
 MOST_QUERIES = 1 << 11  # that are scored together: a block of the corpus is read once for them all
@@ -150,7 +152,7 @@ def top_k(
     corpus: ArrayLike,
     k: int = 10,
     *,
-    similarity: str = "cosine",
+    similarity: Similarity = "cosine",
     precision: Precision | None = None,
     ranges: Ranges | None = None,
 ) -> TopK:

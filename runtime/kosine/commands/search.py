@@ -22,7 +22,7 @@ from kosine.jobs.encoding import RecordEncoder, windows
 from kosine.jobs.inputs import Record, open_input
 from kosine.packed import Float32
 from kosine.progress import progress_bar
-from kosine.scoring import top_k
+from kosine.scoring import Similarity, top_k
 
 __all__ = ["add_arguments", "run"]
 
@@ -88,7 +88,7 @@ def _hit(score: float, record: Record, unit: str) -> dict[str, Any]:
 class Best:
     """The k best records for each query among those added so far; ties go to the earlier one."""
 
-    def __init__(self, queries: Float32, k: int, similarity: str) -> None:
+    def __init__(self, queries: Float32, k: int, similarity: Similarity) -> None:
         self.queries, self.k, self.similarity = queries, k, similarity
         self.scores = np.empty((len(queries), 0), np.float32)
         self.indices = np.empty((len(queries), 0), np.int64)
