@@ -14,15 +14,16 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self, overload
 
 import numpy as np
 
 from kosine.clock import Clock, SystemClock
 from kosine.errors import BatcherClosed, DeadlineExceeded, InputError, TextError
-from kosine.packed import Float32
+from kosine.packed import Float32, Matrix, Vector
 from kosine.serving.admission import (
     is_short,
     is_whole,
@@ -31,6 +32,7 @@ from kosine.serving.admission import (
     refusal_error,
     to_tokens,
 )
+from kosine.serving.cache import Key, VectorCache
 from kosine.serving.request import BatchFuture, Call
 from kosine.serving.runner import Runner
 from kosine.serving.stages import Prepared, StagedEncoder
@@ -56,6 +58,9 @@ class Batcher:
         max_queue_requests: Bound of what waits, in requests (futures).
         max_queue_bytes: Bound of what waits, in UTF-8 bytes of text.
         ageing_s: Seconds of waiting that outweigh one level of priority.
+        cache_bytes: Room for the vectors of texts that were answered, by a digest of prompt and
+            text: the same text again gets the same bits at once, without the queue. A call of
+            several texts that are answered together finds all of them there, or none.
         clock: Where the time comes from; `kosine.clock.FakeClock` in tests.
 
     Raises:
@@ -74,6 +79,7 @@ class Batcher:
         max_queue_requests: int = 8_192,
         max_queue_bytes: int = 16 << 20,
         ageing_s: float = 1.0,
+        cache_bytes: int = 0,
         clock: Clock | None = None,
     ) -> None:
         if max_batch_tokens is None:
@@ -87,6 +93,7 @@ class Batcher:
             max_queue_bytes=max_queue_bytes,
         )
         self._encoder = encoder
+        self._cache = VectorCache(cache_bytes)
         self._clock = clock or SystemClock()
         self._runner = Runner(encoder, limits, self._clock)
         self._workers = self._make_workers(self._runner)
@@ -97,6 +104,30 @@ class Batcher:
 
     # Submitting
 
+    @overload
+    def submit(  # type: ignore[overload-overlap]  # a str is a sequence of str, and comes first
+        self,
+        text_or_texts: str,
+        *,
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        truncate_dim: int | None = ...,
+        normalize_embeddings: bool = ...,
+        priority: int = ...,
+        deadline: float | None = ...,
+    ) -> BatchFuture[Vector]: ...
+    @overload
+    def submit(
+        self,
+        text_or_texts: Sequence[str],
+        *,
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        truncate_dim: int | None = ...,
+        normalize_embeddings: bool = ...,
+        priority: int = ...,
+        deadline: float | None = ...,
+    ) -> BatchFuture[Matrix]: ...
     def submit(
         self,
         text_or_texts: str | Sequence[str],
@@ -107,7 +138,7 @@ class Batcher:
         normalize_embeddings: bool = True,
         priority: int = 0,
         deadline: float | None = None,
-    ) -> BatchFuture:
+    ) -> BatchFuture[Any]:
         """Queue one request. Its texts are tokenised in the calling thread.
 
         Args:
@@ -132,7 +163,7 @@ class Batcher:
             BatcherError: No thread can be started.
         """
         texts, sizes, single = read_texts(text_or_texts)
-        future = BatchFuture(self._workers)
+        future: BatchFuture[Any] = BatchFuture(self._workers)
         options = (prompt_name, prompt, truncate_dim, normalize_embeddings, priority, deadline)
         self._admit(texts, sizes, [future], not single, False, *options)
         if not texts:
@@ -151,7 +182,7 @@ class Batcher:
         normalize_embeddings: bool = True,
         priority: int = 0,
         deadline: float | None = None,
-    ) -> list[BatchFuture]:
+    ) -> list[BatchFuture[Vector]]:
         """Queue many requests at once: all of them, or none if they do not fit.
 
         Args:
@@ -170,11 +201,37 @@ class Batcher:
                 "submit_many was given one str", limit="a list of texts", remedy="use submit"
             )
         texts, sizes, _ = read_texts(texts)
-        futures = [BatchFuture(self._workers, index) for index in range(len(texts))]
+        futures: list[BatchFuture[Vector]] = [
+            BatchFuture(self._workers, index) for index in range(len(texts))
+        ]
         options = (prompt_name, prompt, truncate_dim, normalize_embeddings, priority, deadline)
         self._admit(texts, sizes, futures, False, True, *options)
         return futures
 
+    @overload
+    async def aencode(  # type: ignore[overload-overlap]  # as `submit`
+        self,
+        text_or_texts: str,
+        *,
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        truncate_dim: int | None = ...,
+        normalize_embeddings: bool = ...,
+        priority: int = ...,
+        deadline: float | None = ...,
+    ) -> Vector: ...
+    @overload
+    async def aencode(
+        self,
+        text_or_texts: Sequence[str],
+        *,
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        truncate_dim: int | None = ...,
+        normalize_embeddings: bool = ...,
+        priority: int = ...,
+        deadline: float | None = ...,
+    ) -> Matrix: ...
     async def aencode(
         self,
         text_or_texts: str | Sequence[str],
@@ -216,7 +273,7 @@ class Batcher:
         self,
         texts: list[str],
         sizes: list[int],
-        futures: list[BatchFuture],
+        futures: Sequence[BatchFuture[Any]],
         matrix: bool,
         separate: bool,
         prompt_name: str | None,
@@ -245,6 +302,15 @@ class Batcher:
                     f"deadline={deadline!r}", limit="more than 0 seconds", remedy="allow more time"
                 )
             until = started + deadline
+        if self._cache and texts:
+            options = (prompt_name, prompt, truncate_dim, normalize_embeddings)
+            keys = [Key.of(text, *options) for text in texts]
+            left = self._answer_from_cache(keys, futures, matrix)
+            if not left:
+                return
+            if len(left) < len(texts):
+                texts, sizes = [texts[i] for i in left], [sizes[i] for i in left]
+                futures = [futures[i] for i in left]
         runner = self._runner
         # What is certain first, so that refusing under overload costs next to nothing.
         least = self._least_tokens() * len(texts)
@@ -285,17 +351,65 @@ class Batcher:
             futures[index].open = False
             futures[index].settle_error(error)
 
-    def _refuse(
-        self, tokens: int, requests: int, nbytes: int, priority: int, deadline: float, now: float
-    ) -> None:
-        """Raise what stands against a call of this size. Holds the lock."""
-        workers, runner = self._workers, self._runner
+    def _answer_from_cache(
+        self, keys: list[Key], futures: Sequence[BatchFuture[Any]], matrix: bool
+    ) -> list[int]:
+        """Settle what is known; gives the places of the texts that are not, whose vectors will
+        be kept when they come. With `matrix` that is all or none."""
+        cache, runner = self._cache, self._runner
+        with runner.lock:
+            self._refuse_if_closed()
+            found = [cache.find(key) for key in keys]
+            left = [i for i, vector in enumerate(found) if vector is None]
+            runner.counters.cache_hits += len(keys) - len(left)
+            runner.counters.cache_misses += len(left)
+            known = len(keys) - len(left)
+            if matrix:
+                known = int(not left)
+                left = [*range(len(keys))] if left else []
+            runner.counters.submitted += known
+            runner.counters.completed += known
+        answers: list[tuple[BatchFuture[Any], Any]] = []
+        if matrix:
+            if left:
+                futures[0].add_done_callback(partial(self._keep, keys))
+            else:
+                answers.append((futures[0], np.stack([v for v in found if v is not None])))
+        else:
+            for place, i in enumerate(left):
+                futures[i].index = place
+                futures[i].add_done_callback(partial(self._keep, [keys[i]]))
+            answers += [(f, v) for f, v in zip(futures, found, strict=True) if v is not None]
+        for future, answer in answers:
+            future.open = False
+            future.settle(answer)
+        return left
+
+    def _keep(self, keys: list[Key], future: Future[Any]) -> None:
+        """Keep an answer, in the thread that gives it."""
+        if future.cancelled() or future.exception() is not None:
+            return
+        runner, cache = self._runner, self._cache
+        with runner.lock:
+            for key, vector in zip(keys, np.atleast_2d(future.result()), strict=True):
+                cache.keep(key, vector)
+            runner.counters.cache_bytes = cache.nbytes
+
+    def _refuse_if_closed(self) -> None:
+        workers = self._workers
         if workers.closed:
             if workers.forked:
                 raise forked_error()
             if workers.exiting and threading.current_thread() is not threading.main_thread():
                 raise SystemExit  # ends a thread quietly, as calls into an engine do from now on
             raise BatcherClosed("the batcher is closed", remedy="make a new Batcher")
+
+    def _refuse(
+        self, tokens: int, requests: int, nbytes: int, priority: int, deadline: float, now: float
+    ) -> None:
+        """Raise what stands against a call of this size. Holds the lock."""
+        self._refuse_if_closed()
+        runner = self._runner
         refusal = runner.queue.refusal(tokens, requests, nbytes, priority, deadline, now)
         if refusal is not None:
             runner.counters.reject(refusal.what)
@@ -359,7 +473,7 @@ class Batcher:
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
 
-def _cancel_result(handed: asyncio.Future[BatchFuture]) -> None:
+def _cancel_result(handed: asyncio.Future[BatchFuture[Any]]) -> None:
     if not handed.cancelled() and handed.exception() is None:
         handed.result().cancel()
 

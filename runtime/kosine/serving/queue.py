@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kosine.serving.latency import LatencyModel
 from kosine.serving.request import BatchFuture, Call, Text
@@ -293,7 +293,7 @@ class Queue:
 
     # Leaving early
 
-    def claim(self, future: BatchFuture) -> None:
+    def claim(self, future: BatchFuture[Any]) -> None:
         """A future is answered, failed or cancelled: its texts no longer wait."""
         future.open = False
         call, future.call = future.call, None
@@ -312,9 +312,9 @@ class Queue:
             tokens = call.starts[index + 1] - call.starts[index]
             self._discharge(call, 1, 1, tokens, call.sizes[index])
 
-    def expired(self, now: float) -> list[BatchFuture]:
+    def expired(self, now: float) -> list[BatchFuture[Any]]:
         """Open futures whose deadline has passed, whether they wait or run."""
-        late: list[BatchFuture] = []
+        late: list[BatchFuture[Any]] = []
         while self._heap and self._heap[0][0] <= now:
             call = heapq.heappop(self._heap)[2]
             late += [future for future in call.futures if future is not None and future.open]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,10 +16,13 @@ from kosine.packed import Float32, Packed
 __all__ = ["BatchFuture", "Call", "Owner", "Text", "pack"]
 
 
+Answer = TypeVar("Answer")
+
+
 class Owner(Protocol):
     """What a future needs of the batcher that will settle it."""
 
-    def release(self, future: BatchFuture) -> None:
+    def release(self, future: BatchFuture[Any]) -> None:
         """A future was cancelled: give its place back and tell who waits."""
         ...
 
@@ -28,7 +31,7 @@ class Owner(Protocol):
         ...
 
 
-class BatchFuture(Future[Any]):
+class BatchFuture(Future[Answer]):
     """The future of one text, or of several that are answered together.
 
     It can be cancelled until its answer is on the way, whether its texts wait or run; their
@@ -62,7 +65,7 @@ class BatchFuture(Future[Any]):
         self.owner.release(self)
         return True
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | None = None) -> Answer:
         """As `concurrent.futures.Future.result`; BatcherError where it would wait for itself."""
         self._refuse_to_wait()
         return super().result(timeout)
@@ -72,7 +75,7 @@ class BatchFuture(Future[Any]):
         self._refuse_to_wait()
         return super().exception(timeout)
 
-    def settle(self, value: object) -> None:
+    def settle(self, value: Any) -> None:
         """Set the result; only for who has claimed it."""
         try:  # noqa: SIM105 - `suppress` would be an object more for each text
             self.set_result(value)
@@ -139,7 +142,7 @@ class Call:
         self,
         packed: Packed,
         sizes: Sequence[int],
-        futures: Sequence[BatchFuture],
+        futures: Sequence[BatchFuture[Any]],
         *,
         matrix: bool = False,
         truncate_dim: int | None = None,
@@ -150,7 +153,7 @@ class Call:
         self.packed = packed
         self.starts: list[int] = packed.starts.tolist()
         self.sizes = sizes
-        self.futures: list[BatchFuture | None] = [*futures]
+        self.futures: list[BatchFuture[Any] | None] = [*futures]
         self.matrix = matrix
         self.finish = (truncate_dim, normalize_embeddings)
         self.priority = priority
@@ -164,7 +167,7 @@ class Call:
         for future in futures:
             future.call = self
 
-    def future(self, index: int) -> BatchFuture | None:
+    def future(self, index: int) -> BatchFuture[Any] | None:
         """Who waits for a text; None if nobody does any more."""
         return self.futures[0 if self.matrix else index]
 
@@ -189,7 +192,7 @@ class Text(NamedTuple):
 
     call: Call
     place: int
-    future: BatchFuture
+    future: BatchFuture[Any]
     tokens: int
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class Runner:
         self.counters = Counters()
         self.batch: Batch | None = None
         self.running_since: float | None = None
-        self.expiring: list[BatchFuture] = []
+        self.expiring: list[BatchFuture[Any]] = []
 
     # One batch
 
@@ -139,7 +140,7 @@ class Runner:
         rows = [row.copy() for row in vectors]
         # An answer never comes after its deadline, however late the timer is.
         self.expire()
-        answered: list[tuple[BatchFuture, Float32]] = []
+        answered: list[tuple[BatchFuture[Any], Float32]] = []
         with self.lock:
             for text, row in zip(texts, rows, strict=True):
                 call, future = text.call, text.future
@@ -201,7 +202,7 @@ class Runner:
 
     # Who settles a future
 
-    def _claim(self, future: BatchFuture) -> bool:
+    def _claim(self, future: BatchFuture[Any]) -> bool:
         """Whether the caller is the one to settle a future. Holds the lock.
 
         What was cancelled is claimed by nobody; its place is given back here, if need be.
@@ -215,12 +216,14 @@ class Runner:
         self.counters.cancelled += 1
         return False
 
-    def release(self, future: BatchFuture) -> None:
+    def release(self, future: BatchFuture[Any]) -> None:
         """A future was cancelled: give its place back and tell who waits."""
         with self.lock:
             self._claim(future)
 
-    def fail(self, future: BatchFuture, error: BaseException, *, claimed: bool = False) -> None:
+    def fail(
+        self, future: BatchFuture[Any], error: BaseException, *, claimed: bool = False
+    ) -> None:
         """Fail a future that nobody has claimed, or, with `claimed`, that has no result yet."""
         with self.lock:
             mine = self._claim(future)
@@ -246,7 +249,7 @@ class Runner:
         if late:
             self.settle_expired(late)
 
-    def settle_expired(self, late: Sequence[BatchFuture], *, again: bool = False) -> None:
+    def settle_expired(self, late: Sequence[BatchFuture[Any]], *, again: bool = False) -> None:
         """Fail these futures; `again` where whoever had begun to may have been killed over it."""
         with self.lock:
             claimed = [future for future in late if self._claim(future)]
@@ -257,7 +260,7 @@ class Runner:
             self.expiring = [future for future in self.expiring if future not in late]
 
 
-def futures_of(texts: Iterable[Text]) -> list[BatchFuture]:
+def futures_of(texts: Iterable[Text]) -> list[BatchFuture[Any]]:
     """Each future once, in order."""
     return list({text.future: None for text in texts})
 

@@ -98,6 +98,8 @@ class BatcherStats:
         truncated: Texts cut at the encoder's limit.
         unknown: Tokens that the tokenizer did not know.
         worker_crashes: How often a worker thread died and was replaced.
+        cache_hits, cache_misses: Texts that the cache knew, and did not (0 without one).
+        cache_bytes: What the cache takes.
         stages: Durations by stage: "queue" per text from arrival to batch, "prepare" per
             tokenised call, "run" and "finish" per batch.
         per_token_s, per_batch_s: The fitted line of what batches take.
@@ -121,9 +123,17 @@ class BatcherStats:
     truncated: int
     unknown: int
     worker_crashes: int
+    cache_hits: int
+    cache_misses: int
+    cache_bytes: int
     stages: Mapping[str, HistogramSnapshot]
     per_token_s: float
     per_batch_s: float
+
+    @property
+    def cache_hit_rate(self) -> float:
+        """The share of texts that the cache knew; 0 where none were asked for."""
+        return self.cache_hits / max(1, self.cache_hits + self.cache_misses)
 
 
 @dataclass(slots=True)
@@ -143,6 +153,9 @@ class Counters:
     truncated: int = 0
     unknown: int = 0
     worker_crashes: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+    cache_bytes: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     stages: dict[str, Histogram] = field(
         default_factory=lambda: {stage: Histogram() for stage in STAGES}
@@ -168,6 +181,7 @@ GAUGES: Final = {
     "queue_tokens": "Tokens that wait.",
     "queue_bytes": "Bytes of text that wait.",
     "running_tokens": "Tokens in the running batch.",
+    "cache_bytes": "What the cache of vectors takes.",
 }
 TOTALS: Final = {
     "batches": "Batches run.",
@@ -178,6 +192,8 @@ TOTALS: Final = {
     "unknown": "Unknown tokens.",
     "worker_crashes": "Worker threads that died and were replaced.",
     "submitted": "Requests admitted.",
+    "cache_hits": "Texts that the cache knew.",
+    "cache_misses": "Texts that the cache did not know.",
 }
 ENDS: Final = ("completed", "failed", "cancelled", "expired", "shed")
 

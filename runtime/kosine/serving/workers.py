@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from kosine.errors import BatcherError, ForkedBatcher, WorkerCrashed
 from kosine.serving.request import BatchFuture, Call
@@ -112,7 +113,7 @@ class Workers:
             self._threads[name] = thread
             self._living.add(name)
 
-    def release(self, future: BatchFuture) -> None:
+    def release(self, future: BatchFuture[Any]) -> None:
         """See `Owner`."""
         self.runner.release(future)
 

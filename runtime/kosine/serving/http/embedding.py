@@ -53,7 +53,7 @@ class Embedded:
 class Submitted:
     """One call of the batcher, under way."""
 
-    future: BatchFuture
+    future: BatchFuture[Any]
     tokens: int
     truncated: int
     tokenize_s: float
