@@ -111,11 +111,18 @@ def measure(
     for service, home in HOMES.items() if checkpoint else ():
         try:
             pythons[service] = str(environment.python(home, _say))
-        except Absent as error:
-            absent[service] = str(error)
+            # Whether it can read this checkpoint: infinity's sentence-transformers is an old one.
+            with tempfile.TemporaryDirectory() as name:
+                _write_scripts(Path(name))
+                with _start(service, pythons[service], Path(name), bundle, checkpoint):
+                    pass
+        except (Absent, RuntimeError) as error:
+            pythons.pop(service, None)
+            absent[service] = str(error)[-200:]
     names = list(pythons)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        _write_scripts(folder)
         _write_answer(folder, bundle)
         for number in range(rounds):
             for service in names if number % 2 == 0 else names[::-1]:
@@ -148,10 +155,13 @@ def _body(encoding: str) -> str:
     return json.dumps(body, ensure_ascii=False)
 
 
-def _write_answer(folder: Path, bundle: str) -> None:
-    """What kosine answers, for the bare route to return; and the scripts."""
+def _write_scripts(folder: Path) -> None:
     (folder / "bare.py").write_text(BARE, "utf-8")
     (folder / "naive.py").write_text(NAIVE, "utf-8")
+
+
+def _write_answer(folder: Path, bundle: str) -> None:
+    """What kosine answers, for the bare route to return."""
     with serving(f"model={bundle}") as process:
         url = f"http://127.0.0.1:{process.address[1]}/v1/embeddings"
         headers = {"Content-Type": "application/json"}
@@ -170,7 +180,15 @@ def _start(
         # Its package cannot be run as one; this is what its command does.
         start = "import sys; from infinity_emb.cli import cli; sys.exit(cli())"
         words = ["-c", start, "v2", "--model-id", str(checkpoint), "--port", str(port)]
-        words += ["--served-model-name", "model", "--url-prefix", "/v1", "--device", "cpu"]
+        words += [
+            "--served-model-name",
+            "model",
+            "--url-prefix",
+            "/v1",
+            "--device",
+            "cpu",
+            "--no-model-warmup",
+        ]
     else:
         argument = str(folder / "answer.json") if service == "bare" else str(checkpoint)
         words = [str(folder / f"{service}.py"), str(port), argument]
