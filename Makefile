@@ -93,7 +93,7 @@ LIBRARIES = sentence-transformers mteb keybert bertopic langchain-core llama-ind
 LIBRARIES_RESULT ?= bench/results/libraries/$(shell date +%F).json
 TRIAL = PYTHONPATH=runtime:kernels .venvs/$(1)/bin/python tests/library_trials.py $(SAMPLE) \
   export/sample $(LIBRARIES_RESULT)
-test-libraries: .venvs/libraries/.done .venvs/setfit/.done .venvs/optimum/.done engine
+test-libraries: .venvs/libraries/.done .venvs/setfit/.done .venvs/optimum/.done .venvs/node/.done engine
 	@mkdir -p out
 	.venv/bin/kosine export export/sample $(SAMPLE) --force
 	$(call TRIAL,libraries)
@@ -194,6 +194,13 @@ clean:
 	.venvs/libraries/bin/python -m pip --disable-pip-version-check --quiet install torch==2.13.0
 	.venvs/libraries/bin/python -m pip --disable-pip-version-check --quiet install $(LIBRARIES) \
 	  onnxruntime pytest
+	@touch $@
+
+# Its scripts would fetch builds for CUDA. Where there is no npm, the trial is left out.
+.venvs/node/.done: Makefile
+	@mkdir -p .venvs/node
+	-npm install --silent --no-audit --no-fund --ignore-scripts --prefix .venvs/node \
+	  @huggingface/transformers
 	@touch $@
 
 .venvs/setfit/.done: Makefile

@@ -12,9 +12,9 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -31,8 +31,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 
 import kosine
-from recipes import CHECKS, DISTRIBUTIONS, LABELS, TEXTS, recipes
+from recipes import CHECKS, DISTRIBUTIONS, LABELS, PAGE, TEXTS, recipes
 
+NODE_MODULES = Path(__file__).resolve().parent.parent / ".venvs" / "node" / "node_modules"
+PRINT = "console.log(JSON.stringify(vectors.tolist()));\n"
 BESIDE = ("numpy", "torch", "transformers", "tokenizers", "sentence-transformers", "onnxruntime")
 
 
@@ -133,6 +135,21 @@ class Trials:
         np.testing.assert_array_equal(*(np.asarray(each[0]) for each in found))
         np.testing.assert_allclose(*(np.asarray(each[1]) for each in found), atol=1e-4)
 
+    def transformers_js(self) -> None:
+        """@huggingface/transformers"""
+        code = PAGE.read_text("utf-8").split("```js\n")[1].split("```")[0]
+        (self.folder / "ko.kosine").symlink_to(self.bundle)
+        (self.folder / "node_modules").symlink_to(NODE_MODULES)
+        program = self.folder / "program.mjs"
+        given = f"const texts = {json.dumps(TEXTS)};\n"
+        program.write_text(given + code + PRINT, "utf-8")
+        done = subprocess.run(
+            ["node", program.name], cwd=self.folder, capture_output=True, check=True, timeout=300
+        )
+        found = np.array(json.loads(done.stdout))
+        expected = self.ours().encode(TEXTS, normalize_embeddings=True)
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
     def mteb(self) -> None:
         """mteb sentence-transformers"""
         import mteb
@@ -157,7 +174,7 @@ def trials_of(trials: Trials) -> dict[str, tuple[list[str], Callable[[], None]]]
     }
     for name in (
         *("datasets_cache", "sentence_transformers_evaluators", "sentence_transformers_mining"),
-        *("sentence_transformers_onnx", "setfit", "mteb"),
+        *("sentence_transformers_onnx", "setfit", "mteb", "transformers_js"),
     ):
         method = getattr(trials, name)
         found[name.replace("_", " ")] = (method.__doc__.split(), method)
@@ -187,10 +204,9 @@ def main() -> int:
             if only and name not in only:
                 continue
             try:
-                versions = {each: version(each) for each in (*needs,)}
+                versions = {each: version_of(each) for each in needs}
             except PackageNotFoundError:
                 continue  # another environment has it
-            begin = time.perf_counter()
             try:
                 trial()
                 outcome = "passed"
@@ -200,7 +216,6 @@ def main() -> int:
                 failed.append(name)
             results[name] = {
                 "outcome": outcome,
-                "seconds": round(time.perf_counter() - begin, 1),
                 "versions": versions | installed(BESIDE),
             }
             print(f"{outcome:8} {name} {versions}", flush=True)
@@ -210,11 +225,21 @@ def main() -> int:
     return 1 if failed else 0
 
 
+def version_of(name: str) -> str:
+    """Of a distribution, or of a package of npm."""
+    if not name.startswith("@"):
+        return version(name)
+    try:
+        return str(json.loads((NODE_MODULES / name / "package.json").read_text("utf-8"))["version"])
+    except OSError:
+        raise PackageNotFoundError(name) from None
+
+
 def installed(names: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for name in names:
         try:
-            found[name] = version(name)
+            found[name] = version_of(name)
         except PackageNotFoundError:
             continue
     return found

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import sys
+from pathlib import Path
 
 import pytest
 
 import stub_libraries
+from conftest import ROOT
+from library_trials import Trials, trials_of
 from recipes import CHECKS, DISTRIBUTIONS, recipes
 
 RECIPES = recipes()
@@ -29,3 +33,13 @@ def test_recipe(name, sample, sample_bundle, tmp_path, monkeypatch):
             pytest.skip(f"{DISTRIBUTIONS[name]} is not installed, and has no stub")
         stub_libraries.install(name, monkeypatch)
     CHECKS[name](RECIPES[name].run(tmp_path, sample_bundle, sample, None), sample)
+
+
+def test_what_make_test_libraries_said_last():
+    """Every trial that there is, passed, with the versions that it was tried with."""
+    newest = max((ROOT / "bench" / "results" / "libraries").glob("*.json"))
+    said = json.loads(newest.read_text("utf-8"))["trials"]
+    assert said.keys() == trials_of(Trials(Path(), Path(), Path())).keys()
+    for name, trial in said.items():
+        assert trial["outcome"] == "passed", name
+        assert trial["versions"], name

@@ -101,6 +101,7 @@ def soak(seconds: float) -> Figures:
                 "deadline": chance.choice((None, None, 0.01, 0.1, 1.0)),
             }
             kind = chance.randrange(3)
+            futures: list[Any]
             try:
                 if kind == 0:
                     futures = batcher.submit_many(texts, **options)
