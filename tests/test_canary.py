@@ -146,7 +146,7 @@ def test_gates_are_what_is_promised():
     assert GATES["float32"] == Gate(0.999999, 2e-5)
     assert GATES["float16"] == Gate(0.9998, None)
     assert GATES["w8a16"] == Gate(0.9995, None, 0.9998, 0.994, 0.998)
-    assert GATES["int8"] == Gate(0.999, None, 0.9995, 0.99, 0.997)
+    assert GATES["int8"] == Gate(0.995, None, 0.9995, 0.97, 0.997)
 
 
 # Centred cosines

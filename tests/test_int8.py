@@ -474,6 +474,18 @@ def test_the_texts_that_are_given_decide(tmp_path, bundle, monkeypatch):
     assert np.abs(np.log(ours / theirs)).max() > 0.05
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("w8a16", 0.0005), ("int8", 0.0015)])
+def test_korsts_hardly_moves(run, bundle, shared, dtype, most):
+    found = {}
+    for each in ("float32", dtype):
+        words = (shared("data/korsts-dev.tsv"), "--backend", "native", "--dtype", each, "--json")
+        code, out, err = run("eval", bundle, *words)
+        assert code == 0, err
+        found[each] = json.loads(out)["cosine"]["spearman"]
+    print(found)
+    assert abs(found[dtype] - found["float32"]) <= most
+
+
 FAMILIES = {
     "bert": {"family": "bert", "dense": [{"outputs": 48}]},
     "xlm-roberta": {"family": "xlm-roberta", "generation": "5.4", "pooling": "cls"},
