@@ -13,7 +13,7 @@ EXPORT = Path(__file__).parents[1] / "export" / "kosine_export"
 FLOORS = (
     {"texts", "files", "calibration"},
     {"families", "graph", "tensorrt"},
-    {"tokenizer", "certificate"},
+    {"tokenizer", "certificate", "int8"},
     {"checkpoint"},
     {"parity", "ecosystem"},
     {"manifest", "verify"},

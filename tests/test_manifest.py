@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hostile import DIM, small_manifest
 from kosine.backends.registry import BACKENDS
+from kosine.bundle.int8 import INT8_WEIGHTS, Int8Weights
 from kosine.bundle.manifest import (
     MAX_MANIFEST_BYTES,
     NUMERICS,
@@ -50,6 +51,7 @@ FULL = small_manifest(
     artifacts=(
         Artifact("tokenizer", "", (FileEntry("tokenizer.json", 5, "0" * 64),)),
         Artifact("onnx", "float32", (FileEntry("weights.safetensors", 7, "1" * 64),)),
+        Artifact("native-int8", "int8", (FileEntry(INT8_WEIGHTS, 8, "3" * 64),)),
         Artifact("tensorrt-fp16", "float16", (FileEntry("tensorrt/a.plan", 9, "4" * 64),)),
     ),
     parity={"min_cosine": 1.0},
@@ -63,6 +65,14 @@ FULL = small_manifest(
             (PlanProfile(32, 1, 1, 1, 1), PlanProfile(32, 1, 64, 512, 16)),
             {"attention_kernels": 8},
         ),
+    ),
+    int8=Int8Weights(
+        100,
+        2000,
+        0.05,
+        {"a": 0.01, "b": 0.06},
+        ("b",),
+        0.5,
     ),
 )
 
@@ -103,7 +113,7 @@ def test_what_the_exporter_writes(sample_bundle):
     assert manifest.schema == SCHEMA
 
 
-@pytest.mark.parametrize("key", ["parity", "certificates", "plans", "plans.0.evidence"])
+@pytest.mark.parametrize("key", ["parity", "certificates", "plans", "plans.0.evidence", "int8"])
 def test_what_was_not_measured_may_be_left_out(key):
     assert read(put(value_of(), key, ...)) is not None
 
@@ -127,11 +137,11 @@ def paths(value: object, at: str = "") -> list[str]:
 PATHS = paths(value_of())
 NULLABLE = (
     "default_prompt_name", "ranges", "parity", "spec.layers.0.attention.window", "spec.final_norm",
-    "spec.layers.2.attention.buckets",
+    "spec.layers.2.attention.buckets", "int8",
 )  # fmt: skip
 OPTIONAL = (
-    "parity", "certificates", "plans", "plans.0.evidence", "prompts.query", "special_ids.mask",
-    "special_ids.unk",
+    "parity", "certificates", "plans", "plans.0.evidence", "int8", "int8.errors.a", "prompts.query",
+    "special_ids.mask", "special_ids.unk",
 )  # fmt: skip
 
 
@@ -174,7 +184,8 @@ def agrees(path: str) -> bool:
         "spec.dense",
         "spec.dense.0",
         "spec.dense.0.out_features",
-        "artifacts",  # must hold the plans' files
+        "artifacts",  # must hold the plans' files, and those of int8
+        "int8.errors",  # must hold those that stay
     )
 
 
@@ -412,6 +423,7 @@ NOT_FACTS = {
     "parity": {"parity": None},
     "certificates": {"certificates": {}},
     "plans": {"plans": ()},
+    "int8": {"int8": None},  # but in int8, see below
     "kosine": {"kosine": "9.9"},
     "source": {"source": {"name": "copy"}},
     "targets": {"targets": ("onnx", "onnx-fp16")},
@@ -485,6 +497,37 @@ def test_the_fingerprint_covers_the_files_that_are_read(engine):
         return dataclasses.replace(FULL, artifacts=artifacts).fingerprint(*engine)
 
     assert {path for path in paths if of(path) != of()} == set(READ[engine])
+
+
+def test_what_stays_in_w8a16_is_a_fact_of_int8_alone():
+    def of(dtype, *names):
+        record = dataclasses.replace(FULL.int8, bytes_only=names, errors={"a": 1.0, "b": 1.0})
+        return dataclasses.replace(FULL, int8=record).fingerprint("native", dtype)
+
+    assert len({of("int8"), of("int8", "a"), of("int8", "b"), of("int8", "a", "b")}) == 4
+    assert of("int8", "a", "b") == of("int8", "b", "a")
+    assert of("w8a16") == of("w8a16", "a")
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "message"),
+    [
+        ("artifacts.2", ..., r"\$\.int8 is there without int8/weights\.safetensors"),
+        ("int8.bytes_only.0", "layers.9", r"\$\.int8\.bytes_only is a name that is not in errors"),
+        ("int8.bytes_only", "up", "a str"),
+        ("int8.bytes_only_share", 1.5, r"bytes_only_share is 1\.5; expected 0 to 1"),
+        ("int8.bytes_only_share", -0.1, "bytes_only_share"),
+        ("int8.max_error", -1.0, r"\$\.int8\.max_error"),
+        ("int8.errors.a", -1.0, r"\$\.int8\.errors\.a is -1\.0"),
+        ("int8.errors.a", "small", r"\$\.int8\.errors\.a is a str"),
+        ("int8.tokens", 0, r"\$\.int8\.tokens is 0"),
+        ("int8.extra", 1, r"\$\.int8 is an object with key 'extra'"),
+        ("int8.texts", ..., r"\$\.int8\.texts is no value"),
+    ],
+)
+def test_a_wrong_record_of_int8(path, wrong, message):
+    with pytest.raises(ManifestError, match=message):
+        read(put(value_of(), path, wrong))
 
 
 @pytest.mark.parametrize("backend", NUMERICS)
@@ -570,6 +613,7 @@ def test_a_wrong_schema_1_is_refused_by_a_path_or_read(path, wrong):
         ("special_ids.pad", ...),
         ("pooling.mode", "median"),
         ("spec", {}),
+        ("int8", None),
         ("extra", 1),
     ],
 )

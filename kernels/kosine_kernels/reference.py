@@ -12,7 +12,7 @@ modules.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -112,6 +112,7 @@ def encode(
     dtype: type[np.floating[Any]] = np.float32,
     quantized: bool = False,
     bytes_only: Collection[str] = (),
+    observe: Callable[[str, Array], object] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Encode packed sentences.
 
@@ -127,6 +128,8 @@ def encode(
         dtype: Arithmetic, float32 or float64.
         quantized: Round the inputs of int8 weights to bytes too, but of those in `bytes_only`:
             the engine's "int8". Else it is its "w8a16".
+        observe: Called with the name of each linear layer and its input, (rows, in). A gate's
+            input is that of `up`, and is not shown again.
 
     Returns:
         vectors (B, dim) float32 of unit length and norms (B,) float32 before normalising.
@@ -139,6 +142,8 @@ def encode(
     def linear(name: str, x: Array, *, bias: bool = True, reads: str | None = None) -> Array:
         """`reads` names the product whose smoothing vector x is multiplied by; default `name`."""
         as_bytes = quantized and (reads or name) not in bytes_only
+        if observe is not None and reads is None:
+            observe(name, x)
         return _linear(t, name, x, t.get(f"{reads or name}.smooth"), bias=bias, quantized=as_bytes)
 
     bounds = list(pairwise(starts.tolist()))

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from math import inf
 from typing import Any, Literal
 
+from kosine.bundle.int8 import INT8_WEIGHTS, Int8Weights
 from kosine.bundle.plans import FLAVOURS, TensorRTPlan
 from kosine.bundle.schema_1 import from_schema_1
 from kosine.bundle.typed_json import bad, build, parse, shown
@@ -81,6 +82,7 @@ class Manifest:
         parity: What was measured against the reference at export, or None.
         certificates: Range certificates by target.
         plans: The TensorRT plans among its files.
+        int8: How its weights of signed bytes were made, with target "native-int8"; or None.
         schema: That of the file it was read from; `to_json` always writes `SCHEMA`.
     """
 
@@ -100,6 +102,7 @@ class Manifest:
     parity: dict[str, Any] | None = None
     certificates: dict[str, Any] = field(default_factory=dict)
     plans: tuple[TensorRTPlan, ...] = ()
+    int8: Int8Weights | None = None
     schema: int = field(default=SCHEMA, compare=False)
 
     @property
@@ -115,9 +118,10 @@ class Manifest:
         """32 hex digits of all that vectors depend on.
 
         The files that the backend reads for the dtype (the weights, scales and graph, and the
-        tokenizer), the semantics recorded here, the ranges by which int8 and uint8 vectors leave,
-        the backend's family, what it computes in, and the revision of its numerics. A TensorRT
-        plan counts as the graph that it was built from.
+        tokenizer), in int8 the products that stay in w8a16, the semantics recorded here, the
+        ranges by which int8 and uint8 vectors leave, the backend's family, what it computes in,
+        and the revision of its numerics. A TensorRT plan counts as the graph that it was built
+        from.
 
         Not the machine, nor the ISA level or the number of threads: they change no more than
         rounding, well inside the parity gates, and a fleet of mixed machines keeps one index.
@@ -144,6 +148,8 @@ class Manifest:
             "dtype": dtype,
             "numerics": NUMERICS.get(backend),
         }
+        if dtype == "int8" and self.int8 is not None:
+            facts["bytes_only"] = sorted(self.int8.bytes_only)
         text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -243,8 +249,26 @@ def _check(manifest: Manifest) -> None:
             raise bad("$.artifacts", f"without {required}", "every bundle has it")
     if len(paths) != len(set(paths)):
         raise bad("$.artifacts", "a path listed twice", "each path once")
+    if manifest.int8 is not None:
+        _check_int8(manifest.int8, paths)
     for i, plan in enumerate(manifest.plans):
         _check_plan(plan, f"$.plans[{i}]", paths, manifest.max_tokens)
+
+
+def _check_int8(int8: Int8Weights, paths: list[str]) -> None:
+    if INT8_WEIGHTS not in paths:
+        raise bad("$.int8", f"there without {INT8_WEIGHTS}", "that file in $.artifacts")
+    if not int8.errors or not set(int8.bytes_only) <= set(int8.errors):
+        raise bad("$.int8.bytes_only", "a name that is not in errors", "names of products")
+    numbers = {"max_error": int8.max_error, "bytes_only_share": int8.bytes_only_share}
+    for name, value in {**numbers, **int8.errors}.items():
+        most = 1 if name == "bytes_only_share" else inf
+        if not 0 <= value <= most:
+            at = name if name in numbers else f"errors.{name[:40]}"
+            raise bad(f"$.int8.{at}", str(value), f"0 to {most}")
+    for name, count in {"texts": int8.texts, "tokens": int8.tokens}.items():
+        if count < 1:
+            raise bad(f"$.int8.{name}", shown(count), "at least 1")
 
 
 def _check_plan(plan: TensorRTPlan, at: str, paths: list[str], max_tokens: int) -> None:
