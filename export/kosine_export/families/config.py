@@ -85,7 +85,7 @@ def is_known_code(mapped: object, model_type: str) -> bool:
     """Whether the class of an `auto_map` is one whose arithmetic its config states."""
     name = str(mapped.get("AutoModel", "")) if isinstance(mapped, dict) else ""
     family = MODEL_TYPES.get(model_type)
-    return family is not None and name.rpartition(".")[2] in family.code_classes
+    return bool(family and name.rpartition(".")[2] in family.code_classes)
 
 
 def bert_like(config: Mapping[str, Any], family: Family, model_type: str) -> EncoderSpec:

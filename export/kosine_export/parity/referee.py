@@ -25,7 +25,6 @@ import numpy as np
 from kosine.errors import CheckpointError, MissingExtra
 from kosine.packed import Float32
 from kosine_export.checkpoint.location import locate
-from kosine_export.checkpoint.modules import read_modules
 from kosine_export.families.registry import MODEL_TYPES
 from kosine_export.files.folder import read_object
 
@@ -55,7 +54,7 @@ def missing_packages(*, adapter: bool = False, model_type: str | None = None) ->
     needed = (*PACKAGES, "peft") if adapter else PACKAGES
     absent = [name for name in needed if importlib.util.find_spec(name) is None]
     family = MODEL_TYPES.get(model_type or "")
-    if not absent and family is not None and family.code_classes:
+    if not absent and family and family.code_classes:
         absent = (
             [] if family.name in _known_types() else [f"transformers with {family.model_class}"]
         )
@@ -239,18 +238,19 @@ def _as_transformers(folder: Path) -> Iterator[Path]:
     """The folder; or links to its files with config.json as transformers' own class spells it,
     where the checkpoint's would have its own Python run.
     """
-    own = read_modules(folder).transformer
-    config = read_object(own / "config.json") if (own / "config.json").is_file() else {}
+    named = ("config.json", "0_Transformer/config.json")
+    name = next((name for name in named if (folder / name).is_file()), None)
+    config = {} if name is None else read_object(folder / name)
     family = MODEL_TYPES.get(str(config.get("model_type")))
-    if family is None or family.as_transformers is None or config["model_type"] in _known_types():
+    spell = family.as_transformers if family else None
+    if name is None or spell is None or config["model_type"] in _known_types():
         yield folder
         return
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / folder.name
         shutil.copytree(folder.absolute(), copy, copy_function=os.symlink)
-        path = copy / own.relative_to(folder) / "config.json"
-        path.unlink()
-        path.write_text(json.dumps(family.as_transformers(config)), encoding="utf-8")
+        (copy / name).unlink()
+        (copy / name).write_text(json.dumps(spell(config)), encoding="utf-8")
         yield copy
 
 
