@@ -30,7 +30,13 @@ from specs import spec_of_sizes
 SMALL = small_manifest().spec
 DENSE = (Dense(DIM, 8, True, "tanh", False), Dense(8, DIM, False, "identity", True))
 ROPE = dataclasses.replace(
-    SMALL.layers[0].attention, positions="rope", rope_theta=160_000.0, window=4
+    SMALL.layers[0].attention,
+    positions="rope",
+    rope_theta=160_000.0,
+    window=4,
+    rope_divisor=2.0,
+    causal=True,
+    query_key_norm=Norm("rms_norm", 1e-6, bias=False),
 )
 BUCKETS = dataclasses.replace(
     SMALL.layers[0].attention, positions="buckets", buckets=Buckets(32, 128)
@@ -137,11 +143,13 @@ def paths(value: object, at: str = "") -> list[str]:
 PATHS = paths(value_of())
 NULLABLE = (
     "default_prompt_name", "ranges", "parity", "spec.layers.0.attention.window", "spec.final_norm",
-    "spec.layers.2.attention.buckets", "int8",
+    "spec.layers.2.attention.buckets", "spec.layers.0.attention.query_key_norm", "int8",
 )  # fmt: skip
 OPTIONAL = (
     "parity", "certificates", "plans", "plans.0.evidence", "int8", "int8.errors.a", "prompts.query",
-    "special_ids.mask", "special_ids.unk",
+    "special_ids.mask", "special_ids.unk", "special_ids.cls",
+    "spec.layers.0.attention.rope_divisor", "spec.layers.0.attention.causal",
+    "spec.layers.0.attention.query_key_norm",
 )  # fmt: skip
 
 
@@ -230,7 +238,13 @@ def test_unknown_keys(path):
         ("similarity", "jaccard"),
         ("unicode", "NFKC"),
         ("spec.embeddings.positions.rule", "rotary"),
-        ("spec.layers.1.norm.kind", "rms_norm"),
+        ("spec.layers.1.norm.kind", "batch_norm"),
+        ("spec.layers.1.norm_placement", "around"),
+        ("spec.layers.1.attention.query_key_norm.kind", "batch_norm"),
+        ("spec.layers.1.attention.rope_divisor", 0.5),
+        ("spec.layers.1.attention.rope_divisor", 1e12),
+        ("spec.layers.0.feed_forward.activation", "relu"),
+        ("spec.embeddings.norm", None),
         ("spec.dense.0.activation", "swish"),
         ("max_tokens", 2),
         ("max_tokens", 33),
@@ -458,7 +472,7 @@ def another(value):
 def test_each_value_of_the_spec_changes_the_fingerprint():
     prints = [FULL.fingerprint("native", "float32")]
     for where, _, value, _ in leaves(FULL.spec):
-        if value in ALONE or where.endswith("buckets"):
+        if value in ALONE or where.endswith(("buckets", "query_key_norm")):
             continue
         spec = put(value_of()["spec"], where.replace("[", ".").replace("]", ""), another(value))
         spec = build(EncoderSpec, spec, "$")

@@ -156,7 +156,10 @@ def export(
             "pooling": assumed,
             "calibration_texts": None if calibrate is None else len(texts),
         }
-        referee, missing = None, missing_packages(adapter=base is not None)
+        referee, missing = (
+            None,
+            missing_packages(adapter=base is not None, model_type=read.config.get("model_type")),
+        )
         if missing:
             read.source["referee_missing"] = list(missing)
         else:

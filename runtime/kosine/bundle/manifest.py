@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
-from math import inf
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from math import inf, nextafter
 from typing import Any, Literal
 
 from kosine.bundle.int8 import INT8_WEIGHTS, Int8Weights
@@ -37,6 +37,11 @@ SCHEMA = 2
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_DIMENSION = 1 << 20
 MAX_THETA = 1e12
+# Numbers that do not lie between 0 and 1: what they must be above, and below.
+RANGES = {
+    "layers.attention.rope_theta": (1.0, MAX_THETA),
+    "layers.attention.rope_divisor": (nextafter(1.0, 0.0), MAX_THETA),
+}
 # Sizes that may be 0.
 FROM_ZERO = ("embeddings.token_types", "embeddings.positions.pad_id", "layers.attention.window")
 # By backend; raised when a new version gives other bits from the same files on the same machine,
@@ -75,7 +80,8 @@ class Manifest:
         max_tokens: Most tokens of a text, special tokens included.
         prompts: Prompt texts by name.
         similarity: "cosine", "dot", "euclidean" or "manhattan".
-        special_ids: Token ids of cls, sep and pad, and of unk and mask where they exist.
+        special_ids: Token ids of sep, which ends a text, and of pad; of cls, which is put before
+            a text, unk and mask where they exist.
         unicode: "NFC" where texts are normalised before tokenising, or "none".
         ranges: Per-dimension `min` and `max` for integer output vectors, or None.
         targets: Export targets that it holds.
@@ -137,7 +143,7 @@ class Manifest:
                 if path in read
                 or (folder and path.startswith(folder) and path.endswith(".safetensors"))
             },
-            "spec": asdict(self.spec),
+            "spec": _stated(self.spec),
             "max_tokens": self.max_tokens,
             "prompts": self.prompts,
             "default_prompt_name": self.default_prompt_name,
@@ -180,6 +186,18 @@ class Manifest:
         return manifest
 
 
+def _stated(part: Any) -> Any:
+    """A spec as JSON, without fields that have their default: what a later version can say more
+    changes no fingerprint of what is as it was.
+    """
+    if isinstance(part, tuple):
+        return [_stated(each) for each in part]
+    if not is_dataclass(part):
+        return part
+    values = {f.name: (getattr(part, f.name), f.default) for f in fields(part)}
+    return {name: _stated(value) for name, (value, default) in values.items() if value != default}
+
+
 def _check_spec(spec: EncoderSpec) -> None:
     """Whether sizes can be, and agree with one another."""
     if not spec.layers:
@@ -190,9 +208,9 @@ def _check_spec(spec: EncoderSpec) -> None:
             if not least <= value <= MAX_DIMENSION:
                 raise bad(f"$.spec.{where}", shown(value), f"{least} to {MAX_DIMENSION}")
         if type(value) is float:
-            least, most = (1, MAX_THETA) if path == "layers.attention.rope_theta" else (0, 1)
-            if not least < value < most:
-                raise bad(f"$.spec.{where}", str(value), f"between {least} and {most}")
+            above, below = RANGES.get(path, (0.0, 1.0))
+            if not above < value < below:
+                raise bad(f"$.spec.{where}", str(value), f"between {above:g} and {below:g}")
     for i, layer in enumerate(spec.layers):
         heads, shared = layer.attention.num_heads, layer.attention.num_key_value_heads
         if heads % shared:
@@ -208,8 +226,10 @@ def _check_spec(spec: EncoderSpec) -> None:
             raise bad(f"{at}.buckets.count", str(buckets.count), "from 4 to twice max_distance")
         if attention.positions == "rope" and attention.head_size % 2:
             raise bad(f"{at}.head_size", str(attention.head_size), "an even number with 'rope'")
-        if not layer.attention_norm and layer.norm_placement == "post":
-            raise bad(f"$.spec.layers[{i}].attention_norm", "false", "true with norms 'post'")
+        if not layer.attention_norm and layer.norm_placement != "pre":
+            raise bad(f"$.spec.layers[{i}].attention_norm", "false", "true but with norms 'pre'")
+    if spec.embeddings.norm is None and spec.layers[0].norm_placement == "post":
+        raise bad("$.spec.embeddings.norm", "null", "a norm before a layer of norms 'post'")
     positions = spec.embeddings.positions
     if positions.pad_id >= spec.embeddings.vocab_size:
         raise bad("$.spec.embeddings.positions.pad_id", str(positions.pad_id), "a vocabulary id")
@@ -227,7 +247,7 @@ def _check_spec(spec: EncoderSpec) -> None:
 
 def _check(manifest: Manifest) -> None:
     embeddings = manifest.spec.embeddings
-    for name in {"cls": 0, "sep": 0, "pad": 0, **manifest.special_ids}:
+    for name in {"sep": 0, "pad": 0, **manifest.special_ids}:
         number = manifest.special_ids.get(name)
         if number is None or not 0 <= number < embeddings.vocab_size:
             raise bad(f"$.special_ids.{name[:40]}", shown(number), "a vocabulary id")
