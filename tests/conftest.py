@@ -29,7 +29,7 @@ LONG = {
     "kernels_native", "kernels_process", "kernels_seats", "limits", "long_texts", "minilm",
     "native", "onnx_cuda", "onnx_session", "optimum", "parity", "prefork_memory", "readme",
     "referee", "serving", "tensorrt", "tensorrt_export", "tokenizer_classes", "tokenizer_files",
-    "torch_needed", "variants", "verify",
+    "torch_needed", "variants", "verify", "docs", "triton", "bench_machines",
 }  # fmt: skip
 
 # No test may reach for a model hub, and forks after tokenising are meant.
