@@ -30,7 +30,7 @@ LONG = {
     "long_texts", "minilm", "native", "onnx_cuda", "onnx_session", "optimum", "parity",
     "prefork_memory", "qwen3", "readme", "referee", "sentence_transformer", "serving", "tensorrt",
     "tensorrt_export", "tokenizer_classes", "tokenizer_files", "torch_needed", "types", "variants",
-    "verify",
+    "verify", "docs", "triton", "bench_machines",
 }  # fmt: skip
 
 # No test may reach for a model hub, and forks after tokenising are meant.
