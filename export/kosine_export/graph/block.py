@@ -207,16 +207,14 @@ def _feed_forward(g: Graph, forward: FeedForward, at: str, x: str) -> str:
 def _attend(g: Graph, attention: Attention, at: str, x: str, sight: Sight) -> str:
     """(R, S, hidden) to (R, S, hidden)."""
     width, size, shared = attention.width, attention.head_size, attention.shared_width
+    counts = attention.num_heads, *[attention.num_key_value_heads] * 2
+    heads = [g.ints("heads", [0, 0, count, size]) for count in counts]
     merged = g.ints("merged", [0, 0, width])
     thirds = g.ints("thirds", [width, shared, shared])
     scale = g.number("scale", 1 / math.sqrt(size), half=True)
     qkv = g.linear(x, f"{at}.attention.qkv", bias=attention.bias)
     parts = g.op("Split", qkv, thirds, half=True, outputs=3, axis=-1)
-    counts = attention.num_heads, *[attention.num_key_value_heads] * 2
-    q, k, v = (
-        g.op("Reshape", part, g.ints("heads", [0, 0, count, size]), half=True)
-        for part, count in zip(parts, counts, strict=True)
-    )
+    q, k, v = (g.op("Reshape", *pair, half=True) for pair in zip(parts, heads, strict=True))
     if attention.query_key_norm is not None:
         q, k = (
             g.to_half(_norm(g, g.to_float(part), f"{at}.{name}.norm", attention.query_key_norm))
