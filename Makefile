@@ -87,18 +87,17 @@ test-gpu: .venvs/gpu/.done
 	  $(shell grep -l "import.*gpu_machine\|from gpu_machine\|mark\.gpu" tests/test_*.py) $(PYTEST_ARGS)
 
 # Real libraries, each at its newest version that goes with the others: in environments of their
-# own, and outside CI. What setfit and optimum-onnx need is older.
+# own, and outside CI. (sentence-transformers' ONNX backend is in CI: test_ecosystem.py.)
 LIBRARIES = sentence-transformers mteb keybert bertopic langchain-core llama-index-core haystack-ai \
   chromadb scikit-learn datasets qdrant-client usearch
 LIBRARIES_RESULT ?= bench/results/libraries/$(shell date +%F).json
 TRIAL = PYTHONPATH=runtime:kernels .venvs/$(1)/bin/python tests/library_trials.py $(SAMPLE) \
   export/sample $(LIBRARIES_RESULT)
-test-libraries: .venvs/libraries/.done .venvs/setfit/.done .venvs/optimum/.done .venvs/node/.done engine
+test-libraries: .venvs/libraries/.done .venvs/setfit/.done .venvs/node/.done engine
 	@mkdir -p out
 	.venv/bin/kosine export export/sample $(SAMPLE) --force
 	$(call TRIAL,libraries)
 	$(call TRIAL,setfit) --only setfit
-	$(call TRIAL,optimum) --only "sentence transformers onnx"
 
 # A million short texts through `kosine embed`: ten minutes or more.
 million: .venv/.bench engine
