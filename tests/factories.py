@@ -296,6 +296,171 @@ def write_generic(folder: Path, *, settings: dict | None = None) -> int:
     return size
 
 
+def bpe_pieces(words: tuple[str, ...], vocab: dict[str, int]) -> list[tuple[str, str]]:
+    """Merges that build each word up from its first character; new pieces go into `vocab`."""
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        left = word[0]
+        for right in word[1:]:
+            if left + right not in vocab:
+                vocab[left + right] = len(vocab)
+                merges.append((left, right))
+            left += right
+    return merges
+
+
+def ends_with(vocab: dict[str, int], last: str, first: str | None = None) -> dict:
+    """A post-processor that puts `last` behind a text, and `first` before it."""
+    template = [
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": last, "type_id": 0}},
+    ]
+    if first is not None:
+        template.insert(0, {"SpecialToken": {"id": first, "type_id": 0}})
+    return {
+        "type": "TemplateProcessing",
+        "single": template,
+        "pair": [*template, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            token: {"id": token, "ids": [vocab[token]], "tokens": [token]}
+            for token in {last, first} - {None}
+        },
+    }
+
+
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def write_qwen(folder: Path, *, settings: dict | None = None) -> int:
+    """Qwen's: byte-level BPE of NFC with a split of its own, and <|endoftext|> behind each text."""
+    from tokenizers import pre_tokenizers
+
+    specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    vocab = {piece: i for i, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    words = ("the", " 문장", " 한국어", "안녕", "가", "나", " sentence", "12")
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    spelled = ["".join(part for part, _ in splitter.pre_tokenize_str(word)) for word in words]
+    merges = bpe_pieces(tuple(spelled), vocab)
+    model_vocab = dict(vocab)
+    for token in specials:
+        vocab[token] = len(vocab)
+    byte_level = {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False,
+    }  # fmt: skip
+    split = {"pattern": {"Regex": QWEN_SPLIT}, "behavior": "Isolated", "invert": False}
+    processors = [byte_level, ends_with(vocab, "<|endoftext|>")]
+    data = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [added_token(vocab[token], token) for token in specials],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {
+            "type": "Sequence", "pretokenizers": [{"type": "Split", **split}, byte_level],
+        },
+        "post_processor": {"type": "Sequence", "processors": processors},
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": model_vocab,
+            "merges": [list(pair) for pair in merges],
+        },
+    }  # fmt: skip
+    write_json(folder / "tokenizer.json", data)
+    config = {
+        "added_tokens_decoder": {
+            str(vocab[token]): {k: v for k, v in added_token(0, token).items() if k != "id"}
+            for token in specials
+        },
+        "additional_special_tokens": list(specials[1:]),
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|im_end|>",
+        "errors": "replace",
+        "pad_token": "<|endoftext|>",
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+        **(settings or {}),
+    }
+    write_json(folder / "tokenizer_config.json", config)
+    return len(vocab)
+
+
+def write_gemma(folder: Path, *, settings: dict | None = None) -> int:
+    """Gemma's: BPE of characters with bytes for what it cannot spell, framed by <bos> and <eos>."""
+    specials = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+    vocab = {token: index for index, token in enumerate(specials)}
+    for byte in range(256):
+        vocab[f"<0x{byte:02X}>"] = len(vocab)
+    for piece in ("▁", *sample_pieces()):
+        bare = piece.removeprefix("##")
+        if len(bare) == 1:
+            vocab.setdefault(bare, len(vocab))
+    words = ("▁문장", "▁한국어", "안녕", "the", "▁the", "▁▁")
+    merges = bpe_pieces(tuple(word for word in words if set(word) <= set(vocab)), vocab)
+    data = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [added_token(vocab[token], token) for token in specials],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
+        "post_processor": ends_with(vocab, "<eos>", "<bos>"),
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": [list(pair) for pair in merges],
+        },
+    }
+    write_json(folder / "tokenizer.json", data)
+    config = {
+        "add_bos_token": True,
+        "add_eos_token": True,
+        "bos_token": "<bos>",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<eos>",
+        "mask_token": "<mask>",
+        "pad_token": "<pad>",
+        "spaces_between_special_tokens": False,
+        "tokenizer_class": "GemmaTokenizer",
+        "unk_token": "<unk>",
+        **(settings or {}),
+    }
+    write_json(folder / "tokenizer_config.json", config)
+    return len(vocab)
+
+
 def write_mpnet(folder: Path, *, settings: dict | None = None) -> int:
     """MPNet's: WordPiece framed by RoBERTa's tokens, with BERT's [UNK]."""
     tokens = ["[CLS]", "[PAD]", "[SEP]", "<unk>", "[UNK]", *sample_pieces(), "[MASK]"]
@@ -450,6 +615,82 @@ def transformers_config(family: str, vocab_size: int, **sizes: int | float | str
             "pad_token_id": 1,
             "sep_token_id": 2,
         }
+    elif family in ("new", "gte"):
+        config = {
+            "attention_probs_dropout_prob": 0.0,
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": 0.1,
+            "hidden_size": hidden,
+            "initializer_range": 0.02,
+            "intermediate_size": ffn,
+            "layer_norm_eps": 1e-12,
+            "layer_norm_type": "layer_norm",
+            "logn_attention_clip1": False,
+            "logn_attention_scale": False,
+            "max_position_embeddings": 512,
+            "model_type": family,
+            "num_attention_heads": hidden // 32,
+            "num_hidden_layers": layers,
+            "pack_qkv": True,
+            "pad_token_id": 1,
+            "position_embedding_type": "rope",
+            "type_vocab_size": 1,
+            "unpad_inputs": False,
+            "use_memory_efficient_attention": False,
+        }
+        config |= GTE_OF_ITS_OWN[family]
+    elif family == "qwen3":
+        config = {
+            "architectures": ["Qwen3ForCausalLM"],
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "head_dim": 48,
+            "hidden_act": "silu",
+            "hidden_size": hidden,
+            "initializer_range": 0.02,
+            "intermediate_size": ffn,
+            "max_position_embeddings": 512,
+            "max_window_layers": layers,
+            "model_type": "qwen3",
+            "num_attention_heads": 4,
+            "num_hidden_layers": layers,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": None,
+            "rope_theta": 1000000,
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+            "use_sliding_window": False,
+        }
+    elif family == "gemma3_text":
+        config = {
+            "architectures": ["Gemma3TextModel"],
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "head_dim": 32,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": hidden,
+            "initializer_range": 0.02,
+            "intermediate_size": ffn,
+            "layer_types": [
+                "full_attention" if i % 3 == 2 else "sliding_attention" for i in range(layers)
+            ],
+            "max_position_embeddings": 512,
+            "model_type": "gemma3_text",
+            "num_attention_heads": 4,
+            "num_hidden_layers": layers,
+            "num_key_value_heads": 1,
+            "pad_token_id": 0,
+            "query_pre_attn_scalar": 32,
+            "rms_norm_eps": 1e-06,
+            "rope_local_base_freq": 10000.0,
+            "rope_scaling": None,
+            "rope_theta": 1000000.0,
+            "sliding_window": 16,
+            "use_bidirectional_attention": True,
+        }
     else:
         roberta = family in ("roberta", "xlm-roberta", "camembert", "mpnet")
         classes = {
@@ -490,12 +731,66 @@ def transformers_config(family: str, vocab_size: int, **sizes: int | float | str
     return {key: value for key, value in config.items() if value is not None}
 
 
+GTE_OF_ITS_OWN = {
+    "new": {
+        "architectures": ["NewModel", "NewForTokenClassification"],
+        "auto_map": {
+            "AutoConfig": "Alibaba-NLP/new-impl--configuration.NewConfig",
+            "AutoModel": "Alibaba-NLP/new-impl--modeling.NewModel",
+        },
+        "rope_scaling": {"factor": 8.0, "type": "ntk"},
+        "rope_theta": 20000,
+    },
+    "gte": {
+        "architectures": ["GteModel"],
+        "auto_map": {
+            "AutoConfig": "configuration_hf_alibaba_nlp_gte.GteConfig",
+            "AutoModel": "modeling_hf_alibaba_nlp_gte.GteModel",
+        },
+        "rope_scaling": None,
+        "rope_theta": 160000,
+    },
+}
+
+
+def as_new_model(state: dict, *, packed: bool = True) -> dict:
+    """Tensors of transformers' GteModel under the names and in the layout of NewModel."""
+    import torch
+
+    state = dict(state)
+    out = {name: value for name, value in state.items() if name.startswith("embeddings.")}
+    names = {
+        "self_attn.o_proj": "attention.o_proj",
+        "mlp.down_proj": "mlp.down_proj",
+        "post_attention_layernorm": "attn_ln",
+        "post_mlp_layernorm": "mlp_ln",
+    }
+    for number in {name.split(".")[1] for name in state if name.startswith("layers.")}:
+        old, new = f"layers.{number}", f"encoder.layer.{number}"
+        for part in ("weight", "bias"):
+            three = [state[f"{old}.self_attn.{x}_proj.{part}"] for x in "qkv"]
+            if packed:
+                out[f"{new}.attention.qkv_proj.{part}"] = torch.cat(three)
+            else:
+                for x, value in zip("qkv", three, strict=True):
+                    out[f"{new}.attention.{x}_proj.{part}"] = value
+            for theirs, ours in names.items():
+                out[f"{new}.{ours}.{part}"] = state[f"{old}.{theirs}.{part}"]
+        out[f"{new}.mlp.up_gate_proj.weight"] = torch.cat(
+            [state[f"{old}.mlp.{x}_proj.weight"] for x in ("up", "gate")]
+        )
+    return out
+
+
 def random_model(config: dict, seed: int):
     """A transformers model in eval mode, every parameter random."""
     import torch
     from transformers import CONFIG_MAPPING, AutoModel
 
-    known = {key: value for key, value in config.items() if key != "position_embedding_type"}
+    other = ("position_embedding_type", "auto_map", "rope_scaling")
+    known = {key: value for key, value in config.items() if key not in other}
+    if known["model_type"] == "new":
+        known["model_type"] = "gte"
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -507,7 +802,7 @@ def random_model(config: dict, seed: int):
                 parameter.copy_(1 + 0.2 * noise)
             elif parameter.dim() == 1:
                 parameter.copy_(0.1 * noise)
-            elif "embeddings." in name:
+            elif "embeddings." in name or "embed_tokens" in name:
                 parameter.copy_(0.5 * noise)
             else:
                 parameter.copy_(noise * 1.2 / parameter.shape[-1] ** 0.5)
@@ -662,11 +957,13 @@ def build(
     prefix: str = "",
     seed: int = 0,
     sizes: dict | None = None,
+    layout: str = "packed",
 ) -> Path:
     """Write a checkpoint folder and return it.
 
-    `tokenizer`: wordpiece, vocab.txt, byte-level, vocab.json, unigram, generic or mpnet; the
-    family's own if None. `generation`: 1.x, 2.x (to 5.3), 5.4, or bare (transformers files alone).
+    `tokenizer`: wordpiece, vocab.txt, byte-level, vocab.json, unigram, generic, mpnet, qwen or
+    gemma; the family's own if None. `layout`: of GTE's tensors, packed, apart or transformers.
+    `generation`: 1.x, 2.x (to 5.3), 5.4, or bare (transformers files alone).
     `normalize` may be the module's dotted path. `dense`: keyword arguments of `write_dense`
     with `outputs` instead of both sizes. `sizes`: entries for config.json, None to drop one.
     """
@@ -677,6 +974,10 @@ def build(
         "camembert": "unigram",
         "modernbert": "generic",
         "mpnet": "mpnet",
+        "new": "unigram",
+        "gte": "unigram",
+        "qwen3": "qwen",
+        "gemma3_text": "gemma",
     }.get(family, "wordpiece")
     kind = tokenizer or own
     settings = dict(tokenizer_settings or {})
@@ -697,6 +998,10 @@ def build(
         )
     elif kind == "mpnet":
         vocab_size = write_mpnet(transformer, settings=settings)
+    elif kind == "qwen":
+        vocab_size = write_qwen(transformer, settings=settings)
+    elif kind == "gemma":
+        vocab_size = write_gemma(transformer, settings=settings)
     elif kind == "generic":
         vocab_size = write_generic(transformer, settings=settings)
     else:
@@ -714,7 +1019,10 @@ def build(
     config["torch_dtype" if generation != "5.4" else "dtype"] = stored
     config["transformers_version"] = (versions or VERSIONS.get(generation, ("", "4.41.2")))[1]
     write_json(transformer / "config.json", config)
-    write_weights(transformer, model.state_dict(), kind=weights, dtype=dtype, prefix=prefix)
+    state = model.state_dict()
+    if family in ("new", "gte") and layout != "transformers":
+        state = as_new_model(state, packed=layout == "packed")
+    write_weights(transformer, state, kind=weights, dtype=dtype, prefix=prefix)
     if generation == "bare":
         return path
     write_limits(transformer, generation, max_length, do_lower_case)

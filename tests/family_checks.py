@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 
 import factories
+import kosine
 from native_machine import MISSING, why_not
 
 MAX_ABS_ERROR = 5e-6
@@ -22,6 +23,17 @@ def engines() -> list[tuple[str, str, float]]:
         if not why_not("bfloat16", ""):
             found.append(("native", "bfloat16", 0.02))
     return found
+
+
+def check_engines(bundle: Path, model, texts: list[str]) -> None:
+    """Every engine against the referee, all texts in one call and each alone."""
+    expected = factories.referee_vectors(model, texts, normalize_embeddings=True)
+    for backend, dtype, error in engines():
+        encoder = kosine.load(bundle, backend=backend, dtype=dtype)
+        together = encoder.encode(texts)
+        alone = np.concatenate([encoder.encode([text]) for text in texts])
+        assert np.abs(together - expected).max() <= error, (backend, dtype)
+        assert np.abs(alone - expected).max() <= error, (backend, dtype)
 
 
 def check_padded_graph(bundle: Path, model, texts: list[str], side: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -222,6 +223,66 @@ class Encoder:
         for i, (_, activation, residual, bias) in enumerate(dense):
             walk.append(Dense(f"dense.{i}", bias, activation, residual))
         self.steps: Sequence[Step] = tuple(walk)
+
+    @classmethod
+    def decoder(
+        cls,
+        *,
+        hidden: int = 64,
+        heads: int = 4,
+        shared: int = 2,
+        head_size: int = 32,
+        inner: int = 96,
+        layers: int = 2,
+        windows: Sequence[int | None] = (None, 7),
+        causal: bool = True,
+        sandwich: bool = False,
+        activation: str = "silu",
+        divisor: float = 1.0,
+        **options: Any,
+    ) -> Encoder:
+        """RMSNorm, heads of k and v that several of q share, norms of heads, a last token."""
+        self = cls(hidden=hidden, heads=heads, head_size=head_size, inner=inner, layers=layers,
+                   modern=True, windows=windows, **{"pooling": "lasttoken", **options})  # fmt: skip
+        rng, tensors, walk = self.rng, self.tensors, list[Step]()
+
+        def norm(name: str, size: int, *, keeps_x: bool = False) -> Norm:
+            gain = 1 + 0.1 * rng.standard_normal(size)
+            tensors[f"{name}.weight"] = gain.astype(np.float32)
+            return Norm(name, 1e-6, bias=False, keeps_x=keeps_x, rms=True)
+
+        del tensors["embeddings.norm.weight"]
+        for step in self.steps:
+            match step:
+                case Attention():
+                    at = step.qkv.removesuffix(".qkv")
+                    walk.append(norm(f"{at}.norm", hidden, keeps_x=True))
+                    columns = (heads + 2 * shared) * head_size
+                    weight = rng.standard_normal((hidden, columns)) / hidden**0.5
+                    tensors[f"{step.qkv}.weight"] = weight.astype(np.float32)
+                    assert step.rotary is not None
+                    walk.append(
+                        replace(
+                            step,
+                            num_key_value_heads=shared,
+                            causal=causal,
+                            query_norm=norm(f"{at}.query.norm", head_size),
+                            key_norm=norm(f"{at}.key.norm", head_size),
+                            norm=norm(f"{at}.output.norm", hidden) if sandwich else None,
+                            rotary=replace(step.rotary, divisor=divisor),
+                        )
+                    )
+                case FeedForward():
+                    after = norm(f"{step.down}.norm", hidden) if sandwich else None
+                    walk.append(norm(step.up.replace("up", "norm"), hidden, keeps_x=True))
+                    walk.append(replace(step, activation=activation, norm=after))
+                case Norm():
+                    if step.name == "final.norm":
+                        walk.append(norm(step.name, hidden))
+                case _:
+                    walk.append(step)
+        self.steps = tuple(walk)
+        return self
 
     def in_bytes(self, *, smooth: bool = True) -> Encoder:
         """The same encoder with weights of bytes in its layers, and random smoothing vectors."""

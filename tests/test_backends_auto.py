@@ -192,13 +192,18 @@ def test_no_such_dtype_there(options, message):
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("named", ["auto", *BACKENDS])
+@pytest.mark.parametrize("named", BACKENDS)
 @pytest.mark.parametrize("dtype", ["int8", "w8a16"])
-def test_a_dtype_that_no_engine_runs_yet_says_what_it_will_need(sample_bundle, named, dtype):
-    with pytest.raises(UnknownOption, match=f"no engine .* runs dtype '{dtype}' yet") as caught:
-        kosine.load(sample_bundle, backend=named, dtype=dtype)
-    assert "target native-int8" in caught.value.limit
-    assert dtype not in caught.value.remedy
+def test_weights_of_bytes_run_on_the_native_engine_where_they_are_named(named, dtype):
+    assert candidates("auto", dtype, "auto") == [("native", dtype)]
+    if named == "native":
+        assert candidates(named, dtype, "auto") == [("native", dtype)]
+    else:
+        with pytest.raises(UnknownOption, match=f"backend '{named}' has no dtype '{dtype}'"):
+            candidates(named, dtype, "auto")
+    for device in ("cpu", "cuda", "auto"):
+        assert dtype not in {each for _, each in candidates("auto", "auto", device)}
+        assert dtype not in {each for _, each in candidates(named, "auto", device)}
 
 
 @pytest.mark.parametrize("verb", ["verify", "embed", "score", "eval"])
@@ -206,9 +211,7 @@ def test_help_claims_what_runs(verb, capsys):
     with pytest.raises(SystemExit):
         cli.main([verb, "--help"])
     shown = capsys.readouterr().out
-    assert "auto, float32, bfloat16, float16" in " ".join(shown.split())
-    assert "int8, " not in shown.replace("float32, int8, uint8", "")
-    assert "w8a16" not in shown
+    assert "auto, float32, bfloat16, float16, w8a16, int8" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -13,7 +13,7 @@ from kosine.errors import InputError
 from kosine_bench import paths
 from kosine_bench.measuring import machine, result_file
 from kosine_bench.measuring.machine import Gpu
-from kosine_bench.report import figures, page, ratios, tables
+from kosine_bench.report import cost, figures, page, ratios, tables
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / paths.PAGE
@@ -216,3 +216,15 @@ def test_the_page_has_the_table_of_onnx_runtime_alone(path: Path) -> None:
     text = PAGE.read_text("utf-8")
     assert path.relative_to(ROOT).as_posix() in text
     assert tables.markdown(ratios.PACKED_HEADS, ratios.packed_rows(result_file.read(path))) in text
+
+
+def test_what_vectors_cost(result: dict[str, Any]) -> None:
+    """100 texts a second on two cores: 180,000 in an hour of one; and money from that."""
+    result["machine"]["threads"] = 2
+    (row,) = cost.cost_rows(result)
+    heads = cost.cost_heads()
+    assert len(row) == len(heads)
+    assert row[heads.index("vectors, float32")] == "180,000"
+    assert row[heads.index("vectors, int8")] == "not measured"
+    (row,) = cost.cost_rows(result, price=0.09)
+    assert row[cost.cost_heads(0.09).index("a million vectors, float32")] == "0.500"

@@ -145,6 +145,8 @@ def test_the_float32_gate(field, value, passes):
 def test_gates_are_what_is_promised():
     assert GATES["float32"] == Gate(0.999999, 2e-5)
     assert GATES["float16"] == Gate(0.9998, None)
+    assert GATES["w8a16"] == Gate(0.9995, None, 0.9998, 0.994, 0.998)
+    assert GATES["int8"] == Gate(0.995, None, 0.9995, 0.97, 0.997)
 
 
 # Centred cosines
@@ -242,10 +244,10 @@ def test_a_gate_of_centred_cosines(centred, passes):
 def test_float_dtypes_are_not_gated_by_it():
     """Taking the mean off magnifies their rounding by 1 / |row - mean|^2."""
     far = dataclasses.replace(EXACT, centred=Centred(64, -1.0, -1.0))
-    assert set(GATES) == {"float32", "bfloat16", "float16"}
-    for gate in GATES.values():
-        assert far.passes(gate)
-        assert "centred" not in str(gate)
+    assert set(GATES) == {"float32", "bfloat16", "float16", "w8a16", "int8"}
+    for dtype, gate in GATES.items():
+        assert far.passes(gate) == (dtype not in ("w8a16", "int8"))
+        assert ("centred" in str(gate)) == (dtype in ("w8a16", "int8"))
         assert gate.to_json()["max_norm_error"] == MAX_NORM_ERROR
 
 

@@ -105,10 +105,7 @@ def test_wrong_usage(refused, verb, words):
         (("--backend", "tensorflow"), "unknown backend 'tensorflow'; known: auto"),
         (("--dtype", "float64"), "unknown dtype 'float64'; known: auto"),
         (("--backend", "onnx", "--dtype", "bfloat16"), "backend 'onnx' has no dtype 'bfloat16'"),
-        (
-            ("--dtype", "int8"),
-            "runs dtype 'int8' yet; it will need a bundle with target native-int8",
-        ),
+        (("--backend", "onnx", "--dtype", "int8"), "backend 'onnx' has no dtype 'int8'"),
         (("--backend", "onnx", "--device", "tpu:9"), "cannot run on device 'tpu:9'"),
         (("--backend", "onnx", "--threads", "0"), "threads is 0"),
     ],

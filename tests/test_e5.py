@@ -7,15 +7,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import kosine
 import kosine_export.export as export_module
 from kosine.bundle.canary import compare
+from kosine.commands.evaluate import correlations, read_pairs
 from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.export import Exported, export
 from kosine_export.parity.referee import Referee
 from kosine_export.texts import canary_texts, tokenizer_texts
+from native_machine import needs_native
 
 pytestmark = pytest.mark.slow
 
@@ -102,3 +105,56 @@ def test_either_file_gives_what_a_fresh_referee_gives(
     close = compare(encoder.encode(few, prompt=""), referee.encode(few))
     assert close.min_cosine >= 0.999999
     assert close.max_abs_error <= 2e-5
+
+
+# The lowest and the mean centred cosine, the most that Spearman's correlation moves, the least
+# share of the ten nearest that stay, and the most that a score changes.
+BARS = {
+    "w8a16": (0.998, 0.999, 0.0005, 0.985, 0.005),
+    "int8": (0.997, 0.9985, 0.0015, 0.97, 0.01),
+}
+
+
+@needs_native
+def test_weights_of_bytes_on_korean_sentences(
+    make: Callable[[str], Path], shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nothing was calibrated on; both sides on the native engine."""
+    monkeypatch.setattr(export_module, "missing_packages", lambda **_: ("torch",))
+    done = export(make(""), tmp_path / "e5.kosine", targets=("native-int8",))
+    assert done.manifest.int8 is not None
+    assert done.manifest.int8.bytes_only_share <= 0.05
+    left, right, human = read_pairs(str(shared("data/korsts-dev.tsv")), "sentence1,sentence2,score")
+    more = read_pairs(str(shared("data/korsts-train.tsv")), "sentence1,sentence2,score")
+    texts = list(dict.fromkeys([*left, *right, *more[0], *more[1]]))[:5000]
+    assert len(texts) == 5000
+    place = {text: i for i, text in enumerate(texts)}
+    a, b = ([place[text] for text in side] for side in (left, right))
+
+    def measured(dtype: str) -> tuple[np.ndarray, np.ndarray, float]:
+        vectors = kosine.load(done.path, backend="native", dtype=dtype).encode(texts, prompt="")
+        wide = vectors.astype(np.float64)
+        scores = wide @ wide.T
+        spearman = correlations(scores[a, b], human)["spearman"]
+        np.fill_diagonal(scores, -1)
+        return vectors, scores, spearman
+
+    def nearest(scores: np.ndarray) -> np.ndarray:
+        return np.argpartition(-scores, 10, axis=1)[:, :10]
+
+    exact, scores, spearman = measured("float32")
+    best = nearest(scores)
+    for dtype, bars in BARS.items():
+        vectors, others, moved = measured(dtype)
+        found = compare(vectors[:600], exact[:600], exact[:600].mean(axis=0))
+        assert found.centred is not None
+        same = [len(set(x) & set(y)) / 10 for x, y in zip(best, nearest(others), strict=True)]
+        figures = (
+            *(found.centred.min_cosine, found.centred.mean_cosine, abs(moved - spearman)),
+            *(float(np.mean(same)), float(np.abs(others - scores).max())),
+        )
+        print(dtype, found.min_cosine, found.mean_cosine, *figures)
+        for least in (0, 1, 3):
+            assert figures[least] >= bars[least], (dtype, figures)
+        for most in (2, 4):
+            assert figures[most] <= bars[most], (dtype, figures)

@@ -759,7 +759,7 @@ def test_what_the_engine_raises_comes_through(small):
         ({"backend": ""}, UnknownOption, "unknown backend ''"),
         ({"dtype": "float64"}, UnknownOption, "unknown dtype 'float64'; known: auto, float32"),
         ({"backend": "onnx", "dtype": "bfloat16"}, UnknownOption, "backend 'onnx' has no dtype"),
-        ({"backend": "onnx", "dtype": "int8"}, UnknownOption, "no engine of this kosine runs"),
+        ({"backend": "onnx", "dtype": "int8"}, UnknownOption, "backend 'onnx' has no dtype"),
         ({"backend": "onnx", "device": "cuda:x"}, BackendUnavailable, "backend 'onnx' cannot run"),
         ({"backend": "onnx", "device": "tpu"}, BackendUnavailable, "backend 'onnx' cannot run"),
         ({"backend": "onnx", "threads": 0}, UnknownOption, "threads is 0; 1 to 1024"),

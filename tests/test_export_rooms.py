@@ -13,7 +13,7 @@ EXPORT = Path(__file__).parents[1] / "export" / "kosine_export"
 FLOORS = (
     {"texts", "files", "calibration"},
     {"families", "graph", "tensorrt"},
-    {"tokenizer", "certificate"},
+    {"tokenizer", "certificate", "int8"},
     {"checkpoint"},
     {"parity", "ecosystem"},
     {"manifest", "verify"},
@@ -27,7 +27,17 @@ MODULES = {
 NAMED = [name for name in MODULES if name != "__init__"]
 ONE_FAMILY = tuple(
     f"families.{name}"
-    for name in ("bert", "distilbert", "electra", "modernbert", "mpnet", "roberta")
+    for name in (
+        "bert",
+        "distilbert",
+        "electra",
+        "gemma3",
+        "gte",
+        "modernbert",
+        "mpnet",
+        "qwen3",
+        "roberta",
+    )
 )
 
 

@@ -343,11 +343,11 @@ def test_integer_weights_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "named"),
     [
-        ({"model_type": "gemma3_text"}, "gemma3_text"),
+        ({"model_type": "gemma2"}, "gemma2"),
         ({"model_type": "t5"}, "t5"),
         ({"model_type": "deberta-v2"}, "deberta-v2"),
-        ({"model_type": "qwen3"}, "qwen3"),
-        ({"model_type": None, "architectures": ["Qwen3Model"]}, "Qwen3Model"),
+        ({"model_type": "qwen2"}, "qwen2"),
+        ({"model_type": None, "architectures": ["Qwen2Model"]}, "Qwen2Model"),
         ({"auto_map": {"AutoModel": "modeling.Custom"}}, "auto_map"),
         ({"position_embedding_type": "relative_key_query"}, "relative_key_query"),
         ({"is_decoder": True}, "is_decoder"),
@@ -393,7 +393,7 @@ def test_impossible_sizes_are_refused(entries, tmp_path):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", sorted(set(MODEL_TYPES) - {"new"}))
 def test_silent_configs_get_the_defaults_of_transformers(model_type):
     from transformers import CONFIG_MAPPING
 
@@ -407,10 +407,12 @@ def test_silent_configs_get_the_defaults_of_transformers(model_type):
         assert set(ours.layers) == {block}
     assert block.attention.num_heads == theirs.num_attention_heads
     assert embeddings.positions.rows == theirs.max_position_embeddings
-    assert embeddings.positions.pad_id == theirs.pad_token_id
+    assert embeddings.positions.pad_id == (theirs.pad_token_id or 0)
     assert embeddings.size == getattr(theirs, "embedding_size", theirs.hidden_size)
-    eps = getattr(theirs, "norm_eps", getattr(theirs, "layer_norm_eps", 1e-12))
-    assert block.norm.eps == embeddings.norm.eps == eps
+    names = ("norm_eps", "layer_norm_eps", "rms_norm_eps")
+    eps = next((getattr(theirs, name) for name in names if hasattr(theirs, name)), 1e-12)
+    assert block.norm.eps == eps
+    assert embeddings.norm is None or embeddings.norm.eps == eps
     assert embeddings.token_types == getattr(theirs, "type_vocab_size", 0)
     intermediate = getattr(theirs, "intermediate_size", None) or theirs.hidden_dim
     assert block.feed_forward.intermediate_size == intermediate

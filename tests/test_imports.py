@@ -26,7 +26,7 @@ FLOORS = [
     {"encoder"},
     {"serving", "jobs"},
     {"__init__", "batcher_stats", "testing"},
-    {"serving.http"},
+    {"serving.http", "ray", "spark"},
     {"commands"},
     {"cli"},
     {"completion"},

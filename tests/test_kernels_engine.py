@@ -91,6 +91,39 @@ def test_shapes(dtype, isa, shape, threads):
 
 
 @each_table()
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"heads": 3, "shared": 1, "head_size": 256, "causal": False, "windows": (5, 64)},
+        {"heads": 6, "shared": 3, "head_size": 16, "windows": (0, 1), "divisor": 1.5},
+        {"heads": 2, "shared": 2, "hidden": 48, "inner": 37, "pooling": "mean"},
+        {"sandwich": True, "activation": "gelu_tanh", "shared": 1},
+        {"sandwich": True, "inner": 1100, "hidden": 240, "causal": False, "windows": (9, None)},
+        {"sandwich": True, "activation": "gelu", "hidden": 48, "pooling": ("cls", "lasttoken")},
+    ],
+    ids=lambda shape: "-".join(f"{key}{value}" for key, value in shape.items()),
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_decoders(dtype, isa, shape, threads):
+    check(Encoder.decoder(**shape), LENGTHS, dtype, isa, threads=threads, guard="after")
+
+
+@each_table()
+def test_a_decoder_has_the_same_bits_with_any_threads_and_company(dtype, isa):
+    for shape in ({}, {"sandwich": True, "shared": 1, "causal": False}):
+        encoder = Encoder.decoder(**shape)
+        ids, starts, positions = encoder.batch(LENGTHS)
+        found = encoder.engine(dtype, isa, threads=1).forward(ids, starts, positions)[0]
+        team = encoder.engine(dtype, isa, threads=3).forward(ids, starts, positions)[0]
+        assert np.array_equal(found, team)
+        own = slice(starts[3], starts[4])
+        start = np.array([0, LENGTHS[3]], np.int32)
+        alone = encoder.engine(dtype, isa).forward(ids[own], start, positions[own])[0]
+        assert np.array_equal(alone[0], found[3])
+
+
+@each_table()
 @pytest.mark.parametrize("activation", ["identity", "tanh", "relu", "gelu", "sigmoid"])
 def test_dense_layers(dtype, isa, activation):
     dense = (
@@ -340,7 +373,13 @@ class TestRefusals:
             (2, {"num_heads": 2**40}, "num_heads is"),
             (2, {"head_size": 0}, "head size is 0"),
             (2, {"head_size": 8}, "head size is 8"),
-            (2, {"head_size": 144}, "head size is 144"),
+            (2, {"head_size": 272}, "head size is 272"),
+            (2, {"num_key_value_heads": 3}, "num_key_value_heads is 3; a divisor of the 4 heads"),
+            (2, {"num_key_value_heads": 0}, "num_key_value_heads is 0"),
+            (2, {"query_norm": Norm("q", 1e-6)}, r"q\.weight is missing"),
+            (2, {"norm": Norm("embeddings.norm", 0.0)}, r"eps of embeddings\.norm is 0"),
+            (2, {"rotary": Rotary(1e4, 64, 0.5)}, "divisor 0.5"),
+            (4, {"activation": "relu"}, "unknown activation 'relu' of a feed-forward"),
             (2, {"distances": Distances("far", (0,))}, r"far\.weight is missing"),
             (
                 2,
@@ -407,8 +446,8 @@ class TestRefusals:
             engine.Engine(self.encoder.tensors, [self.encoder.steps[0], step])
 
     def test_of_wide_heads_and_residuals_that_do_not_fit(self):
-        with pytest.raises(ValueError, match="head size is 144"):
-            Encoder(hidden=144, heads=1).engine()
+        with pytest.raises(ValueError, match="head size is 272"):
+            Encoder(hidden=272, heads=1).engine()
         with pytest.raises(ValueError, match=r"residual around 64 -> 32"):
             Encoder(dense=((32, "tanh", True, True),)).engine()
         with pytest.raises(ValueError, match=r"embeddings\.word\.weight has 24 columns"):

@@ -227,6 +227,13 @@ class TestEncoders:
     def test_shapes(self, dtype, isa, shape, threads):
         check(Encoder(**shape), dtype, isa, threads=threads, guard="after")
 
+    @ALL
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_decoders(self, dtype, isa, threads):
+        for shape in ({"shared": 1, "inner": 600}, {"sandwich": True, "activation": "gelu_tanh"}):
+            encoder = Encoder.decoder(**shape, causal=shape.get("sandwich") is None)
+            check(encoder, dtype, isa, threads=threads, guard="after")
+
     @INT8
     @pytest.mark.parametrize("threads", [1, 3])
     def test_products_that_stay_in_w8a16(self, dtype, isa, threads):

@@ -16,6 +16,7 @@ from native_machine import as_operand, each_table, kernels, needs_native, script
 EXAMPLES = 120  # for each table and kernel; the slow test below runs 20 000
 EPS = 2.0**-24
 
+EPILOGUES = ("store", "add", "gelu", "gelu_tanh", "silu", "gate")
 guards = st.sampled_from(["after", "before"])
 seeds = st.integers(0, 2**32 - 1)
 # Sizes on both sides of every width in use: 8 and 16 lanes, panels of 16 and 32 columns, tiles
@@ -48,7 +49,10 @@ def check_gemm(
     if epilogue == "gelu":
         expected = reference.gelu(expected)
         bound = 1.2 * bound + 1e-6 + EPS * np.abs(expected)  # gelu's slope stays under 1.13
-    if epilogue in ("gate", "gelu") and dtype == "bfloat16":
+    if epilogue in ("gelu_tanh", "silu"):
+        expected = getattr(reference, epilogue)(expected)
+        bound = 1.2 * bound + 1e-6 + 8 * EPS * np.abs(expected)
+    if epilogue not in ("store", "add") and dtype == "bfloat16":
         bound = bound + 2.0**-8 * np.abs(expected)
     assert found.shape == (rows, columns)
     assert (np.abs(found - expected) <= bound).all()
@@ -64,15 +68,19 @@ def check_attention(
     spread: float = 1.0,
     away: float = 0.0,
     window: int | None = None,
+    causal: bool = False,
 ) -> None:
     q, k, v = random(seed, *[(length, head_size)] * 3)
     q, k = q * np.float32(spread) - np.float32(away), k + np.float32(away)
     seen = {} if window is None else {"window": window}
-    found = kernels().attention(dtype, isa, q, k, v, guard, **seen)
+    found = kernels().attention(dtype, isa, q, k, v, guard, causal=causal, **seen)
     scores = q.astype(np.float64) @ k.astype(np.float64).T / np.sqrt(head_size)
+    places = np.arange(length)
+    distance = places - places[:, None]
     if window is not None:
-        places = np.arange(length)
-        scores[np.abs(places[:, None] - places) > window] = -np.inf
+        scores[np.abs(distance) > window] = -np.inf
+    if causal:
+        scores[distance > 0] = -np.inf
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     expected = weights / weights.sum(axis=1, keepdims=True) @ v.astype(np.float64)
     # A score's error is an error of its weight, relative; the context is a mean of v.
@@ -85,23 +93,44 @@ def check_attention(
 
 @each_table()
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(small, small, small, st.sampled_from(["store", "add", "gelu", "gate"]), guards, seeds)
+@given(small, small, small, st.sampled_from(EPILOGUES), guards, seeds)
 def test_gemm(dtype, isa, rows, depth, columns, epilogue, guard, seed):
     check_gemm(dtype, isa, rows, depth, columns, epilogue, guard, seed)
 
 
 @each_table()
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(st.one_of(edges, st.integers(1, 130)), st.sampled_from(range(16, 129, 16)), guards, seeds)
+@given(st.one_of(edges, st.integers(1, 130)), st.sampled_from(range(16, 257, 16)), guards, seeds)
 def test_attention(dtype, isa, length, head_size, guard, seed):
     check_attention(dtype, isa, length, head_size, guard, seed)
 
 
 @each_table()
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(st.integers(1, 200), st.sampled_from([16, 64]), st.integers(0, 80), guards, seeds)
-def test_attention_in_a_window(dtype, isa, length, head_size, window, guard, seed):
-    check_attention(dtype, isa, length, head_size, guard, seed, window=window)
+@given(
+    st.integers(1, 200), st.sampled_from([16, 64, 256]), st.integers(0, 80), st.booleans(), guards,
+    seeds,
+)  # fmt: skip
+def test_attention_in_a_window(dtype, isa, length, head_size, window, causal, guard, seed):
+    check_attention(dtype, isa, length, head_size, guard, seed, window=window, causal=causal)
+
+
+@each_table()
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.integers(1, 200), st.sampled_from([16, 128]), guards, seeds)
+def test_attention_to_what_came_before(dtype, isa, length, head_size, guard, seed):
+    check_attention(dtype, isa, length, head_size, guard, seed, causal=True)
+
+
+@each_table()
+def test_no_bit_comes_from_what_follows(dtype, isa):
+    q, k, v = random(8, *[(100, 64)] * 3)
+    plain = kernels().attention(dtype, isa, q, k, v, "after", causal=True)
+    for x in (k, v):
+        x[60:] = np.nan
+    changed = kernels().attention(dtype, isa, q, k, v, "after", causal=True)
+    assert np.array_equal(changed[:46], plain[:46])
+    assert np.isnan(changed[60:]).all()
 
 
 @each_table()
@@ -165,6 +194,23 @@ def test_layer_norm(dtype, isa, rows, sixteens, scale, guard, seed):
 
 @each_table()
 @settings(max_examples=EXAMPLES, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 40), st.booleans(), st.booleans(), guards, seeds)
+def test_norms_of_rows(dtype, isa, rows, sixteens, rms, adds, guard, seed):
+    width = 16 * sixteens
+    x, gain, bias, out = random(seed, (rows, width), (width,), (width,), (rows, width))
+    x = x + np.float32(2)
+    found = kernels().norm_rows(dtype, isa, x, gain, bias, 1e-5, rms, out, adds, guard)
+    norm = reference.rms_norm if rms else reference.layer_norm
+    expected = norm(x.astype(np.float64), gain, bias, 1e-5)
+    assert np.abs(found - (expected + out if adds else expected)).max() <= 1e-5
+    if not rms or adds:
+        return
+    normed, _ = kernels().layer_norm(dtype, isa, x, gain, bias, 1e-5, guard, rms=True)
+    assert np.array_equal(normed, found)
+
+
+@each_table()
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 40), st.integers(-30, 30), guards, seeds)
 def test_round(dtype, isa, rows, sixteens, exponent, guard, seed):
     (x,) = random(seed, (rows, 16 * sixteens))
@@ -185,8 +231,18 @@ def test_gelu_is_the_erf_form(dtype, isa):
     assert np.abs(found - tanh_form).max() > 1e-4
 
 
+@each_table("float32")
+@pytest.mark.parametrize("name", ["gelu_tanh", "silu"])
+def test_activations_that_saturate(dtype, isa, name):
+    x = np.linspace(-120, 120, 64 * 400, dtype=np.float32).reshape(-1, 64)
+    eye, zero = np.eye(64, dtype=np.float32), np.zeros(64, np.float32)
+    found = kernels().gemm(dtype, isa, x, eye, zero, x, name, "after")
+    expected = getattr(reference, name)(x.astype(np.float64))
+    assert (np.abs(found - expected) <= 1e-6 + 4e-7 * np.abs(expected)).all()
+
+
 @each_table()
-@pytest.mark.parametrize("epilogue", ["store", "add", "gelu"])
+@pytest.mark.parametrize("epilogue", ["store", "add", "gelu", "gelu_tanh", "silu"])
 def test_a_row_of_a_product_has_the_same_bits_among_any_others(dtype, isa, epilogue):
     a, weight, bias, out = random(7, (61, 77), (77, 53), (53,), (61, 53))
     whole = kernels().gemm(dtype, isa, a, weight, bias, out, epilogue, "after")
@@ -202,7 +258,7 @@ def test_a_row_of_a_product_has_the_same_bits_among_any_others(dtype, isa, epilo
 def test_what_is_not_finite_stays_visible(dtype, isa, bad):
     a, weight, bias, out = random(3, (9, 40), (40, 24), (24,), (9, 24))
     a[4, 7] = bad
-    for epilogue in ("store", "add", "gelu"):
+    for epilogue in ("store", "add", "gelu", "gelu_tanh", "silu"):
         found = kernels().gemm(dtype, isa, a, weight, bias, out, epilogue, "after")
         # gelu(-inf) would be 0 in the limit; a row of them would hide behind a bias.
         assert not np.isfinite(found[4]).all()

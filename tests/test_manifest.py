@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hostile import DIM, small_manifest
 from kosine.backends.registry import BACKENDS
+from kosine.bundle.int8 import INT8_WEIGHTS, Int8Weights
 from kosine.bundle.manifest import (
     MAX_MANIFEST_BYTES,
     NUMERICS,
@@ -29,7 +30,13 @@ from specs import spec_of_sizes
 SMALL = small_manifest().spec
 DENSE = (Dense(DIM, 8, True, "tanh", False), Dense(8, DIM, False, "identity", True))
 ROPE = dataclasses.replace(
-    SMALL.layers[0].attention, positions="rope", rope_theta=160_000.0, window=4
+    SMALL.layers[0].attention,
+    positions="rope",
+    rope_theta=160_000.0,
+    window=4,
+    rope_divisor=2.0,
+    causal=True,
+    query_key_norm=Norm("rms_norm", 1e-6, bias=False),
 )
 BUCKETS = dataclasses.replace(
     SMALL.layers[0].attention, positions="buckets", buckets=Buckets(32, 128)
@@ -50,6 +57,7 @@ FULL = small_manifest(
     artifacts=(
         Artifact("tokenizer", "", (FileEntry("tokenizer.json", 5, "0" * 64),)),
         Artifact("onnx", "float32", (FileEntry("weights.safetensors", 7, "1" * 64),)),
+        Artifact("native-int8", "int8", (FileEntry(INT8_WEIGHTS, 8, "3" * 64),)),
         Artifact("tensorrt-fp16", "float16", (FileEntry("tensorrt/a.plan", 9, "4" * 64),)),
     ),
     parity={"min_cosine": 1.0},
@@ -63,6 +71,14 @@ FULL = small_manifest(
             (PlanProfile(32, 1, 1, 1, 1), PlanProfile(32, 1, 64, 512, 16)),
             {"attention_kernels": 8},
         ),
+    ),
+    int8=Int8Weights(
+        100,
+        2000,
+        0.05,
+        {"a": 0.01, "b": 0.06},
+        ("b",),
+        0.5,
     ),
 )
 
@@ -103,7 +119,7 @@ def test_what_the_exporter_writes(sample_bundle):
     assert manifest.schema == SCHEMA
 
 
-@pytest.mark.parametrize("key", ["parity", "certificates", "plans", "plans.0.evidence"])
+@pytest.mark.parametrize("key", ["parity", "certificates", "plans", "plans.0.evidence", "int8"])
 def test_what_was_not_measured_may_be_left_out(key):
     assert read(put(value_of(), key, ...)) is not None
 
@@ -127,11 +143,13 @@ def paths(value: object, at: str = "") -> list[str]:
 PATHS = paths(value_of())
 NULLABLE = (
     "default_prompt_name", "ranges", "parity", "spec.layers.0.attention.window", "spec.final_norm",
-    "spec.layers.2.attention.buckets",
+    "spec.layers.2.attention.buckets", "spec.layers.0.attention.query_key_norm", "int8",
 )  # fmt: skip
 OPTIONAL = (
-    "parity", "certificates", "plans", "plans.0.evidence", "prompts.query", "special_ids.mask",
-    "special_ids.unk",
+    "parity", "certificates", "plans", "plans.0.evidence", "int8", "int8.errors.a", "prompts.query",
+    "special_ids.mask", "special_ids.unk", "special_ids.cls",
+    "spec.layers.0.attention.rope_divisor", "spec.layers.0.attention.causal",
+    "spec.layers.0.attention.query_key_norm",
 )  # fmt: skip
 
 
@@ -174,7 +192,8 @@ def agrees(path: str) -> bool:
         "spec.dense",
         "spec.dense.0",
         "spec.dense.0.out_features",
-        "artifacts",  # must hold the plans' files
+        "artifacts",  # must hold the plans' files, and those of int8
+        "int8.errors",  # must hold those that stay
     )
 
 
@@ -219,7 +238,13 @@ def test_unknown_keys(path):
         ("similarity", "jaccard"),
         ("unicode", "NFKC"),
         ("spec.embeddings.positions.rule", "rotary"),
-        ("spec.layers.1.norm.kind", "rms_norm"),
+        ("spec.layers.1.norm.kind", "batch_norm"),
+        ("spec.layers.1.norm_placement", "around"),
+        ("spec.layers.1.attention.query_key_norm.kind", "batch_norm"),
+        ("spec.layers.1.attention.rope_divisor", 0.5),
+        ("spec.layers.1.attention.rope_divisor", 1e12),
+        ("spec.layers.0.feed_forward.activation", "relu"),
+        ("spec.embeddings.norm", None),
         ("spec.dense.0.activation", "swish"),
         ("max_tokens", 2),
         ("max_tokens", 33),
@@ -412,6 +437,7 @@ NOT_FACTS = {
     "parity": {"parity": None},
     "certificates": {"certificates": {}},
     "plans": {"plans": ()},
+    "int8": {"int8": None},  # but in int8, see below
     "kosine": {"kosine": "9.9"},
     "source": {"source": {"name": "copy"}},
     "targets": {"targets": ("onnx", "onnx-fp16")},
@@ -446,7 +472,7 @@ def another(value):
 def test_each_value_of_the_spec_changes_the_fingerprint():
     prints = [FULL.fingerprint("native", "float32")]
     for where, _, value, _ in leaves(FULL.spec):
-        if value in ALONE or where.endswith("buckets"):
+        if value in ALONE or where.endswith(("buckets", "query_key_norm")):
             continue
         spec = put(value_of()["spec"], where.replace("[", ".").replace("]", ""), another(value))
         spec = build(EncoderSpec, spec, "$")
@@ -485,6 +511,37 @@ def test_the_fingerprint_covers_the_files_that_are_read(engine):
         return dataclasses.replace(FULL, artifacts=artifacts).fingerprint(*engine)
 
     assert {path for path in paths if of(path) != of()} == set(READ[engine])
+
+
+def test_what_stays_in_w8a16_is_a_fact_of_int8_alone():
+    def of(dtype, *names):
+        record = dataclasses.replace(FULL.int8, bytes_only=names, errors={"a": 1.0, "b": 1.0})
+        return dataclasses.replace(FULL, int8=record).fingerprint("native", dtype)
+
+    assert len({of("int8"), of("int8", "a"), of("int8", "b"), of("int8", "a", "b")}) == 4
+    assert of("int8", "a", "b") == of("int8", "b", "a")
+    assert of("w8a16") == of("w8a16", "a")
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "message"),
+    [
+        ("artifacts.2", ..., r"\$\.int8 is there without int8/weights\.safetensors"),
+        ("int8.bytes_only.0", "layers.9", r"\$\.int8\.bytes_only is a name that is not in errors"),
+        ("int8.bytes_only", "up", "a str"),
+        ("int8.bytes_only_share", 1.5, r"bytes_only_share is 1\.5; expected 0 to 1"),
+        ("int8.bytes_only_share", -0.1, "bytes_only_share"),
+        ("int8.max_error", -1.0, r"\$\.int8\.max_error"),
+        ("int8.errors.a", -1.0, r"\$\.int8\.errors\.a is -1\.0"),
+        ("int8.errors.a", "small", r"\$\.int8\.errors\.a is a str"),
+        ("int8.tokens", 0, r"\$\.int8\.tokens is 0"),
+        ("int8.extra", 1, r"\$\.int8 is an object with key 'extra'"),
+        ("int8.texts", ..., r"\$\.int8\.texts is no value"),
+    ],
+)
+def test_a_wrong_record_of_int8(path, wrong, message):
+    with pytest.raises(ManifestError, match=message):
+        read(put(value_of(), path, wrong))
 
 
 @pytest.mark.parametrize("backend", NUMERICS)
@@ -570,6 +627,7 @@ def test_a_wrong_schema_1_is_refused_by_a_path_or_read(path, wrong):
         ("special_ids.pad", ...),
         ("pooling.mode", "median"),
         ("spec", {}),
+        ("int8", None),
         ("extra", 1),
     ],
 )

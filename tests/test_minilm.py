@@ -14,6 +14,7 @@ from kosine.commands.evaluate import correlations, read_pairs
 from kosine.quantization import clipped_components, dequantize, quantize
 from kosine_export.export import export
 from kosine_export.parity.referee import Referee
+from native_machine import MISSING
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,8 @@ def minilm() -> Path:
 @pytest.fixture(scope="module")
 def bundle(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("minilm") / "minilm.kosine"
-    done = export(minilm, path, targets=("onnx", "onnx-fp16"))
+    bytes_ = [] if MISSING else ["native-int8"]
+    done = export(minilm, path, targets=("onnx", "onnx-fp16", *bytes_))
     manifest = done.manifest
     assert manifest.spec.normalize  # this checkpoint ends in a Normalize module
     assert manifest.max_tokens == 256
@@ -44,7 +46,10 @@ def test_stsb_spearman_is_pytorchs(minilm: Path, bundle: Path, shared, kosine_co
     cosine = np.sum(vectors[: len(left)].astype(float) * vectors[len(left) :], axis=1)
     expected = correlations(cosine, human)["spearman"]
     assert expected > 0.85  # a trained model, or the comparison shows nothing
-    for dtype, tolerance in (("float32", 0.0002), ("float16", 0.001)):
+    dtypes = {"float32": 0.0002, "float16": 0.001}
+    if not MISSING:
+        dtypes |= {"w8a16": 0.0005, "int8": 0.0015}
+    for dtype, tolerance in dtypes.items():
         done = kosine_command(
             "eval", bundle, pairs, "--columns", "1,2,3", "--dtype", dtype, "--json"
         )

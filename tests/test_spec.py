@@ -16,15 +16,23 @@ from kosine_export.graph.packed import packed_graph
 from kosine_export.graph.padded import model_graph
 from specs import spec_of_sizes
 
+EQUAL = spec_of_sizes(layers=2, dense=(Dense(32, 8, True, "tanh", False),))
+NORMED = dataclasses.replace(
+    EQUAL.layers[0],
+    attention=dataclasses.replace(
+        EQUAL.layers[0].attention, query_key_norm=Norm("rms_norm", 1e-6, bias=False)
+    ),
+)
 SPEC = dataclasses.replace(
-    spec_of_sizes(layers=2, dense=(Dense(32, 8, True, "tanh", False),)),
-    final_norm=Norm("layer_norm", 1e-5, bias=False),
+    EQUAL, layers=(NORMED,) * 2, final_norm=Norm("layer_norm", 1e-5, bias=False)
 )
 # Sizes that every engine takes as they come, and what engines do not look at.
 FREE = {
     "family", "hidden_size", "normalize", "pooling.include_prompt", "embeddings.vocab_size",
     "embeddings.norm.bias", "layers.norm.bias", "layers.attention_norm", "layers.attention.bias",
-    "layers.attention.rope_theta", "layers.attention.buckets",
+    "layers.attention.rope_theta", "layers.attention.rope_divisor", "layers.attention.buckets",
+    "layers.attention.causal", "layers.attention.num_key_value_heads",
+    "layers.attention.query_key_norm.eps", "layers.attention.query_key_norm.bias",
     "layers.attention.window", "layers.feed_forward.gated",
     "layers.feed_forward.bias", "final_norm.eps", "final_norm.bias", "embeddings.size",
     "embeddings.token_types", "embeddings.positions.rows",
@@ -35,11 +43,11 @@ FREE = {
 }  # fmt: skip
 # The last layer differs from what engines run.
 UNKNOWN = {
-    "norm_placement": "sandwich",
-    "norm.kind": "rms_norm",
-    "attention.num_key_value_heads": 1,
+    "norm_placement": "around",
+    "norm.kind": "batch_norm",
+    "attention.query_key_norm.kind": "batch_norm",
     "attention.positions": "alibi",
-    "feed_forward.activation": "silu",
+    "feed_forward.activation": "relu",
 }
 
 
@@ -83,7 +91,11 @@ def test_graphs_refuse_by_the_name_of_the_field(path: str) -> None:
 
 
 def test_what_may_stand_there_is_said() -> None:
-    runs = {"layers.attention.head_size": range(16, 129, 16), **RUNS}
+    runs = {
+        "layers.attention.head_size": range(16, 129, 16),
+        "layers.attention.num_key_value_heads": "num_heads",
+        **RUNS,
+    }
     assert unsupported(SPEC, runs) is None
     odd = with_last_layer("attention.head_size", 24)
     assert unsupported(odd, runs) == (

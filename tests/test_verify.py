@@ -215,7 +215,6 @@ def test_what_cannot_be_made_is_refused(refused, sample_bundle, native):
     assert "no bfloat16 here" in refused(sample_bundle, "--dtype", "bfloat16")
     native.absent = {"bfloat16", "float32"}
     assert "no float32 here" in refused(sample_bundle, "--backend", "native")
-    assert "int8" in refused(sample_bundle, "--dtype", "int8")
 
 
 def test_a_level_that_cannot_be_followed_is_refused(refused, sample_bundle, monkeypatch):

@@ -31,7 +31,7 @@ from kosine_bench.measuring.plan import (
 )
 from kosine_bench.measuring.run import measure
 from kosine_bench.measuring.workload import WORKLOADS
-from kosine_bench.report import page, pictures, tables
+from kosine_bench.report import cost, page, pictures, tables
 
 __all__ = ["add_arguments", "plan", "plans", "run"]
 
@@ -92,12 +92,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="measure nothing: draw pictures and the page's tables from FILE or the newest result",
     )
+    parser.add_argument(
+        "--price-per-core-hour",
+        type=float,
+        metavar="P",
+        help="with --report: print what a million vectors cost, in the currency of P",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what `kosine bench` was asked for; 0, or 1 where no contestant could run."""
     if args.report is not None:
-        return _report(Path(args.report) if args.report else None)
+        return _report(Path(args.report) if args.report else None, args.price_per_core_hour)
     done = {}
     asked = plans(args)
     for chosen in asked:
@@ -220,7 +226,7 @@ def _chosen(
     return (*(kind for kind in kinds if kind.ours and kind.name not in omits), *named)
 
 
-def _report(path: Path | None) -> int:
+def _report(path: Path | None, price: float | None) -> int:
     """Pictures and tables of `path`, or of the newest result of each device."""
     if path is not None:
         paths = [path]
@@ -235,6 +241,9 @@ def _report(path: Path | None) -> int:
         written = page.update(result, one)
         if written:
             _say(f"wrote {_relative(written)}")
+        if price is not None and result_file.device(result) == "cpu":
+            table = tables.markdown(cost.cost_heads(price), cost.cost_rows(result, price))
+            sys.stdout.write(f"{table}\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The texts whose vectors give the ranges of int8 and uint8 vectors."""
+"""The texts that ranges of int8 and uint8 vectors, and weights of bytes, are made with."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from kosine.batching import split_batches
 from kosine.commands.options import read_texts
 from kosine.encoder import Encoder
 from kosine.errors import InputError
-from kosine.packed import Float32
+from kosine.packed import Float32, Packed
 from kosine.tokenizer import Tokenizer
 
-__all__ = ["MAX_CALIBRATION", "MIN_CALIBRATION", "calibration_vectors", "read_calibration"]
+__all__ = [
+    *("MAX_CALIBRATION", "MIN_CALIBRATION", "calibration_batches", "calibration_vectors"),
+    "read_calibration",
+]
 
 # Fewer texts tell no standard deviation; more tell it no better, and only take time.
 MIN_CALIBRATION, MAX_CALIBRATION = 32, 10_000
@@ -33,14 +36,20 @@ def read_calibration(given: str | Path | Iterable[str]) -> list[str]:
     return texts[:: -(-len(texts) // MAX_CALIBRATION)]
 
 
-def calibration_vectors(encoder: Encoder, texts: Sequence[str], prompts: Iterable[str]) -> Float32:
-    """The texts' vectors, alone and after the prompts in turn: a prompt moves them all."""
+def calibration_batches(
+    encoder: Encoder, texts: Sequence[str], prompts: Iterable[str]
+) -> list[Packed]:
+    """The texts alone, and after the prompts in turn: a prompt moves all vectors."""
     prompts = [prompt for prompt in prompts if prompt]
     parts = [("", texts)]
     parts += [(prompt, texts[i :: len(prompts)]) for i, prompt in enumerate(prompts)]
     # Not by `encode`, which would warn of the tokens that the vocabulary lacks.
     tokenizer = Tokenizer(encoder.bundle)
-    batches = [tokenizer.tokenize(part, prompt).batch for prompt, part in parts]
+    return [tokenizer.tokenize(part, prompt).batch for prompt, part in parts]
+
+
+def calibration_vectors(encoder: Encoder, batches: Iterable[Packed]) -> Float32:
+    """(n, dim) vectors of what `calibration_batches` gave."""
     return np.concatenate(
         [
             encoder.finish(encoder.compute(batch.take(chosen)))

@@ -59,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibrate",
         metavar="FILE",
         help="texts like those to be encoded, one a line: ranges of int8 and uint8 vectors are "
-        "made from them (default: texts of kosine's own, in several languages)",
+        "made from them, and the weights of native-int8 (default: texts of kosine's own, in "
+        "several languages)",
     )
     parser.add_argument(
         "--allow-pickle",
@@ -137,6 +138,7 @@ def _summary(done: Exported, seconds: float) -> dict[str, object]:
         "parity": m.parity,
         "certificates": m.certificates,
         "plans": [asdict(plan) for plan in m.plans],
+        "int8": None if m.int8 is None else asdict(m.int8),
         "notes": list(done.notes),
     }
 
@@ -157,6 +159,13 @@ def _text(done: Exported, seconds: float) -> str:
         lines.append(
             f"float16 range: |x| <= {c.largest:.1f} of {c.limit:.0f} over {c.texts} texts "
             f"({c.tensor}); one text in real float16: cosine {c.reference_cosine:.6f}"
+        )
+    if m.int8 is not None:
+        lines.append(
+            f"int8: {len(m.int8.bytes_only)} of {len(m.int8.errors)} products stay in w8a16 "
+            f"({m.int8.bytes_only_share:.1%} of the multiply-adds): an input of bytes would change "
+            f"their output by more than {m.int8.max_error:.0%}; largest change "
+            f"{max(m.int8.errors.values()):.2%}, over {m.int8.tokens} tokens"
         )
     lines += [_plan_line(plan) for plan in m.plans]
     if not done.parity:

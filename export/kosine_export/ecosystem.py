@@ -44,8 +44,14 @@ def write_ecosystem(folder: Path, checkpoint: Checkpoint) -> list[str]:
 def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
     spec = checkpoint.spec
     dropped = ("_name_or_path", "auto_map", "dtype", "torch_dtype", "transformers_version")
-    config = {key: value for key, value in checkpoint.config.items() if key not in dropped}
-    config["architectures"] = [FAMILIES[spec.family].model_class]
+    family = FAMILIES[spec.family]
+    own = (
+        checkpoint.config
+        if family.as_transformers is None
+        else family.as_transformers(checkpoint.config)
+    )
+    config = {key: value for key, value in own.items() if key not in dropped}
+    config["architectures"] = [family.model_class]
     # transformers picks a byte-level tokenizer for a RoBERTa that does not name its class.
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     yield "config.json", config

@@ -7,23 +7,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from kosine.backends.lowering import require_supported
+from kosine.backends.native import IN_BYTES, NATIVE_INT8, require_engine
 from kosine.backends.registry import make_backend
 from kosine.bundle import Bundle
 from kosine.bundle.canary import CANARY, check_canary
 from kosine.bundle.folder import MANIFEST
+from kosine.bundle.int8 import INT8_WEIGHTS, Int8Weights
 from kosine.bundle.manifest import Artifact, Manifest, UnicodeForm
 from kosine.bundle.plans import FLAVOURS, TensorRTPlan
 from kosine.bundle.tensorfile import TensorEntry, write_tensors
 from kosine.bundle.writing import artifact_of, writing_bundle
 from kosine.encoder import Encoder
-from kosine.errors import ParityError, UnknownOption
+from kosine.errors import BackendError, ParityError, UnknownOption
+from kosine.packed import Packed
 from kosine.quantization import calibrated_ranges
-from kosine_export.calibration import calibration_vectors, read_calibration
+from kosine_export.calibration import (
+    calibration_batches,
+    calibration_vectors,
+    read_calibration,
+)
 from kosine_export.certificate import RangeCertificate, certify, check_weights
 from kosine_export.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from kosine_export.ecosystem import write_ecosystem
 from kosine_export.graph.files import WEIGHTS, to_half, write_graphs
 from kosine_export.graph.packed import QUERY_BLOCK
+from kosine_export.int8 import quantize_layers
 from kosine_export.manifest import make_manifest
 from kosine_export.parity.canary import make_canary
 from kosine_export.parity.model_graph_check import check_model_graph
@@ -37,7 +46,7 @@ from kosine_export.tokenizer.unicode_form import UNICODE_FORMS, with_unicode_for
 
 __all__ = ["TARGETS", "Exported", "export"]
 
-TARGETS = ("onnx", "onnx-fp16", "tensorrt-fp16")
+TARGETS = ("onnx", "onnx-fp16", NATIVE_INT8, "tensorrt-fp16")
 # What a target is built from, and brings along.
 NEEDS = {"tensorrt-fp16": "onnx-fp16"}
 
@@ -94,7 +103,8 @@ def export(
         unicode: "NFC" normalises texts before tokenising; "none" does what the checkpoint does.
         calibrate: Texts like those to be encoded, or a UTF-8 file with one a line; at least 32
             different ones. The ranges of int8 and uint8 vectors are made from their vectors (of
-            more than 10 000 texts, from every second, third ...). None takes texts of the
+            more than 10 000 texts, from every second, third ...), and with "native-int8" the
+            factors of products' inputs from some 8 000 of their tokens. None takes texts of the
             exporter's own, in several languages.
         allow_pickle: Read `pytorch_model.bin`, with `weights_only=True`.
         force: Replace an existing bundle.
@@ -106,7 +116,7 @@ def export(
     Raises:
         CheckpointError, InputError, BundleExists, BundleError, BackendError, MissingExtra: see
             `kosine.errors`.
-        ParityError: The graphs do not give what the reference gives.
+        ParityError: The graphs or the native engine do not give what the reference gives.
     """
     for target in targets:
         if target not in TARGETS:
@@ -124,6 +134,8 @@ def export(
     wanted = {"onnx", *targets, *(NEEDS[target] for target in targets if target in NEEDS)}
     asked = tuple(target for target in TARGETS if target in wanted)
     library, architectures = _library(asked, trt_flavour, trt_architectures)
+    if NATIVE_INT8 in asked:
+        require_engine("int8")  # which parity is measured on
     texts = calibration_texts() if calibrate is None else read_calibration(calibrate)
     with writing_bundle(bundle, force=force) as folder:
         read = read_checkpoint(
@@ -135,6 +147,8 @@ def export(
             pooling=pooling,
             allow_pickle=allow_pickle,
         )
+        if NATIVE_INT8 in asked:
+            _require_lowered(read)
         assumed = None if read.pooling_stated else pooling
         overrides = {
             "max_tokens": max_tokens,
@@ -142,7 +156,10 @@ def export(
             "pooling": assumed,
             "calibration_texts": None if calibrate is None else len(texts),
         }
-        referee, missing = None, missing_packages(adapter=base is not None)
+        referee, missing = (
+            None,
+            missing_packages(adapter=base is not None, model_type=read.config.get("model_type")),
+        )
         if missing:
             read.source["referee_missing"] = list(missing)
         else:
@@ -179,6 +196,16 @@ def _library(
     return None, ()
 
 
+def _require_lowered(checkpoint: Checkpoint) -> None:
+    """Refuse, by the field's name, a model that the native engine does not run."""
+    try:
+        require_supported(checkpoint.spec, checkpoint.source["name"])
+    except BackendError as error:
+        raise BackendError(
+            error.problem, limit=error.limit, remedy=f"leave target {NATIVE_INT8} out"
+        ) from None
+
+
 class _Export:
     """One export under way in a folder of its own."""
 
@@ -207,6 +234,7 @@ class _Export:
         self.parity: dict[str, Parity] = {}
         self.artifacts: list[Artifact] = []
         self.plans: tuple[TensorRTPlan, ...] = ()
+        self.int8: Int8Weights | None = None
 
     def run(self, referee: Referee | None) -> None:
         """Everything that runs here: graphs, canary, certificate, parity."""
@@ -226,18 +254,21 @@ class _Export:
         canary = make_canary(encoder, referee, self.checkpoint)
         write_tensors(self.folder / CANARY, canary.tensors())
         self._add("canary", "float32", [CANARY])
-        self.ranges = calibrated_ranges(
-            calibration_vectors(encoder, self.calibration, self.checkpoint.prompts.values())
-        )
+        batches = calibration_batches(encoder, self.calibration, self.checkpoint.prompts.values())
+        self.ranges = calibrated_ranges(calibration_vectors(encoder, batches))
         del encoder  # its session holds a copy of the weights
         if "onnx-fp16" in self.targets:
             self.certificate = certify(
                 self.folder, self.spec, entries, canary.batch, canary.vectors
             )
             self.certificate.require()
+        if NATIVE_INT8 in self.targets:
+            self._write_int8(batches)
         self._write_manifest()
-        for dtype in ("float32", *(["float16"] if "onnx-fp16" in self.targets else [])):
-            self._check(dtype, referee)
+        dtypes = {"onnx": ("float32",), "onnx-fp16": ("float16",), NATIVE_INT8: ("w8a16", "int8")}
+        for target in self.targets:
+            for dtype in dtypes.get(target, ()):
+                self._check(dtype, referee)
 
     def add_plan(
         self, library: Library, architectures: Sequence[str], show_progress: bool | None
@@ -277,10 +308,19 @@ class _Export:
         paths = [f"fp16/{name}" for name in ("model.onnx", "packed.onnx", WEIGHTS)]
         self._add("onnx-fp16", "float16", paths)
 
+    def _write_int8(self, batches: Sequence[Packed]) -> None:
+        rows = [batch.take([i]).ids for batch in batches for i in range(len(batch))]
+        arrays, self.int8 = quantize_layers(self.spec, self.checkpoint.tensors, Packed.of(rows))
+        path = self.folder / INT8_WEIGHTS
+        path.parent.mkdir()
+        write_tensors(path, arrays)
+        self._add(NATIVE_INT8, "int8", [INT8_WEIGHTS])
+
     def _check(self, dtype: str, referee: Referee | None) -> None:
         """Refuse to finish a bundle that does not give what the reference gives."""
         encoder = self._encoder(dtype, canary=True)
-        check_model_graph(encoder.bundle, dtype)
+        if encoder.backend.name == "onnx":
+            check_model_graph(encoder.bundle, dtype)
         if referee is None:
             return
         longest = self.checkpoint.max_tokens
@@ -292,7 +332,8 @@ class _Export:
 
     def _encoder(self, dtype: str, *, canary: bool) -> Encoder:
         bundle = Bundle(self.folder)
-        backend = make_backend(bundle, backend="onnx", dtype=dtype)
+        name = "native" if dtype in IN_BYTES else "onnx"
+        backend = make_backend(bundle, backend=name, dtype=dtype)
         if canary:
             try:
                 check_canary(bundle, backend)
@@ -315,6 +356,7 @@ class _Export:
             measured=self.parity,
             certificate=self.certificate,
             plans=self.plans,
+            int8=self.int8,
         )
         (self.folder / MANIFEST).write_text(manifest.to_json() + "\n", encoding="utf-8")
         return manifest

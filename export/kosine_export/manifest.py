@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import kosine
+from kosine.bundle.int8 import Int8Weights
 from kosine.bundle.manifest import Artifact, Manifest, UnicodeForm
 from kosine.bundle.plans import TensorRTPlan
 from kosine_export.certificate import RangeCertificate
@@ -26,6 +27,7 @@ def make_manifest(
     measured: Mapping[str, Parity],
     certificate: RangeCertificate | None,
     plans: tuple[TensorRTPlan, ...],
+    int8: Int8Weights | None,
 ) -> Manifest:
     """The manifest of a bundle, whole or under way.
 
@@ -56,4 +58,5 @@ def make_manifest(
         parity=parity,
         certificates={} if certificate is None else {"onnx-fp16": certificate.to_json()},
         plans=plans,
+        int8=int8,
     )

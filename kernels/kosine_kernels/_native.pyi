@@ -71,7 +71,21 @@ class kernels:  # noqa: N801  (a submodule)
         eps: float,
         guard: str,
         keeps_x: bool = False,
+        rms: bool = False,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+    @staticmethod
+    def norm_rows(
+        dtype: str,
+        isa: str,
+        x: NDArray[np.float32],
+        gain: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        eps: float,
+        rms: bool,
+        out: NDArray[np.float32],
+        adds: bool,
+        guard: str,
+    ) -> NDArray[np.float32]: ...
     @staticmethod
     def round(dtype: str, isa: str, x: NDArray[np.float32], guard: str) -> NDArray[np.float32]: ...
     @staticmethod
@@ -83,6 +97,7 @@ class kernels:  # noqa: N801  (a submodule)
         v: NDArray[np.float32],
         guard: str,
         window: int = ...,
+        causal: bool = False,
     ) -> NDArray[np.float32]: ...
     @staticmethod
     def stray_read(guard: str) -> int: ...

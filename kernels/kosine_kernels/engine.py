@@ -46,7 +46,7 @@ class Engine:
             `kosine_kernels.reference.encode` takes them. They are copied: nothing holds on to
             them afterwards.
         steps: What to compute, in order; see `kosine_kernels.steps`. Row widths and head sizes
-            are multiples of 16, head sizes at most 128.
+            are multiples of 16, head sizes at most 256.
         dtype: "float32", or "bfloat16": products of bfloat16 operands summed in float32, with
             everything between products in float32. "w8a16" and "int8" take weights of signed
             bytes, `NAME.weight` int8 (in, out) with `NAME.scale` float32 (out,), for the products

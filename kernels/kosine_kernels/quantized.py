@@ -11,12 +11,17 @@ the row shows it. Weights are signed bytes with a scale for each column.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["QuantizedRows", "multiply", "quantize_rows", "quantize_weight", "slices"]
+from kosine_kernels.steps import Attention, FeedForward, Linear, Step
+
+__all__ = [
+    *("QuantizedRows", "multiply", "products", "quantize_rows", "quantize_weight", "slices"),
+]
 
 Float32 = NDArray[np.float32]
 UNIT, MOST_COLUMNS = 64, 512
@@ -35,6 +40,26 @@ class QuantizedRows(NamedTuple):
     values: NDArray[np.uint8]
     scale: Float32
     zero: Float32
+
+
+def products(steps: Iterable[Step]) -> dict[str, str]:
+    """The products whose weights are bytes, and by whose name the factors of their input go.
+
+    A gate reads what `up` reads, so it has `up`'s.
+    """
+    found: dict[str, str] = {}
+    for step in steps:
+        match step:
+            case Linear():
+                found[step.name] = step.name
+            case Attention():
+                found |= {step.qkv: step.qkv, step.output: step.output}
+            case FeedForward():
+                found[step.up] = step.up
+                if step.gate is not None:
+                    found[step.gate] = step.up
+                found[step.down] = step.down
+    return found
 
 
 def slices(width: int) -> list[slice]:
@@ -92,8 +117,9 @@ def multiply(
     """`rows @ weight + bias`, (rows, out) float64: exact sums of bytes, then the scales."""
     total = np.zeros((len(rows.values), weight.shape[1]))
     for i, cut in enumerate(slices(weight.shape[0])):
-        bytes_ = weight[cut].astype(np.int64)
-        whole = rows.values[:, cut].astype(np.int64) @ bytes_
+        # Whole numbers below 2 ** 24: float64 holds every sum of them, and BLAS multiplies it.
+        bytes_ = weight[cut].astype(np.float64)
+        whole = rows.values[:, cut].astype(np.float64) @ bytes_
         part = whole - rows.zero[:, i, None].astype(np.float64) * bytes_.sum(axis=0)
         total += part * rows.scale[:, i, None].astype(np.float64)
     return np.asarray(total * scale.astype(np.float64) + bias.astype(np.float64))

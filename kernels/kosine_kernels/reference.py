@@ -5,14 +5,14 @@ else is row by row, so nothing in it can mix neighbours. `dtype` sets the arithm
 gives a yardstick well below float32's noise.
 
 Source of the semantics: transformers' `modeling_bert.py`, `modeling_roberta.py`,
-`modeling_mpnet.py` and `modeling_modernbert.py`, and sentence-transformers' Pooling and Dense
-modules.
+`modeling_mpnet.py`, `modeling_modernbert.py`, `modeling_gte.py`, `modeling_qwen3.py` and
+`modeling_gemma3.py`, and sentence-transformers' Pooling and Dense modules.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -86,6 +86,27 @@ def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array
     return np.asarray(out if bias is None else out + bias)
 
 
+def rms_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
+    """LayerNorm around a mean of zero, over the last axis."""
+    out = x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + x.dtype.type(eps)) * weight
+    return np.asarray(out if bias is None else out + bias)
+
+
+def gelu_tanh(x: Array) -> Array:
+    """GELU's approximation by tanh."""
+    half, root = x.dtype.type(0.5), x.dtype.type(math.sqrt(2 / math.pi))
+    return np.asarray(half * x * (1 + np.tanh(root * (x + x.dtype.type(0.044715) * x**3))))
+
+
+def silu(x: Array) -> Array:
+    """`x / (1 + exp(-x))`, without an exponential that overflows."""
+    small = np.exp(-np.abs(x))
+    return np.asarray(x * np.where(x < 0, small, 1) / (1 + small))
+
+
+INNER: Mapping[str, Callable[[Array], Array]] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
+
+
 def activate(x: Array, name: str) -> Array:
     """Activation of a Dense module, by its name in `steps.Dense`."""
     if name == "identity":
@@ -112,6 +133,7 @@ def encode(
     dtype: type[np.floating[Any]] = np.float32,
     quantized: bool = False,
     bytes_only: Collection[str] = (),
+    observe: Callable[[str, Array], object] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Encode packed sentences.
 
@@ -127,6 +149,8 @@ def encode(
         dtype: Arithmetic, float32 or float64.
         quantized: Round the inputs of int8 weights to bytes too, but of those in `bytes_only`:
             the engine's "int8". Else it is its "w8a16".
+        observe: Called with the name of each linear layer and its input, (rows, in). A gate's
+            input is that of `up`, and is not shown again.
 
     Returns:
         vectors (B, dim) float32 of unit length and norms (B,) float32 before normalising.
@@ -139,6 +163,8 @@ def encode(
     def linear(name: str, x: Array, *, bias: bool = True, reads: str | None = None) -> Array:
         """`reads` names the product whose smoothing vector x is multiplied by; default `name`."""
         as_bytes = quantized and (reads or name) not in bytes_only
+        if observe is not None and reads is None:
+            observe(name, x)
         return _linear(t, name, x, t.get(f"{reads or name}.smooth"), bias=bias, quantized=as_bytes)
 
     bounds = list(pairwise(starts.tolist()))
@@ -154,21 +180,20 @@ def encode(
                 if step.token_type is not None:
                     x = x + t[f"{step.token_type}.weight"][0]
             case Norm():
-                bias = t[f"{step.name}.bias"] if step.bias else None
-                y = layer_norm(x, t[f"{step.name}.weight"], bias, step.eps)
+                y = _norm(step, t, x)
                 x = x if step.keeps_x else y
             case Linear():
                 x = y = linear(step.name, y)
             case Attention():
                 qkv = linear(step.qkv, y, bias=step.bias)
-                qkv = qkv.reshape(len(x), 3, step.num_heads, step.head_size)
+                qkv = qkv.reshape(len(x), -1, step.head_size)
                 context = np.concatenate([_attention(step, t, qkv[a:b]) for a, b in bounds])
-                x = x + linear(step.output, context, bias=step.bias)
+                x = x + _norm(step.norm, t, linear(step.output, context, bias=step.bias))
             case FeedForward():
-                inner = gelu(linear(step.up, y, bias=step.bias))
+                inner = INNER[step.activation](linear(step.up, y, bias=step.bias))
                 if step.gate is not None:
                     inner = inner * linear(step.gate, y, bias=step.bias, reads=step.up)
-                x = x + linear(step.down, inner, bias=step.bias)
+                x = x + _norm(step.norm, t, linear(step.down, inner, bias=step.bias))
             case Pool():
                 sentences = zip(bounds, skips, strict=True)
                 x = np.stack(
@@ -206,11 +231,22 @@ def _linear(
     return np.asarray((x if smooth is None else x * smooth) @ (weight * scale) + offset)
 
 
+def _norm(step: Norm | None, t: Mapping[str, Array], x: Array) -> Array:
+    if step is None:
+        return x
+    bias = t[f"{step.name}.bias"] if step.bias else None
+    return (rms_norm if step.rms else layer_norm)(x, t[f"{step.name}.weight"], bias, step.eps)
+
+
 def _attention(step: Attention, t: Mapping[str, Array], qkv: Array) -> Array:
-    """(L, 3, heads, head_size) of one sentence to (L, heads * head_size)."""
+    """(L, heads of q, k and v, head_size) of one sentence to (L, heads * head_size)."""
+    shared = step.num_key_value_heads or step.num_heads
+    q, k, v = np.split(qkv, [step.num_heads, step.num_heads + shared], axis=1)
+    q, k = _norm(step.query_norm, t, q), _norm(step.key_norm, t, k)
     if step.rotary is not None:
-        qkv[:, :2] = _rotated(step.rotary, qkv[:, :2])
-    q, k, v = (qkv[:, j].transpose(1, 0, 2) for j in range(3))
+        q, k = _rotated(step.rotary, q), _rotated(step.rotary, k)
+    k, v = (np.repeat(part, step.num_heads // shared, axis=1) for part in (k, v))
+    q, k, v = (part.transpose(1, 0, 2) for part in (q, k, v))
     scores = q @ k.transpose(0, 2, 1) / qkv.dtype.type(math.sqrt(qkv.shape[-1]))
     places = np.arange(len(qkv))
     distance = places - places[:, None]
@@ -222,6 +258,8 @@ def _attention(step: Attention, t: Mapping[str, Array], qkv: Array) -> Array:
     if step.window is not None:
         far = np.abs(distance) > step.window
         scores = np.where(far, qkv.dtype.type(-np.inf), scores)
+    if step.causal:
+        scores = np.where(distance > 0, qkv.dtype.type(-np.inf), scores)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     context = (scores / scores.sum(axis=-1, keepdims=True)) @ v
     return np.asarray(context.transpose(1, 0, 2).reshape(len(qkv), -1))
@@ -230,7 +268,8 @@ def _attention(step: Attention, t: Mapping[str, Array], qkv: Array) -> Array:
 def _rotated(rotary: Rotary, x: Array) -> Array:
     """(L, ..., head_size), each row turned by its place."""
     size = x.shape[-1]
-    frequencies = (1 / rotary.theta ** (np.arange(0, size, 2) / size)).astype(np.float32)
+    frequencies = 1 / rotary.theta ** (np.arange(0, size, 2) / size) / rotary.divisor
+    frequencies = frequencies.astype(np.float32)
     angles = np.arange(len(x), dtype=np.float32)[:, None] * frequencies
     angles = angles.reshape(len(x), *[1] * (x.ndim - 2), size // 2).astype(np.float64)
     cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)

@@ -44,12 +44,14 @@ class Norm:
 
     Attributes:
         keeps_x: Whether x stays; else it becomes y.
+        rms: RMSNorm: the mean counts as zero.
     """
 
     name: str
     eps: float
     bias: bool = True
     keeps_x: bool = False
+    rms: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,13 @@ class Rotary:
     """Rotary positions of sentences of up to `rows` tokens.
 
     In place p the halves a and b of a head become `a cos - b sin` and `b cos + a sin` of the
-    angles `p * theta ** (-2 i / head_size)`; frequencies and angles are rounded to float32.
+    angles `p * theta ** (-2 i / head_size) / divisor`; frequencies and angles are rounded to
+    float32.
     """
 
     theta: float
     rows: int
+    divisor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +91,18 @@ class Distances:
 class Attention:
     """`x += output(softmax(q kT / sqrt(head_size)) v)` inside each sentence, `q | k | v = qkv(y)`.
 
-    The weight of `qkv` has 3 * num_heads * head_size columns: the heads of q end to end, then
-    those of k, then those of v.
+    The weight of `qkv` has the heads of q end to end, then those of k, then those of v, head_size
+    columns each.
 
     Attributes:
         rotary: What turns q and k, or None.
         window: The farthest rows that a row sees, to both sides; None sees all.
         distances: What is added to scores that are divided already, or None.
+        num_key_value_heads: Heads of k and v, each shared by as many neighbouring heads of q;
+            None where there are num_heads.
+        causal: Whether a row sees none behind itself.
+        query_norm, key_norm: Of each head of q and of k, before it is turned, or None.
+        norm: Of what is added to x, or None.
     """
 
     qkv: str
@@ -104,16 +113,28 @@ class Attention:
     rotary: Rotary | None = None
     window: int | None = None
     distances: Distances | None = None
+    num_key_value_heads: int | None = None
+    causal: bool = False
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
+    norm: Norm | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FeedForward:
-    """`x += down(gelu(up(y)))`, the erf form of GELU; with a gate `down(gelu(up(y)) * gate(y))`."""
+    """`x += down(activation(up(y)))`; with a gate `down(activation(up(y)) * gate(y))`.
+
+    Attributes:
+        activation: "gelu" (the erf form), "gelu_tanh" or "silu".
+        norm: Of what is added to x, or None.
+    """
 
     up: str
     down: str
     gate: str | None = None
     bias: bool = True
+    activation: str = "gelu"
+    norm: Norm | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -305,6 +305,8 @@ void gemm(const kosine::GemmArgs& args) {
     case Epilogue::kStore: Product<Epilogue::kStore>(args).run(); break;
     case Epilogue::kAdd: Product<Epilogue::kAdd>(args).run(); break;
     case Epilogue::kGelu: Product<Epilogue::kGelu>(args).run(); break;
+    case Epilogue::kGeluTanh: Product<Epilogue::kGeluTanh>(args).run(); break;
+    case Epilogue::kSilu: Product<Epilogue::kSilu>(args).run(); break;
     case Epilogue::kGate: Product<Epilogue::kGate>(args).run(); break;
   }
   tile_release();

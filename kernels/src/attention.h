@@ -5,8 +5,8 @@
 //   2. For each tile of query rows: scores = q kT over all keys, softmax in place, then the
 //      context = scores v, divided by the row's sum on the way out.
 //
-// With a window, a tile multiplies with the keys that one of its rows sees, from a whole panel on,
-// and each row's weights are zero where it sees none.
+// Where a row does not see all, a tile multiplies with the keys that one of its rows sees, from a
+// whole panel on, and each row's weights are zero where it sees none.
 //
 // Whole score rows are kept: kTileRows x 512 keys are 28 KiB and stay in the L1 cache, so there
 // is nothing for an online softmax to save.
@@ -72,17 +72,17 @@ struct Keys {
   std::size_t end;
 };
 
-inline Keys keys_of(std::size_t begin, std::size_t end, std::size_t window, std::size_t length) {
+inline Keys keys_of(const kosine::AttentionArgs& args, std::size_t begin, std::size_t end) {
   constexpr std::size_t kPair = 2 * Vec::kLanes;
-  const std::size_t first = begin > window ? begin - window : 0;
-  return {first / kPair * kPair, length - end > window ? end + window : length};
+  const std::size_t first = begin > args.behind ? begin - args.behind : 0;
+  return {first / kPair * kPair, args.length - end > args.ahead ? end + args.ahead : args.length};
 }
 
 // softmax_row over the keys that one row sees, out of those of its tile; zero for the others.
-inline float softmax_window(float* scores, Keys tile, std::size_t row, std::size_t window,
-                            std::size_t length, float scale) {
-  const std::size_t begin = row > window ? row - window : 0;
-  const std::size_t end = length - row > window ? row + window + 1 : length;
+inline float softmax_window(const kosine::AttentionArgs& args, float* scores, Keys tile,
+                            std::size_t row, float scale) {
+  const std::size_t begin = row > args.behind ? row - args.behind : 0;
+  const std::size_t end = args.length - row > args.ahead ? row + args.ahead + 1 : args.length;
   for (std::size_t i = tile.begin; i < begin; ++i) scores[i] = -__builtin_inff();
   const float inverse = softmax_row(scores + tile.begin, end - tile.begin, scale);
   for (std::size_t i = tile.begin; i < begin; ++i) scores[i] = 0.0f;
@@ -107,7 +107,7 @@ void attention_rows(const kosine::AttentionArgs& args, const float* keys, float*
   constexpr std::size_t kLanes = Vec::kLanes;
   const std::size_t padded = padded_keys(args.length);
   const char* q = reinterpret_cast<const char*>(args.q + row * args.ld);
-  const Keys seen = keys_of(row, row + R, args.window, args.length);
+  const Keys seen = keys_of(args, row, row + R);
   const std::size_t stop = padded_keys(seen.end);
   std::size_t key = seen.begin;
   for (; key + 2 * kLanes <= padded && key < stop; key += 2 * kLanes) {
@@ -141,8 +141,7 @@ void attention_rows(const kosine::AttentionArgs& args, const float* keys, float*
 
   Vec inverse[R];
   for (int r = 0; r < R; ++r) {
-    inverse[r] = Vec::all(softmax_window(scores + r * padded, seen, row + r, args.window,
-                                         args.length, scale));
+    inverse[r] = Vec::all(softmax_window(args, scores + r * padded, seen, row + r, scale));
   }
 
   const char* weights = reinterpret_cast<const char*>(scores + seen.begin);

@@ -42,39 +42,61 @@ constexpr Named kDtypes[] = {
     {Dtype::kInt8, "int8"},
 };
 
+struct Features {
+  bool avx2 = false, avx512 = false, vnni = false, bf16 = false, amx = false;
+};
+
+// What the processor has, by cpuid, and what the operating system saves, by xgetbv: a register
+// file that it does not save is not there. __builtin_cpu_supports reads a table of the compiler's
+// runtime, which not every toolchain fills: with zig's every level was missing.
+const Features& features() {
+  static const Features found = [] {
+    constexpr unsigned kOsxsave = 1u << 27, kFma = 1u << 12;                    // leaf 1, ecx
+    constexpr unsigned kAvx2 = 1u << 5;                                         // leaf 7, ebx
+    constexpr unsigned kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;     // F, DQ, BW, VL
+    constexpr unsigned kVnni = 1u << 11;                                        // ecx
+    constexpr unsigned kAmx = 1u << 22 | 1u << 24;                              // edx: bf16, tiles
+    constexpr unsigned kBf16 = 1u << 5;                                         // leaf 7.1, eax
+    constexpr unsigned kYmm = 3u << 1, kZmm = kYmm | 7u << 5, kTiles = 3u << 17;  // of XCR0
+    Features f;
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & kOsxsave) == 0) return f;
+    const bool fma = (ecx & kFma) != 0;
+    unsigned saved = 0, high = 0;
+    asm volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    const auto saves = [&](unsigned state) { return (saved & state) == state; };
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return f;
+    const unsigned subleaves = eax;
+    f.avx2 = fma && (ebx & kAvx2) != 0 && saves(kYmm);
+    f.avx512 = f.avx2 && (ebx & kAvx512) == kAvx512 && saves(kZmm);
+    f.vnni = f.avx512 && (ecx & kVnni) != 0;
+    const bool tiles = (edx & kAmx) == kAmx && saves(kTiles);
+    if (subleaves >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {
+      f.bf16 = f.vnni && (eax & kBf16) != 0;
+    }
+    f.amx = f.bf16 && tiles;
+    return f;
+  }();
+  return found;
+}
+
 // Tiles are large: the system keeps them for a process only after it has asked, once, and may
 // refuse. Children of fork() inherit the answer.
 bool may_use_tiles() {
-  static const bool allowed = [] {
-    constexpr unsigned kOsxsave = 1u << 27, kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
-    constexpr unsigned kTileState = 3u << 17;  // in XCR0: configuration and data
-    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
-    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & kOsxsave) == 0) return false;
-    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
-    if ((edx & kAmxBf16) == 0 || (edx & kAmxTile) == 0) return false;
-    unsigned low = 0, high = 0;
-    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if ((low & kTileState) != kTileState) return false;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-  }();
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  static const bool allowed =
+      features().amx && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   return allowed;
 }
 
-// The builtins ask the operating system too: a register file that it does not save is not there.
 bool present(Isa isa) {
-  __builtin_cpu_init();
   switch (isa) {
-    case Isa::kAvx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    case Isa::kAvx512:
-      return present(Isa::kAvx2) && __builtin_cpu_supports("avx512f") &&
-             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512vl");
-    case Isa::kAvx512Vnni: return present(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni");
-    case Isa::kAvx512Bf16:
-      return present(Isa::kAvx512Vnni) && __builtin_cpu_supports("avx512bf16");
-    case Isa::kAmxBf16: return present(Isa::kAvx512Bf16) && may_use_tiles();
-    case Isa::kAmxBf16Emulated: return present(Isa::kAvx512Bf16);
+    case Isa::kAvx2: return features().avx2;
+    case Isa::kAvx512: return features().avx512;
+    case Isa::kAvx512Vnni: return features().vnni;
+    case Isa::kAvx512Bf16: return features().bf16;
+    case Isa::kAmxBf16: return may_use_tiles();
+    case Isa::kAmxBf16Emulated: return features().bf16;
   }
   return false;
 }

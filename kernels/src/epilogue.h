@@ -16,6 +16,14 @@ struct OutputOf<kosine::Epilogue::kGelu> {
   using Type = Output::Activation;
 };
 template <>
+struct OutputOf<kosine::Epilogue::kGeluTanh> {
+  using Type = Output::Activation;
+};
+template <>
+struct OutputOf<kosine::Epilogue::kSilu> {
+  using Type = Output::Activation;
+};
+template <>
 struct OutputOf<kosine::Epilogue::kGate> {
   using Type = Output::Activation;
 };
@@ -32,6 +40,10 @@ template <kosine::Epilogue kEpilogue>
   } else if constexpr (kEpilogue == Epilogue::kGate) {
     auto* scaled = static_cast<Output::Activation*>(out) + at;
     Output::store(Output::widen(scaled) * y, scaled);
+  } else if constexpr (kEpilogue == Epilogue::kGeluTanh) {
+    Output::store(gelu_tanh(y), static_cast<Output::Activation*>(out) + at);
+  } else if constexpr (kEpilogue == Epilogue::kSilu) {
+    Output::store(silu(y), static_cast<Output::Activation*>(out) + at);
   } else {
     Output::store(gelu(y), static_cast<Output::Activation*>(out) + at);
   }

@@ -63,16 +63,17 @@ class Walk {
         .x = work_.x.row(begin),
         .ldx = work_.x.stride,
         .rows = end - begin,
-        .width = step.width,
-        .gain = step.gain,
-        .bias = step.bias,
-        .eps = step.eps,
+        .width = step.norm.width,
+        .gain = step.norm.gain,
+        .bias = step.norm.bias,
+        .eps = step.norm.eps,
+        .rms = step.norm.rms,
         .keeps_x = step.keeps_x,
         .smooth = step.rounding.smooth,
         .rounded = work_.input.row(begin),
         .ldr = work_.input.stride / kernels.activation,
     });
-    clear_padding(kernels, work_.input, step.width, {begin, end});
+    clear_padding(kernels, work_.input, step.norm.width, {begin, end});
     member_.meet();
   }
 
@@ -86,6 +87,10 @@ class Walk {
   void take(const packed::Attention& step) {
     multiply(work_.input.data, work_.input.stride, step.qkv, Epilogue::kStore, work_.qkv);
     member_.meet();
+    if (member_.size != 1 && changes_heads(step)) {
+      change_heads(step);
+      member_.meet();
+    }
     attend(step);
     member_.meet();
     const std::size_t width = step.num_heads * step.head_size;
@@ -95,43 +100,101 @@ class Walk {
       clear_padding(model_.kernels, work_.context, width, own_rows());
     }
     member_.meet();
-    multiply(work_.context.data, work_.context.stride, step.output, Epilogue::kAdd, work_.x);
+    const bool normed = step.norm.has_value();
+    multiply(work_.context.data, work_.context.stride, step.output,
+             normed ? Epilogue::kStore : Epilogue::kAdd, normed ? work_.branch : work_.x);
     member_.meet();
+    if (normed) add_branch(*step.norm);
+  }
+
+  // x += norm(branch), which all members have written.
+  void add_branch(const packed::RowNorm& norm) {
+    const auto rows = own_rows();
+    norm_rows(norm, work_.branch, rows.begin, rows.end - rows.begin, work_.x, true);
+    member_.meet();
+  }
+
+  void norm_rows(const packed::RowNorm& norm, const Matrix<float>& x, std::size_t row,
+                 std::size_t count, const Matrix<float>& out, bool adds) {
+    model_.kernels.norm_rows({
+        .x = x.row(row),
+        .ldx = x.stride,
+        .rows = count,
+        .width = norm.width,
+        .gain = norm.gain,
+        .bias = norm.bias,
+        .eps = norm.eps,
+        .rms = norm.rms,
+        .out = out.row(row),
+        .ldo = out.stride,
+        .adds = adds,
+    });
+  }
+
+  static bool changes_heads(const packed::Attention& step) {
+    return step.cos != nullptr || step.query_norm.has_value() || step.key_norm.has_value();
+  }
+
+  // A head of k may belong to several of q, so a team changes all before any of them is read.
+  void change_heads(const packed::Attention& step) {
+    std::size_t item = 0;
+    std::size_t row = 0;
+    for (const Sentence& sentence : chunk_.sentences) {
+      for (std::size_t head = 0; head < step.num_heads + step.num_key_value_heads; ++head, ++item) {
+        if (item % member_.size == member_.rank) change_head(step, row, sentence.length, head);
+      }
+      row += sentence.length;
+    }
+  }
+
+  // The heads of q and then those of k, normed and turned by their place.
+  void change_head(const packed::Attention& step, std::size_t row, std::size_t length,
+                   std::size_t head) {
+    const auto& norm = head < step.num_heads ? step.query_norm : step.key_norm;
+    const Matrix<float> x{work_.qkv.data + head * step.head_size, work_.qkv.stride};
+    if (norm.has_value()) norm_rows(*norm, x, row, length, x, false);
+    if (step.cos == nullptr) return;
+    model_.kernels.turn({
+        .x = x.row(row),
+        .ld = x.stride,
+        .length = length,
+        .head_size = step.head_size,
+        .cos = step.cos,
+        .sin = step.sin,
+    });
   }
 
   // Each member takes whole heads of whole sentences.
   void attend(const packed::Attention& step) {
     const Kernels& kernels = model_.kernels;
     const std::size_t width = step.num_heads * step.head_size;
+    const std::size_t shared_width = step.num_key_value_heads * step.head_size;
+    const std::size_t sharers = step.num_heads / step.num_key_value_heads;
     std::size_t item = 0;
     std::size_t row = 0;
     for (const Sentence& sentence : chunk_.sentences) {
+      if (member_.size == 1 && changes_heads(step)) {
+        const std::size_t heads = step.num_heads + step.num_key_value_heads;
+        for (std::size_t head = 0; head < heads; ++head) {
+          change_head(step, row, sentence.length, head);
+        }
+      }
       for (std::size_t head = 0; head < step.num_heads; ++head, ++item) {
         if (item % member_.size != member_.rank) continue;
-        float* q = work_.qkv.row(row) + head * step.head_size;
-        if (step.cos != nullptr) {
-          for (float* part : {q, q + width}) {
-            kernels.turn({
-                .x = part,
-                .ld = work_.qkv.stride,
-                .length = sentence.length,
-                .head_size = step.head_size,
-                .cos = step.cos,
-                .sin = step.sin,
-            });
-          }
-        }
+        const float* q = work_.qkv.row(row) + head * step.head_size;
+        const float* k = work_.qkv.row(row) + width + head / sharers * step.head_size;
         void* out = kernels.staged
                         ? static_cast<void*>(work_.staged.row(row) + head * step.head_size)
                         : work_.context.row(row) + head * step.head_size * kernels.activation;
         kernels.attention({
             .q = q,
-            .k = q + width,
-            .v = q + 2 * width,
+            .k = k,
+            .v = k + shared_width,
             .ld = work_.qkv.stride,
             .length = sentence.length,
             .head_size = step.head_size,
-            .window = step.window,
+            .behind = step.behind,
+            .ahead = step.ahead,
             .distances = step.distances == nullptr
                              ? nullptr
                              : step.distances + head * (2 * step.reach + 1),
@@ -160,18 +223,19 @@ class Walk {
     if (member_.size == 1) {
       for (std::size_t i = 0; i < slices; ++i) {
         const Linear up = slice_of(step.up, step, i);
-        inner_product(up, Epilogue::kGelu, staged);
+        inner_product(up, step.activation, staged);
         if (step.gate.has_value()) {
           inner_product(slice_of(*step.gate, step, i), Epilogue::kGate, staged);
         }
         if (staged) {
           round(slice_rounding(step, i), work_.staged, up.panels * panel, work_.inner, own_rows());
         }
-        multiply(work_.inner.data, work_.inner.stride, step.down[i], Epilogue::kAdd, work_.x);
+        multiply_down(step, i, work_.inner.data);
       }
+      if (step.norm.has_value()) add_branch(*step.norm);
       return;
     }
-    inner_product(step.up, Epilogue::kGelu, staged);
+    inner_product(step.up, step.activation, staged);
     // A member's panels of both products are the same.
     if (step.gate.has_value()) inner_product(*step.gate, Epilogue::kGate, staged);
     member_.meet();
@@ -185,10 +249,17 @@ class Walk {
     }
     if (staged) member_.meet();
     for (std::size_t i = 0; i < slices; ++i) {
-      multiply(work_.inner.data + i * slice_bytes, work_.inner.stride, step.down[i],
-               Epilogue::kAdd, work_.x);
+      multiply_down(step, i, work_.inner.data + i * slice_bytes);
     }
     member_.meet();
+    if (step.norm.has_value()) add_branch(*step.norm);
+  }
+
+  // Added to x, or to the rows that are normed before.
+  void multiply_down(const packed::FeedForward& step, std::size_t slice, const char* inner) {
+    const bool first = step.norm.has_value() && slice == 0;
+    multiply(inner, work_.inner.stride, step.down[slice], first ? Epilogue::kStore : Epilogue::kAdd,
+             step.norm.has_value() ? work_.branch : work_.x);
   }
 
   void inner_product(const Linear& linear, Epilogue epilogue, bool staged) {

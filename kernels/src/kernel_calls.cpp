@@ -129,8 +129,11 @@ Epilogue epilogue_named(const std::string& name) {
   if (name == "store") return Epilogue::kStore;
   if (name == "add") return Epilogue::kAdd;
   if (name == "gelu") return Epilogue::kGelu;
+  if (name == "gelu_tanh") return Epilogue::kGeluTanh;
+  if (name == "silu") return Epilogue::kSilu;
   if (name == "gate") return Epilogue::kGate;
-  throw std::invalid_argument("unknown epilogue '" + name + "'; known: store, add, gelu, gate");
+  throw std::invalid_argument("unknown epilogue '" + name + "'; known: store, add, gelu, "
+                              "gelu_tanh, silu, gate");
 }
 
 // `scale` where `weight` is int8; `smooth` may be left out.
@@ -154,7 +157,7 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
   const std::size_t width = panels * kernels.panel;
   const Epilogue chosen = epilogue_named(epilogue);
   const bool rounded =
-      (chosen == Epilogue::kGelu || chosen == Epilogue::kGate) && !kernels.staged;
+      chosen != Epilogue::kStore && chosen != Epilogue::kAdd && !kernels.staged;
   const std::size_t element = bytes ? 1 : sizeof(float);
 
   char* source = call.room(depth * columns * element);
@@ -207,7 +210,7 @@ Result call_quantize(const std::string& isa, const Rows& x, const std::optional<
 std::pair<Result, Result> call_layer_norm(const std::string& dtype, const std::string& isa,
                                           const Rows& x, const Row& gain, const Row& bias,
                                           float eps, const std::string& guard,
-                                          bool keeps_x) {
+                                          bool keeps_x, bool rms) {
   Call call(dtype, isa, guard);
   const std::size_t rows = x.shape(0), width = x.shape(1);
   need(width % 16 == 0 && gain.shape(0) == width && bias.shape(0) == width,
@@ -223,6 +226,7 @@ std::pair<Result, Result> call_layer_norm(const std::string& dtype, const std::s
       .gain = call.floats(gain.data(), 1, width, width),
       .bias = call.floats(bias.data(), 1, width, width),
       .eps = eps,
+      .rms = rms,
       .keeps_x = keeps_x,
       .smooth = nullptr,
       .rounded = rounded,
@@ -232,6 +236,32 @@ std::pair<Result, Result> call_layer_norm(const std::string& dtype, const std::s
           result(rows, width, [&](std::size_t i, std::size_t j) {
             return call.get(rounded + (i * width + j) * call.kernels.activation);
           })};
+}
+
+// `out`, with the rows of x as `adds` says.
+Result call_norm_rows(const std::string& dtype, const std::string& isa, const Rows& x,
+                      const Row& gain, const Row& bias, float eps, bool rms, const Rows& out,
+                      bool adds, const std::string& guard) {
+  Call call(dtype, isa, guard);
+  const std::size_t rows = x.shape(0), width = x.shape(1);
+  need(width % 16 == 0 && gain.shape(0) == width && bias.shape(0) == width &&
+           out.shape(0) == rows && out.shape(1) == width,
+       "x, gain, bias and out do not fit, or their width is not a multiple of 16");
+  float* to = call.floats(out.data(), rows, width, width);
+  call.kernels.norm_rows({
+      .x = call.floats(x.data(), rows, width, width),
+      .ldx = width,
+      .rows = rows,
+      .width = width,
+      .gain = call.floats(gain.data(), 1, width, width),
+      .bias = call.floats(bias.data(), 1, width, width),
+      .eps = eps,
+      .rms = rms,
+      .out = to,
+      .ldo = width,
+      .adds = adds,
+  });
+  return result(rows, width, [&](std::size_t i, std::size_t j) { return to[i * width + j]; });
 }
 
 Result call_round(const std::string& dtype, const std::string& isa, const Rows& x,
@@ -258,10 +288,10 @@ Result call_round(const std::string& dtype, const std::string& isa, const Rows& 
 // q, k and v each in a buffer of their own, so that a read past any one of them is caught.
 Result call_attention(const std::string& dtype, const std::string& isa, const Rows& q,
                       const Rows& k, const Rows& v, const std::string& guard,
-                      std::size_t window) {
+                      std::size_t window, bool causal) {
   Call call(dtype, isa, guard);
   const std::size_t length = q.shape(0), head_size = q.shape(1);
-  need(head_size % 16 == 0 && head_size <= 128, "the head size is not a multiple of 16 to 128");
+  need(head_size % 16 == 0 && head_size <= 256, "the head size is not a multiple of 16 to 256");
   need(length != 0, "there are no rows");
   for (const Rows* rows : {&k, &v}) {
     need(rows->shape(0) == length && rows->shape(1) == head_size, "q, k and v do not fit");
@@ -276,7 +306,8 @@ Result call_attention(const std::string& dtype, const std::string& isa, const Ro
       .ld = head_size,
       .length = length,
       .head_size = head_size,
-      .window = window,
+      .behind = window,
+      .ahead = causal ? 0 : window,
       .distances = nullptr,
       .reach = 0,
       .out = to,
@@ -319,10 +350,12 @@ void bind_kernel_calls(nb::module_& module) {
         "guard"_a, "scale"_a = nb::none(), "smooth"_a = nb::none());
   m.def("quantize", call_quantize, "isa"_a, "x"_a, "smooth"_a.none(), "guard"_a);
   m.def("layer_norm", call_layer_norm, "dtype"_a, "isa"_a, "x"_a, "gain"_a, "bias"_a, "eps"_a,
-        "guard"_a, "keeps_x"_a = false);
+        "guard"_a, "keeps_x"_a = false, "rms"_a = false);
+  m.def("norm_rows", call_norm_rows, "dtype"_a, "isa"_a, "x"_a, "gain"_a, "bias"_a, "eps"_a,
+        "rms"_a, "out"_a, "adds"_a, "guard"_a);
   m.def("round", call_round, "dtype"_a, "isa"_a, "x"_a, "guard"_a);
   m.def("attention", call_attention, "dtype"_a, "isa"_a, "q"_a, "k"_a, "v"_a, "guard"_a,
-        "window"_a = kNoWindow);
+        "window"_a = kNoWindow, "causal"_a = false);
   m.def("stray_read", call_stray_read, "guard"_a);
   m.def("report_leaks", [] { nb::set_leak_warnings(true); });
   m.def("schedule", call_schedule, "dtype"_a, "isa"_a, "starts"_a, "threads"_a);

@@ -26,6 +26,8 @@ enum class Epilogue {
   kStore,  // float       out  = product + bias
   kAdd,    // float       out += product + bias
   kGelu,   // output      out  = gelu(product + bias), the erf form
+  kGeluTanh,  // output   out  = the same in the form with tanh
+  kSilu,   // output      out  = (product + bias) / (1 + e^-(product + bias))
   kGate,   // output      out *= product + bias
 };
 
@@ -47,7 +49,7 @@ struct GemmArgs {
 };
 
 // x = (x - mean) / sqrt(variance + eps) * gain + bias, row by row and in place, and the result as
-// activations. `width` is a multiple of 16.
+// activations; with `rms` the mean counts as zero. `width` is a multiple of 16.
 struct NormArgs {
   float* x;
   std::size_t ldx;
@@ -56,10 +58,27 @@ struct NormArgs {
   const float* gain;
   const float* bias;
   float eps;
+  bool rms;
   bool keeps_x;         // only `rounded` is written
   const float* smooth;  // (width,) as in RoundArgs
   void* rounded;        // (rows, row_elements(width)) activations
   std::size_t ldr;
+};
+
+// The same from floats to floats: `out`, which may be x, becomes the normalised row, or has it
+// added.
+struct RowNormArgs {
+  const float* x;
+  std::size_t ldx;
+  std::size_t rows;
+  std::size_t width;
+  const float* gain;
+  const float* bias;
+  float eps;
+  bool rms;
+  float* out;
+  std::size_t ldo;
+  bool adds;
 };
 
 // Floats to activations. `width` is a multiple of 16.
@@ -85,15 +104,16 @@ struct PackArgs {
 };
 
 // One head of one sentence: out = softmax(q kT / sqrt(head_size) + what distances add) v. Row i
-// sees rows i - window to i + window.
+// sees rows i - behind to i + ahead.
 struct AttentionArgs {
   const float* q;         // (length, head_size), rows ld apart; k and v alike
   const float* k;
   const float* v;
   std::size_t ld;
   std::size_t length;
-  std::size_t head_size;  // a multiple of 16, at most 128
-  std::size_t window;
+  std::size_t head_size;  // a multiple of 16, at most 256
+  std::size_t behind;
+  std::size_t ahead;
   const float* distances;  // (2 * reach + 1,), for keys at -reach .. reach from a row; or null
   std::size_t reach;
   void* out;              // (length, head_size) outputs
@@ -133,6 +153,7 @@ struct Kernels {
   void (*gemm)(const GemmArgs&);
   void (*layer_norm)(const NormArgs&);
   void (*round)(const RoundArgs&);
+  void (*norm_rows)(const RowNormArgs&);
   std::size_t (*attention_scratch)(std::size_t length, std::size_t head_size);
   void (*attention)(const AttentionArgs&);
   void (*turn)(const TurnArgs&);

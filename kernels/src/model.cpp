@@ -13,7 +13,7 @@ namespace kosine {
 namespace {
 
 constexpr std::size_t kLaneMultiple = 16;  // what every table's vectors divide
-constexpr std::size_t kMaxHeadSize = 128;
+constexpr std::size_t kMaxHeadSize = 256;
 constexpr std::size_t kMaxSize = std::size_t{1} << 24;
 
 [[noreturn]] void refuse(const std::string& problem, const std::string& limit) {
@@ -79,6 +79,14 @@ Activation activation_named(const std::string& name) {
   if (name == "sigmoid") return Activation::kSigmoid;
   throw std::invalid_argument("unknown activation '" + name +
                               "'; known: identity, tanh, relu, gelu, sigmoid");
+}
+
+InnerActivation inner_activation_named(const std::string& name) {
+  if (name == "gelu") return InnerActivation::kGelu;
+  if (name == "gelu_tanh") return InnerActivation::kGeluTanh;
+  if (name == "silu") return InnerActivation::kSilu;
+  throw std::invalid_argument("unknown activation '" + name +
+                              "' of a feed-forward; known: gelu, gelu_tanh, silu");
 }
 
 // Goes over the steps twice: first it adds up what packing them will take, then, with an arena
@@ -228,19 +236,38 @@ class Model::Packer {
 
   packed::Norm packed_step(const step::Norm& step) {
     expect("Norm", {State::kRows, State::kRowsAndInput});
+    const packed::RowNorm norm = row_norm(step, width_);
+    state_ = State::kRowsAndInput;
+    const Rounding rounding = rounding_of_x();
+    keep_most(model_.widths.input, row_bytes(*rounding.kernels, width_));
+    return {norm, step.keeps_x, rounding};
+  }
+
+  packed::RowNorm row_norm(const step::Norm& step, std::size_t width) {
     if (!(step.eps > 0) || !std::isfinite(step.eps)) {
       refuse("eps of " + step.name + " is " + std::to_string(step.eps),
              "a positive number is needed");
     }
-    const Tensor& gain = of_shape(tensors_, step.name + ".weight", {width_});
+    const Tensor& gain = of_shape(tensors_, step.name + ".weight", {width});
     const float* bias =
-        step.bias ? of_shape(tensors_, step.name + ".bias", {width_}).floats() : nullptr;
-    state_ = State::kRowsAndInput;
-    const float* gains = padded(gain.floats(), width_, width_);
-    const float* biases = padded(bias, width_, width_);
-    const Rounding rounding = rounding_of_x();
-    keep_most(model_.widths.input, row_bytes(*rounding.kernels, width_));
-    return {gains, biases, step.eps, width_, step.keeps_x, rounding};
+        step.bias ? of_shape(tensors_, step.name + ".bias", {width}).floats() : nullptr;
+    const float* gains = padded(gain.floats(), width, width);
+    return {gains, padded(bias, width, width), step.eps, step.rms, width};
+  }
+
+  std::optional<packed::RowNorm> row_norm(const std::optional<step::Norm>& step,
+                                          std::size_t width) {
+    if (!step.has_value()) return std::nullopt;
+    return row_norm(*step, width);
+  }
+
+  // Of what is added to x; it takes shape in rows of its own.
+  std::optional<packed::RowNorm> branch_norm(const std::optional<step::Norm>& step) {
+    if (step.has_value()) {
+      keep_most(model_.widths.branch, round_up(width_, std::max(model_.kernels.panel,
+                                                                model_.bytes_kernels.panel)));
+    }
+    return row_norm(step, width_);
   }
 
   packed::Project packed_step(const step::Linear& step) {
@@ -261,13 +288,20 @@ class Model::Packer {
     if (step.head_size == 0 || step.head_size % kLaneMultiple != 0 ||
         step.head_size > kMaxHeadSize) {
       refuse("the head size is " + std::to_string(step.head_size),
-             "a multiple of 16 up to 128 is needed");
+             "a multiple of 16 up to 256 is needed");
+    }
+    const std::size_t shared = step.num_key_value_heads.value_or(step.num_heads);
+    if (shared == 0 || step.num_heads % shared != 0) {
+      refuse("num_key_value_heads is " + std::to_string(shared),
+             "a divisor of the " + std::to_string(step.num_heads) + " heads is needed");
     }
     const std::size_t width = step.num_heads * step.head_size;
     packed::Attention attention;
     attention.num_heads = step.num_heads;
+    attention.num_key_value_heads = shared;
     attention.head_size = step.head_size;
-    attention.qkv = packed_linear(kernels_of(step.qkv), step.qkv, width_, 3 * width, step.bias);
+    attention.qkv = packed_linear(kernels_of(step.qkv), step.qkv, width_,
+                                  width + 2 * shared * step.head_size, step.bias);
     attention.output = packed_linear(kernels_of(step.output), step.output, width, width_,
                                      step.bias);
     const Kernels& output = *attention.output.kernels;
@@ -275,7 +309,11 @@ class Model::Packer {
     keep_most(model_.widths.qkv, attention.qkv.panels * attention.qkv.kernels->panel);
     keep_most(model_.widths.context, row_bytes(output, width));
     std::tie(attention.cos, attention.sin) = turns(step);
-    attention.window = std::min(step.window.value_or(kMaxSize), kMaxSize);
+    attention.query_norm = row_norm(step.query_norm, step.head_size);
+    attention.key_norm = row_norm(step.key_norm, step.head_size);
+    attention.norm = branch_norm(step.norm);
+    attention.behind = std::min(step.window.value_or(kMaxSize), kMaxSize);
+    attention.ahead = step.causal ? 0 : attention.behind;
     keep_most(model_.widths.head, step.head_size);
     if (model_.kernels.staged) {
       keep_most(model_.widths.staged_slice, width);
@@ -312,21 +350,23 @@ class Model::Packer {
   // Cosines and sines of every place, shared by the layers that turn alike.
   std::pair<const float*, const float*> turns(const step::Attention& step) {
     if (!step.rotary.has_value()) return {nullptr, nullptr};
-    const auto [theta, rows] = *step.rotary;
-    if (!(theta > 1) || !std::isfinite(theta) || rows == 0 || rows > kMaxSize) {
-      refuse("rotary positions of theta " + std::to_string(theta) + " for " +
-                 std::to_string(rows) + " rows",
-             "a theta above 1 and 1 to " + std::to_string(kMaxSize) + " rows are needed");
+    const auto [theta, rows, divisor] = *step.rotary;
+    if (!(theta > 1) || !std::isfinite(theta) || rows == 0 || rows > kMaxSize ||
+        !(divisor >= 1) || !std::isfinite(divisor)) {
+      refuse("rotary positions of theta " + std::to_string(theta) + " and divisor " +
+                 std::to_string(divisor) + " for " + std::to_string(rows) + " rows",
+             "a theta above 1, a divisor from 1 and 1 to " + std::to_string(kMaxSize) +
+                 " rows are needed");
     }
     model_.max_length = std::min(model_.max_length, rows);
-    const auto [found, is_new] = turns_.try_emplace({theta, rows, step.head_size});
+    const auto [found, is_new] = turns_.try_emplace({theta, rows, divisor, step.head_size});
     if (!is_new) return found->second;
     const std::size_t half = step.head_size / 2;
     auto* cos = take<float>(rows * half);
     auto* sin = take<float>(rows * half);
     for (std::size_t i = 0; packing_ && i < half; ++i) {
       const double exponent = static_cast<double>(2 * i) / static_cast<double>(step.head_size);
-      const auto frequency = static_cast<float>(1 / std::pow(theta, exponent));
+      const auto frequency = static_cast<float>(1 / std::pow(theta, exponent) / divisor);
       for (std::size_t place = 0; place < rows; ++place) {
         const float angle = static_cast<float>(place) * frequency;
         cos[place * half + i] = static_cast<float>(std::cos(static_cast<double>(angle)));
@@ -351,6 +391,8 @@ class Model::Packer {
     feed_forward.down = packed_slices(kernels, step.down, inner, width_, columns,
                                        step.bias);
     feed_forward.rounding = rounding_for(step.down, kernels, inner);
+    feed_forward.activation = epilogue_of(step.activation);
+    feed_forward.norm = branch_norm(step.norm);
     const std::size_t slice_bytes = row_bytes(kernels, columns);
     keep_most(model_.widths.slice, slice_bytes);
     keep_most(model_.widths.inner, slice_bytes * feed_forward.down.size());
@@ -360,6 +402,15 @@ class Model::Packer {
     }
     state_ = State::kRows;
     return feed_forward;
+  }
+
+  static Epilogue epilogue_of(InnerActivation activation) {
+    switch (activation) {
+      case InnerActivation::kGelu: return Epilogue::kGelu;
+      case InnerActivation::kGeluTanh: return Epilogue::kGeluTanh;
+      case InnerActivation::kSilu: return Epilogue::kSilu;
+    }
+    return Epilogue::kGelu;
   }
 
   packed::Pool packed_step(const step::Pool& step) {
@@ -409,7 +460,7 @@ class Model::Packer {
   }
 
   // Cut along the depth; the first slice brings the bias. The last one's depth is padded to
-  // whole panels of what feeds it: there `up` writes gelu(0) = 0.
+  // whole panels of what feeds it: there `up` writes activation(0) = 0.
   std::vector<Linear> packed_slices(const Kernels& kernels, const std::string& name,
                                     std::size_t depth, std::size_t columns, std::size_t step,
                                     bool has_bias) {
@@ -463,8 +514,9 @@ class Model::Packer {
   std::size_t width_ = 0;  // of x, or of the sentences' rows
   std::size_t bytes_ = 0;
   bool packing_ = false;
-  std::map<std::tuple<double, std::size_t, std::size_t>, std::pair<const float*, const float*>>
-      turns_;  // by theta, rows and head size
+  std::map<std::tuple<double, std::size_t, double, std::size_t>,
+           std::pair<const float*, const float*>>
+      turns_;  // by theta, rows, divisor and head size
   std::map<std::string, const float*> distances_;
 };
 

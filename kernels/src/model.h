@@ -53,12 +53,17 @@ struct Embed {
                           // no positions
   std::size_t width;
 };
-// input = layer_norm(x), and x too unless it keeps what it is.
-struct Norm {
+// Of rows of floats; with `rms` around a mean of zero.
+struct RowNorm {
   const float* gain;
   const float* bias;
   float eps;
+  bool rms;
   std::size_t width;
+};
+// input = norm(x), and x too unless it keeps what it is.
+struct Norm {
+  RowNorm norm;
   bool keeps_x;
   Rounding rounding;
 };
@@ -67,22 +72,27 @@ struct Project {
   Linear linear;
   Rounding rounding;
 };
-// x += attention(input qkv) output
+// x += attention(input qkv) output, or its norm
 struct Attention {
   Linear qkv;
   Linear output;
   Rounding rounding;  // of the context
-  std::size_t num_heads;
+  std::size_t num_heads;            // of q
+  std::size_t num_key_value_heads;  // which divides it
   std::size_t head_size;
+  std::optional<RowNorm> query_norm;  // of each head, before it is turned
+  std::optional<RowNorm> key_norm;
   const float* cos;    // (max_length, head_size / 2), or null: nothing is turned
   const float* sin;
-  std::size_t window;  // the farthest rows that a row sees
+  std::size_t behind;  // the farthest rows that a row sees
+  std::size_t ahead;
+  std::optional<RowNorm> norm;
   // (num_heads, 2 * reach + 1): what each head adds to scores, by the distance of the key from
   // -reach to reach; or null. Beyond it the ends count.
   const float* distances;
   std::size_t reach;
 };
-// x += gelu(input up) down, or (gelu(input up) * (input gate)) down
+// x += activation(input up) down, or (activation(input up) * (input gate)) down; or its norm
 struct FeedForward {
   Linear up;
   std::optional<Linear> gate;  // cut into panels and slices like `up`
@@ -90,8 +100,10 @@ struct FeedForward {
   // slice with the inner activations in its cache. Slice i reads the columns that panels
   // [i * slice_panels, ...) of `up` write. The cut is part of the arithmetic: it never changes.
   std::vector<Linear> down;
-  Rounding rounding;  // of what GELU gives; smooth is for all slices
+  Rounding rounding;  // of what the activation gives; smooth is for all slices
   std::size_t slice_panels;
+  Epilogue activation;
+  std::optional<RowNorm> norm;
 };
 // Rows of x become one for each sentence: `width` columns for each mode.
 struct Pool {
@@ -132,6 +144,7 @@ struct Model {
   // The most that any step needs in a row.
   struct Widths {
     std::size_t x = 0;        // floats
+    std::size_t branch = 0;   // floats: what is normed before x has it added
     std::size_t input = 0;    // bytes of activations
     std::size_t qkv = 0;      // floats
     std::size_t context = 0;  // bytes of activations

@@ -38,18 +38,21 @@ class StepReader {
                          field<std::optional<std::string>>("token_type")};
     }
     if (kind_ == "Norm") {
-      return step::Norm{text("name"), field<float>("eps"), field<bool>("bias"),
-                        field<bool>("keeps_x")};
+      return norm();
     }
     if (kind_ == "Linear") return step::Linear{text("name")};
     if (kind_ == "Attention") {
       return step::Attention{text("qkv"), text("output"), field<std::size_t>("num_heads"),
                              field<std::size_t>("head_size"), field<bool>("bias"), rotary(),
-                             field<std::optional<std::size_t>>("window"), distances()};
+                             field<std::optional<std::size_t>>("window"), distances(),
+                             field<std::optional<std::size_t>>("num_key_value_heads"),
+                             field<bool>("causal"), norm("query_norm"), norm("key_norm"),
+                             norm("norm")};
     }
     if (kind_ == "FeedForward") {
       return step::FeedForward{text("up"), text("down"),
-                               field<std::optional<std::string>>("gate"), field<bool>("bias")};
+                               field<std::optional<std::string>>("gate"), field<bool>("bias"),
+                               inner_activation_named(text("activation")), norm("norm")};
     }
     if (kind_ == "Pool") {
       std::vector<Pooling> modes;
@@ -71,7 +74,19 @@ class StepReader {
     const nb::object value = step_.attr("rotary");
     if (value.is_none()) return std::nullopt;
     const StepReader reader(value);
-    return step::Rotary{reader.field<double>("theta"), reader.field<std::size_t>("rows")};
+    return step::Rotary{reader.field<double>("theta"), reader.field<std::size_t>("rows"),
+                        reader.field<double>("divisor")};
+  }
+
+  step::Norm norm() const {
+    return {text("name"), field<float>("eps"), field<bool>("bias"), field<bool>("keeps_x"),
+            field<bool>("rms")};
+  }
+
+  std::optional<step::Norm> norm(const char* name) const {
+    const nb::object value = step_.attr(name);
+    if (value.is_none()) return std::nullopt;
+    return StepReader(value).norm();
   }
 
   std::optional<step::Distances> distances() const {

@@ -12,6 +12,8 @@ const Tile* tiles_of(kosine::Epilogue epilogue) {
     case kosine::Epilogue::kStore: return kTiles<kosine::Epilogue::kStore>;
     case kosine::Epilogue::kAdd: return kTiles<kosine::Epilogue::kAdd>;
     case kosine::Epilogue::kGelu: return kTiles<kosine::Epilogue::kGelu>;
+    case kosine::Epilogue::kGeluTanh: return kTiles<kosine::Epilogue::kGeluTanh>;
+    case kosine::Epilogue::kSilu: return kTiles<kosine::Epilogue::kSilu>;
     case kosine::Epilogue::kGate: return kTiles<kosine::Epilogue::kGate>;
   }
   return nullptr;

@@ -43,6 +43,20 @@ inline Vec gelu(Vec x) {
   return x * max(Vec::zero(), min(Vec::all(1.0f), phi));
 }
 
+// x / (1 + e^-z), with the exponential of what is not above 0.
+inline Vec times_sigmoid(Vec x, Vec z) {
+  const Vec numerator = exp_negative(min(Vec::zero(), z));
+  return x * numerator / (Vec::all(1.0f) + exp_negative(min(Vec::zero() - z, z)));
+}
+
+inline Vec silu(Vec x) { return times_sigmoid(x, x); }
+
+// x (1 + tanh(u)) / 2 = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+inline Vec gelu_tanh(Vec x) {
+  const Vec cubed = fma(x * x * x, Vec::all(0.044715f), x);
+  return times_sigmoid(x, cubed * Vec::all(1.5957691216057308f));
+}
+
 // The sum of f(0), f(lanes), f(2 lanes), ... below `width`, in four interleaved chains.
 template <class F>
 [[gnu::always_inline]] inline float sum_over(std::size_t width, F f) {
@@ -70,22 +84,35 @@ template <class Dot>
   }
 }
 
-// Two passes for the statistics: the variance of the centred row loses nothing to cancellation.
+// What a row is centred by, and multiplied by then.
+struct Statistics {
+  Vec mean;
+  Vec scale;
+};
+
+// Two passes: the variance of the centred row loses nothing to cancellation. RMSNorm is LayerNorm
+// around a mean of zero.
+[[gnu::always_inline]] inline Statistics statistics_of(const float* x, std::size_t width, float eps,
+                                                       bool rms) {
+  const float inverse_width = 1.0f / static_cast<float>(width);
+  const Vec mean =
+      rms ? Vec::zero()
+          : Vec::all(sum_over(width, [&](std::size_t i) { return Vec::load(x + i); }) *
+                     inverse_width);
+  const float variance = sum_over(width,
+                                  [&](std::size_t i) {
+                                    const Vec centred = Vec::load(x + i) - mean;
+                                    return centred * centred;
+                                  }) *
+                         inverse_width;
+  return {mean, Vec::all(1.0f / __builtin_sqrtf(variance + eps))};
+}
+
 template <class Dot>
 void layer_norm_rows(const kosine::NormArgs& args) {
-  const float inverse_width = 1.0f / static_cast<float>(args.width);
   for (std::size_t row = 0; row < args.rows; ++row) {
     float* x = args.x + row * args.ldx;
-    const Vec mean =
-        Vec::all(sum_over(args.width, [&](std::size_t i) { return Vec::load(x + i); }) *
-                 inverse_width);
-    const float variance = sum_over(args.width,
-                                    [&](std::size_t i) {
-                                      const Vec centred = Vec::load(x + i) - mean;
-                                      return centred * centred;
-                                    }) *
-                           inverse_width;
-    const Vec scale = Vec::all(1.0f / __builtin_sqrtf(variance + args.eps));
+    const auto [mean, scale] = statistics_of(x, args.width, args.eps, args.rms);
     auto* rounded = static_cast<typename Dot::Activation*>(args.rounded) + row * args.ldr;
     const auto normed = [&](std::size_t i) {
       return fma((Vec::load(x + i) - mean) * scale, Vec::load(args.gain + i),
@@ -107,6 +134,19 @@ void layer_norm_rows(const kosine::NormArgs& args) {
 }
 
 void layer_norm(const kosine::NormArgs& args) { layer_norm_rows<Dot>(args); }
+
+void norm_rows(const kosine::RowNormArgs& args) {
+  for (std::size_t row = 0; row < args.rows; ++row) {
+    const float* x = args.x + row * args.ldx;
+    float* out = args.out + row * args.ldo;
+    const auto [mean, scale] = statistics_of(x, args.width, args.eps, args.rms);
+    for (std::size_t i = 0; i < args.width; i += Vec::kLanes) {
+      const Vec y = fma((Vec::load(x + i) - mean) * scale, Vec::load(args.gain + i),
+                        Vec::load(args.bias + i));
+      (args.adds ? Vec::load(out + i) + y : y).store(out + i);
+    }
+  }
+}
 
 // Half a row is a multiple of 8 floats: the last 8 go one by one where vectors are wider.
 void turn(const kosine::TurnArgs& args) {

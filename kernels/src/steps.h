@@ -12,9 +12,11 @@ namespace kosine {
 
 enum class Pooling { kMean, kCls, kMax, kMeanSqrtLength, kWeightedMean, kLast };
 enum class Activation { kIdentity, kTanh, kRelu, kGelu, kSigmoid };
+enum class InnerActivation { kGelu, kGeluTanh, kSilu };
 
 Pooling pooling_named(const std::string& name);        // these throw std::invalid_argument
 Activation activation_named(const std::string& name);
+InnerActivation inner_activation_named(const std::string& name);
 
 namespace step {
 
@@ -28,6 +30,7 @@ struct Norm {
   float eps;
   bool bias;
   bool keeps_x;
+  bool rms;
 };
 struct Linear {
   std::string name;
@@ -35,6 +38,7 @@ struct Linear {
 struct Rotary {
   double theta;
   std::size_t rows;
+  double divisor;
 };
 struct Distances {
   std::string name;
@@ -49,12 +53,19 @@ struct Attention {
   std::optional<Rotary> rotary;
   std::optional<std::size_t> window;
   std::optional<Distances> distances;
+  std::optional<std::size_t> num_key_value_heads;
+  bool causal;
+  std::optional<Norm> query_norm;
+  std::optional<Norm> key_norm;
+  std::optional<Norm> norm;
 };
 struct FeedForward {
   std::string up;
   std::string down;
   std::optional<std::string> gate;
   bool bias;
+  InnerActivation activation;
+  std::optional<Norm> norm;
 };
 struct Pool {
   std::vector<Pooling> modes;

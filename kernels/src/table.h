@@ -29,6 +29,7 @@ constexpr kosine::Kernels table(kosine::Isa isa) {
       .gemm = gemm,
       .layer_norm = layer_norm,
       .round = round_rows,
+      .norm_rows = norm_rows,
       .attention_scratch = attention_scratch,
       .attention = attention,
       .turn = turn,

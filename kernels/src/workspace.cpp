@@ -39,6 +39,7 @@ void Workspace::prepare(const Model& model, const Chunk& chunk, std::size_t thre
     floats(x, rows, widths.x);
     activations(input, rows, widths.input);
     floats(qkv, rows, widths.qkv);
+    floats(branch, rows, widths.branch);
     activations(context, rows, widths.context);
     activations(inner, rows, threads == 1 ? widths.slice : widths.inner);
     floats(staged, rows, threads == 1 ? widths.staged_slice : widths.staged);

@@ -37,7 +37,8 @@ class Workspace {
   Matrix<float> x;            // (rows, hidden): the residual stream
   ActivationMatrix input;     // x as the next product reads it: while the feed-forward adds to x,
                               // slice by slice, this stays what it was
-  Matrix<float> qkv;          // (rows, 3 * heads * head size)
+  Matrix<float> branch;       // (rows, hidden): what is normed before it is added to x
+  Matrix<float> qkv;          // (rows, heads of q, k and v * head size)
   ActivationMatrix context;   // (rows, heads * head size)
   ActivationMatrix inner;     // (rows, a slice or all of the feed-forward)
   Matrix<float> staged;       // what becomes a context or inner activations, where a table rounds

@@ -67,8 +67,9 @@ def load(
         bundle: A folder made by `kosine export`.
         backend: "auto", "native", "onnx" or "tensorrt". "auto" replays a part of the bundle's
             canary before it settles; a backend that is named is made or refused.
-        dtype: What the computation runs in: "auto", "float32", "bfloat16" or "float16". "auto"
-            takes a reduced precision only where it passes the whole canary.
+        dtype: What the computation runs in: "auto", "float32", "bfloat16", "float16", "w8a16" or
+            "int8". "auto" takes bfloat16 or float16 only where it passes the whole canary, and
+            never w8a16 or int8, which need a bundle with target native-int8.
         device: "auto", "cpu", "cuda" or "cuda:N". "auto" is the CPU, but for backend "tensorrt".
         threads: Threads inside one call, tokenising included; None takes the CPUs under affinity
             and cgroup limits.

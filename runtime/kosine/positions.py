@@ -28,10 +28,10 @@ def position_ids(ids: Int32, starts: Int32, positions: Positions) -> Int32:
     return np.asarray(within + positions.pad_id, np.int32)
 
 
-def rotary_frequencies(theta: float, head_size: int) -> Float32:
+def rotary_frequencies(theta: float, head_size: int, divisor: float = 1.0) -> Float32:
     """(head_size / 2,) float32 angles, in radians, that one place more adds."""
     exponents = np.arange(0, head_size, 2) / head_size
-    return np.asarray(1 / theta**exponents, np.float32)
+    return np.asarray(1 / theta**exponents / divisor, np.float32)
 
 
 def distance_buckets(buckets: Buckets) -> Int32:

@@ -11,15 +11,19 @@ Tensors go by canonical names, float32, in the layout that all engines read: a l
     embeddings.word.weight               (vocab_size, embeddings.size)
     embeddings.position.weight           (positions.rows, embeddings.size), absent with rule "none"
     embeddings.token_type.weight         (token_types, embeddings.size), absent when that is 0
-    embeddings.norm.{weight,bias}        (embeddings.size,)
+    embeddings.norm.{weight,bias}        (embeddings.size,), absent where there is no norm
     embeddings.project.{weight,bias}     (embeddings.size, hidden_size), only where the two differ
-    layers.N.attention.qkv.{weight,bias}     (hidden_size, 3 * num_heads * head_size): q | k | v
+    layers.N.attention.qkv.{weight,bias}     (hidden_size, .): q | k | v, head_size columns a head
+    layers.N.attention.query.norm.{weight,bias}  (head_size,), of each head of q; where normed
+    layers.N.attention.key.norm.{weight,bias}    (head_size,), of each head of k; where normed
     layers.N.attention.output.{weight,bias}  (num_heads * head_size, hidden_size)
     layers.N.attention.norm.{weight,bias}    (hidden_size,)
+    layers.N.attention.output.norm.{weight,bias}  (hidden_size,), only with norms "sandwich"
     layers.N.ffn.up.{weight,bias}            (hidden_size, intermediate_size)
     layers.N.ffn.gate.{weight,bias}          the same, only where the feed-forward is gated
     layers.N.ffn.down.{weight,bias}          (intermediate_size, hidden_size)
     layers.N.ffn.norm.{weight,bias}          (hidden_size,)
+    layers.N.ffn.down.norm.{weight,bias}     (hidden_size,), only with norms "sandwich"
     final.norm.{weight,bias}                 (hidden_size,), only where there is a final norm
     attention.buckets.weight                 (buckets.count, num_heads), of all layers; with buckets
     dense.N.weight, dense.N.bias             (in, out), (out,); bias absent where there is none
@@ -57,9 +61,12 @@ PoolingMode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmea
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """`(x - mean) / sqrt(variance + eps) * weight + bias` over a row, with the biased variance."""
+    """`(x - mean) / sqrt(variance + eps) * weight + bias` over a row, with the biased variance.
 
-    kind: Literal["layer_norm"]
+    For "rms_norm" the mean counts as zero.
+    """
+
+    kind: Literal["layer_norm", "rms_norm"]
     eps: float
     bias: bool
 
@@ -85,7 +92,7 @@ class Positions:
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """Word, position and token type vectors of `size`, summed and normalised.
+    """Word, position and token type vectors of `size`, summed, and normalised if there is a norm.
 
     Where `size` is not the encoder's hidden_size, a linear layer follows.
     """
@@ -94,7 +101,7 @@ class Embeddings:
     size: int
     positions: Positions
     token_types: int
-    norm: Norm
+    norm: Norm | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +125,15 @@ class Attention:
         num_key_value_heads: Heads of k and v, each shared by num_heads / num_key_value_heads of q.
         positions: What turns q and k by their place in the sentence: "none", or "rope": halves a
             and b of each head become `a cos - b sin` and `b cos + a sin` of the angles
-            `place * rope_theta ** (-2 i / head_size)`. With "buckets" each head adds a number
-            to a score, by the bucket of the distance.
+            `place * rope_theta ** (-2 i / head_size) / rope_divisor`. With "buckets" each head
+            adds a number to a score, by the bucket of the distance.
         rope_theta: The base of those angles; None without them.
         buckets: Of distances; None without them.
         window: The farthest tokens that are seen, to both sides; None sees all.
         bias: Whether the linear layers add one.
+        rope_divisor: How many times slower the angles grow: 1 but in models that were stretched.
+        causal: Whether a token sees none that follow it.
+        query_key_norm: Of each head of q and of k, before they are turned; None without it.
     """
 
     num_heads: int
@@ -134,23 +144,33 @@ class Attention:
     buckets: Buckets | None
     window: int | None
     bias: bool
+    rope_divisor: float = 1.0
+    causal: bool = False
+    query_key_norm: Norm | None = None
 
     @property
     def width(self) -> int:
         """Columns of q: the heads' end to end."""
         return self.num_heads * self.head_size
 
+    @property
+    def shared_width(self) -> int:
+        """Columns of k, and of v."""
+        return self.num_key_value_heads * self.head_size
+
 
 @dataclass(frozen=True, slots=True)
 class FeedForward:
-    """`activation(x @ up + bias) @ down + bias`; "gelu" is the exact erf form.
+    """`activation(x @ up + bias) @ down + bias`.
 
     Attributes:
+        activation: "gelu" is the exact erf form, "gelu_tanh" the one with tanh, "silu" is
+            `x / (1 + exp(-x))`.
         gated: Whether a second product of x, `x @ gate + bias`, scales what the activation gives.
     """
 
     intermediate_size: int
-    activation: Literal["gelu"]
+    activation: Literal["gelu", "gelu_tanh", "silu"]
     gated: bool
     bias: bool
 
@@ -160,13 +180,14 @@ class Block:
     """One layer.
 
     With norms "post": `y = norm(x + attention(x))`, then `norm(y + ffn(y))`; with norms "pre":
-    `y = x + attention(norm(x))`, then `y + ffn(norm(y))`.
+    `y = x + attention(norm(x))`, then `y + ffn(norm(y))`; with norms "sandwich" what attention
+    and ffn give is normed too before it is added.
 
     Attributes:
         attention_norm: Whether attention's norm is there; without it attention reads x itself.
     """
 
-    norm_placement: Literal["post", "pre"]
+    norm_placement: Literal["post", "pre", "sandwich"]
     norm: Norm
     attention_norm: bool
     attention: Attention

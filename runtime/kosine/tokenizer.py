@@ -27,6 +27,7 @@ MAX_TEXT_BYTES = 262_144
 PIECE_CHARACTERS = 4_096
 # Tokens after a cut that are looked at and not used: what comes later may still change them.
 UNSETTLED_TOKENS = 16
+FRAME = ("cls", "sep")  # around a text; decoders have the second alone
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,13 +88,13 @@ class Tokenizer:
         self.max_text_bytes = max_text_bytes
         self._threads = threads
         self._unk = manifest.special_ids.get("unk", -1)  # byte-level tokenizers need none
-        self._sep = manifest.special_ids["sep"]
         self._include_prompt = manifest.spec.pooling.include_prompt
         self._vocab_size = manifest.spec.embeddings.vocab_size
-        if frame != [manifest.special_ids["cls"], self._sep]:
+        framed = [manifest.special_ids[name] for name in FRAME if name in manifest.special_ids]
+        if frame != framed:
             raise ManifestError(
                 f"tokenizer.json frames an empty text as {frame[:8]}",
-                limit=f"the manifest says {[manifest.special_ids['cls'], self._sep]}",
+                limit=f"the manifest says {framed}",
                 remedy="export the bundle again",
             )
 
@@ -103,10 +104,11 @@ class Tokenizer:
         """Tokenise `prompt + text` for each text.
 
         Args:
-            texts: Any number of texts; blank ones become `[CLS][SEP]`.
+            texts: Any number of texts; blank ones become `[CLS][SEP]`, or what frames a text
+                instead.
             prompt: Put in front of each text, with nothing between.
-            truncate: Keep the first `max_tokens - 2` tokens of a long text and its special
-                tokens; otherwise a long text is an error.
+            truncate: Keep the first tokens of a long text, as many as `max_tokens` leaves beside
+                its special tokens; otherwise a long text is an error.
             first: What errors call the first text: its place in the caller's whole input.
 
         Raises:

@@ -201,6 +201,11 @@ class Contestant(ABC):
         """
         return None
 
+    def w8a16_share(self, checkpoint: Checkpoint) -> float | None:  # noqa: ARG002
+        """Of an int8 engine that keeps to rounded weights alone where inputs do not bear rounding:
+        the share of the linear layers' multiply-adds that are done so. None of any other."""
+        return None
+
     def settings(self, mode: str) -> list[Setting]:
         """What tuning tries for `mode`; the first one is used where there is no tuning."""
         if mode == "single":

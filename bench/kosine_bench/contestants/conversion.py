@@ -147,10 +147,19 @@ def _fastembed(checkpoint: Checkpoint, folder: Path, _: Sequence[Sequence[int]])
 
 
 def _kosine(checkpoint: Checkpoint, folder: Path, _: Sequence[Sequence[int]]) -> None:
-    from kosine_export.export import TARGETS, export
+    from kosine_export.export import export
 
-    wanted = [target for target in TARGETS if target in ("onnx", "native-int8")]
-    export(checkpoint.folder, folder / "encoder.kosine", targets=wanted)
+    export(checkpoint.folder, folder / "encoder.kosine")
+
+
+def _kosine_int8(checkpoint: Checkpoint, folder: Path, _: Sequence[Sequence[int]]) -> None:
+    from kosine.errors import BackendUnavailable, ParityError
+    from kosine_export.export import export
+
+    try:
+        export(checkpoint.folder, folder / "encoder.kosine", targets=["native-int8"])
+    except (BackendUnavailable, ParityError) as error:
+        raise Absent(str(error)) from error
 
 
 def _kosine_cuda(checkpoint: Checkpoint, folder: Path, _: Sequence[Sequence[int]]) -> None:
@@ -187,6 +196,7 @@ CONVERSIONS: dict[str, tuple[Conversion, tuple[str, ...], tuple[str, ...]]] = {
     "openvino-int8": (_openvino_int8, ("openvino",), ("torch", "openvino", "nncf")),
     "ctranslate2": (_ctranslate2, (), ("torch", "transformers", "ctranslate2")),
     "kosine": (_kosine, (), ("kosine",)),
+    "kosine-int8": (_kosine_int8, (), ("kosine",)),
     "kosine-cuda": (_kosine_cuda, (), ("kosine",)),
     "kosine-tensorrt": (_kosine_tensorrt, (), ("kosine",)),
     "fastembed": (_fastembed, ("onnx",), ("torch", "transformers", "onnx", "fastembed")),

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,8 @@ from kosine_bench.contestants.contestant import (
 
 __all__ = [
     *("Kosine", "KosineNativeAvx2", "KosineNativeAvx512", "KosineNativeBfloat16"),
-    *("KosineNativeFloat32", "KosineOnnx", "KosineOnnxCuda", "KosineTensorrt"),
+    *("KosineNativeFloat32", "KosineNativeInt8", "KosineNativeW8A16", "KosineOnnx"),
+    *("KosineOnnxCuda", "KosineTensorrt"),
 ]
 
 
@@ -37,6 +39,9 @@ class Kosine(Contestant):
     serves = True
     backend: ClassVar[str]
 
+    def bundle(self, checkpoint: Checkpoint) -> Path:
+        return checkpoint.converted / self.converts[0] / "encoder.kosine"
+
     def load(self, checkpoint: Checkpoint, threads: int) -> None:
         import kosine
         from kosine import errors
@@ -49,7 +54,7 @@ class Kosine(Contestant):
         engine: dict[str, Any] = {"backend": self.backend, "dtype": self.precision}
         try:
             self.encoder = kosine.load(
-                checkpoint.converted / self.converts[0] / "encoder.kosine",
+                self.bundle(checkpoint),
                 **engine,
                 device=self.target,
                 threads=threads,
@@ -124,6 +129,32 @@ class KosineNativeBfloat16(KosineNativeFloat32):
     name = "kosine-native-bfloat16"
     label = "kosine native bf16"
     precision = "bfloat16"
+
+
+class KosineNativeW8A16(KosineNativeFloat32):
+    """The native engine with weights of bytes, which are multiplied as floats.
+
+    Its bundle is one of its own: where rounding misses parity, no other loses its bundle.
+    """
+
+    name = "kosine-native-w8a16"
+    label = "kosine native w8a16"
+    precision = "w8a16"
+    converts = ("kosine-int8",)
+
+
+class KosineNativeInt8(KosineNativeW8A16):
+    """The native engine with weights and activations of bytes."""
+
+    name = "kosine-native-int8"
+    label = "kosine native int8"
+    precision = "int8"
+
+    def w8a16_share(self, checkpoint: Checkpoint) -> float | None:
+        from kosine.bundle import Bundle
+
+        record = Bundle(self.bundle(checkpoint)).manifest.int8
+        return None if record is None else record.bytes_only_share
 
 
 class KosineNativeAvx512(KosineNativeFloat32):

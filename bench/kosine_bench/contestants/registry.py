@@ -8,6 +8,8 @@ from kosine_bench.contestants.kosine import (
     KosineNativeAvx512,
     KosineNativeBfloat16,
     KosineNativeFloat32,
+    KosineNativeInt8,
+    KosineNativeW8A16,
     KosineOnnx,
     KosineOnnxCuda,
     KosineTensorrt,
@@ -44,6 +46,8 @@ OURS: tuple[type[Contestant], ...] = (
     KosineOnnx,
     KosineNativeFloat32,
     KosineNativeBfloat16,
+    KosineNativeW8A16,
+    KosineNativeInt8,
     KosineNativeAvx512,
     KosineNativeAvx2,
 )

@@ -16,6 +16,7 @@ __all__ = ["LEVELS", "ContestantState", "leave_out_repeated"]
 LEVELS = {
     "avx2": "AVX2",
     "avx512": "AVX512",
+    "avx512_vnni": "AVX512-VNNI",
     "avx512_bf16": "AVX512-BF16",
     "amx_bf16": "AMX",
 }
@@ -27,6 +28,7 @@ class ContestantState:
 
     Attributes:
         isa: The instruction-set level that it computes at, where it tells.
+        w8a16_share: By model size what `Contestant.w8a16_share` tells.
     """
 
     kind: type[Contestant]
@@ -34,6 +36,7 @@ class ContestantState:
     versions: dict[str, str] = field(default_factory=dict)
     import_seconds: list[float] = field(default_factory=list)
     isa: str | None = None
+    w8a16_share: dict[str, float] = field(default_factory=dict)
     reason: str | None = None
 
     @property
@@ -53,6 +56,7 @@ class ContestantState:
             "device": self.kind.device,
             "isa": self.isa,
             "forced": self.kind.forced,
+            "w8a16_share": self.w8a16_share,
             "python": platform.python_version(),
             "versions": self.versions,
             "import_seconds": [round(second, 4) for second in self.import_seconds],

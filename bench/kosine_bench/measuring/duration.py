@@ -16,7 +16,7 @@ from kosine_bench.measuring.worker import MOST_REQUESTS, OWN_WARM_UP_SECONDS, WA
 __all__ = ["Step", "TimeEstimate", "clock", "part_seconds", "start_seconds", "work_of"]
 
 # Of the peak, what runtimes reach on real lengths; and what a worker loads a second.
-REACHED = {"float32": 0.65, "bfloat16": 0.5, "float16": 0.3, "int8": 0.35}
+REACHED = {"float32": 0.65, "bfloat16": 0.5, "float16": 0.3, "int8": 0.35, "w8a16": 0.5}
 READ_BYTES_PER_SECOND = 5e8
 TRIED_SETTINGS = {"burst": 4, "bulk": 3}
 Step = tuple[int, ModelSize, ContestantState]

@@ -76,7 +76,8 @@ def flops_per_text(size: ModelSize, num_tokens: int) -> float:
 
 def weight_bytes(size: ModelSize, precision: str) -> int:
     """Bytes of linear-layer weights that a forward pass streams at `precision`."""
-    return size.linear_weights * {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}[precision]
+    sizes = {"float32": 4, "bfloat16": 2, "float16": 2, "w8a16": 1, "int8": 1}
+    return size.linear_weights * sizes[precision]
 
 
 def build(size: ModelSize, cache: Path | None = None) -> Path:

@@ -117,10 +117,14 @@ class _Run:
                 state.versions = worker.ask("versions")
                 state.isa = worker.ask("isa_level")
                 seconds = worker.ask("convert", calibration=calibration)
+                share = worker.ask("w8a16_share")
         except (Absent, WorkerFailed) as problem:
             state.reason = str(problem)
             self.say(f"{state.kind.name} is absent: {problem}")
             return
+        if share is not None:
+            state.w8a16_share[size.name] = share
+            self.say(f"{state.kind.name}: {share:.1%} of {size.name} stays in w8a16")
         for name, spent in seconds.items():
             if spent > 1:
                 self.say(f"converted {size.name} to {name} in {spent:.0f} s")

@@ -53,6 +53,9 @@ class Worker:
     def isa_level(self) -> str | None:
         return self.contestant.isa_level()
 
+    def w8a16_share(self) -> float | None:
+        return self.contestant.w8a16_share(self.checkpoint)
+
     def convert(self, calibration: list[list[int]]) -> dict[str, float]:
         """Seconds that each of the contestant's conversions took."""
         from kosine_bench.contestants.conversion import convert
@@ -232,7 +235,7 @@ class Worker:
 REQUESTS = frozenset(
     {
         *("versions", "convert", "load", "texts", "outputs", "tune", "measure", "load_test"),
-        *("isa_level", "peak_rss", "ceilings"),
+        *("isa_level", "w8a16_share", "peak_rss", "ceilings"),
     }
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 from kosine.errors import InputError
 from kosine_bench import paths
 from kosine_bench.measuring import result_file
-from kosine_bench.report import figures, ratios, tables
+from kosine_bench.report import cost, figures, ratios, tables
 from kosine_bench.report.pictures import PICTURES, picture_path
 
 __all__ = ["block", "summary", "update"]
@@ -85,6 +85,14 @@ def block(result: dict[str, Any], path: Path, root: Path) -> str:
         lines += [
             f"Shares of the limit are left out for {precision}: {flops / 1e9:,.0f} GFLOP/s were "
             "measured for it in this run, and contestants passed that.",
+            "",
+        ]
+    if result_file.device(result) == "cpu":
+        lines += [
+            "Vectors in an hour of one core, by encoder and dtype, in bulk, text in; the core"
+            " counts whether or not it was busy:",
+            "",
+            tables.markdown(cost.cost_heads(), cost.cost_rows(result)),
             "",
         ]
     for picture in PICTURES:

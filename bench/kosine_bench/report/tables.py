@@ -154,6 +154,14 @@ def text_table(result: dict[str, Any]) -> str:
     if rows:
         title = "packed rows against padding on ONNX Runtime, engine, times faster"
         parts.append(f"{title}\n{_aligned([PACKED_HEADS, *rows])}")
+    shares = [
+        [entry["label"], size, f"{share:.1%}"]
+        for entry in result["contestants"]
+        for size, share in entry.get("w8a16_share", {}).items()
+    ]
+    if shares:
+        title = "share of the linear layers' multiply-adds that stays in w8a16"
+        parts.append(f"{title}\n{_aligned(shares)}")
     absent = [
         [entry["label"], entry["absent"]] for entry in result["contestants"] if entry["absent"]
     ]

@@ -47,7 +47,7 @@ class Checkpoint:
         tensors: float32, C-contiguous, by the names and layouts of `kosine.spec`.
         tokenizer_json: A tokenizers JSON without truncation or padding, whose post-processor
             adds CLS and SEP.
-        special_ids: cls, sep and pad, and unk and mask where they exist.
+        special_ids: sep and pad, and cls, unk and mask where they exist.
         prompts: Text by name.
         default_prompt_name: The prompt for calls that name none, or None.
         similarity: "cosine", "dot", "euclidean" or "manhattan".
@@ -242,10 +242,10 @@ def beyond_vocabulary(rows: int, tokenizer: TokenizerFiles) -> tuple[str, ...]:
 
     Such ids are often left over and never used; a text that has one is refused at run time.
     """
-    if max(tokenizer.special_ids["cls"], tokenizer.special_ids["sep"]) >= rows:
+    frame = {name: i for name, i in tokenizer.special_ids.items() if name in ("cls", "sep")}
+    if max(frame.values()) >= rows:
         raise CorruptCheckpoint(
-            f"cls and sep have ids {tokenizer.special_ids['cls']} and "
-            f"{tokenizer.special_ids['sep']}",
+            f"{' and '.join(frame)} have ids {' and '.join(map(str, frame.values()))}",
             limit=f"there are {rows} word embeddings",
             remedy="check that the tokenizer and the weights belong together",
         )

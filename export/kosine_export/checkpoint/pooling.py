@@ -141,7 +141,8 @@ def refuse_guessing(folder: Path, config: Mapping[str, Any]) -> None:
         raise UnsupportedCheckpoint(
             f"architecture {name} with no stated pooling",
             limit=f"encoders are supported: {', '.join(MODEL_TYPES)}",
-            remedy="use an encoder checkpoint",
+            remedy="use an encoder checkpoint, or pass --pooling lasttoken to pool as "
+            "sentence-transformers does",
         )
     if name.endswith("ForSequenceClassification"):
         raise UnsupportedCheckpoint(

@@ -63,13 +63,14 @@ def read_config(config: Mapping[str, Any]) -> EncoderSpec:
         UnsupportedCheckpoint: Another model, or a variant of the block that differs from it.
         CorruptCheckpoint: A value of the wrong type, or sizes that cannot be.
     """
-    if config.get("auto_map"):
+    mapped = config.get("auto_map")
+    model_type = str(config.get("model_type")) if mapped else model_type_of(config)
+    if mapped and not is_known_code(mapped, model_type):
         raise UnsupportedCheckpoint(
             "config.json has auto_map: the model is Python code inside the checkpoint",
             limit="code from checkpoints is never run",
             remedy=f"use a checkpoint of a standard class ({SUPPORTED})",
         )
-    model_type = model_type_of(config)
     if model_type not in MODEL_TYPES:
         raise UnsupportedCheckpoint(
             f"model_type {model_type!r}", limit=SUPPORTED, remedy="export one of those"
@@ -78,6 +79,13 @@ def read_config(config: Mapping[str, Any]) -> EncoderSpec:
     spec = bert_like(config, family, model_type) if family.spec is None else family.spec(config)
     require_room(spec.embeddings)
     return spec
+
+
+def is_known_code(mapped: object, model_type: str) -> bool:
+    """Whether the class of an `auto_map` is one whose arithmetic its config states."""
+    name = str(mapped.get("AutoModel", "")) if isinstance(mapped, dict) else ""
+    family = MODEL_TYPES.get(model_type)
+    return bool(family and name.rpartition(".")[2] in family.code_classes)
 
 
 def bert_like(config: Mapping[str, Any], family: Family, model_type: str) -> EncoderSpec:

@@ -51,8 +51,12 @@ class Family:
         buckets: Of distances, in families whose layers share a table of them.
         word_embeddings: The tensor's name; by it an encoder is found in a file.
         parts: How the names of the encoder's tensors begin.
+        code_classes: Classes that its checkpoints bring as Python of their own, in `auto_map`. It
+            is never run: config.json says what they compute.
         spec: config.json to a spec, where the layers are not BERT's.
         tensors: Tensors under canonical names, where they are not BERT's.
+        as_transformers: A config.json of such a class as that of transformers' own, for the
+            referee.
     """
 
     name: str
@@ -71,5 +75,7 @@ class Family:
     buckets: Buckets | None = None
     word_embeddings: str = "embeddings.word_embeddings.weight"
     parts: tuple[str, ...] = ("embeddings.", "embeddings_project.", "encoder.", "transformer.")
+    code_classes: frozenset[str] = frozenset()
     spec: Callable[[Mapping[str, Any]], EncoderSpec] | None = None
     tensors: Callable[[EncoderSpec, Reader], Iterator[tuple[str, Float32]]] | None = None
+    as_transformers: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
+from kosine.errors import CorruptCheckpoint
 from kosine.spec import (
     Attention,
     Block,
@@ -26,10 +26,12 @@ from kosine.spec import (
 )
 from kosine_export.families.family import Family
 from kosine_export.families.reader import Reader, named
+from kosine_export.families.rope import rotary
 from kosine_export.families.values import (
     flag,
     integer,
     layer_count,
+    layer_types,
     ratio,
     refuse_other_models,
 )
@@ -81,13 +83,24 @@ def spec(stated: Mapping[str, Any]) -> EncoderSpec:
     )
     bias = flag("attention_bias", config.get("attention_bias", False))
     blocks = []
-    for number, kind in enumerate(layer_types(config, layer_count(size("num_hidden_layers")))):
+    count, every = layer_count(size("num_hidden_layers")), size("global_attn_every_n_layers")
+    pattern = [LOCAL if number % every else WHOLE for number in range(count)]
+    for number, kind in enumerate(layer_types(config, count, tuple(THETAS), pattern)):
+        older, default = THETAS[kind]
+        theta, _ = rotary(
+            config,
+            default,
+            head_size=hidden_size // num_heads,
+            kind=kind,
+            older=older,
+            known=("default",),
+        )
         attention = Attention(
             num_heads=num_heads,
             num_key_value_heads=num_heads,
             head_size=hidden_size // num_heads,
             positions="rope",
-            rope_theta=theta(config, kind),
+            rope_theta=theta,
             buckets=None,
             window=size("local_attention") // 2 if kind == LOCAL else None,
             bias=bias,
@@ -111,55 +124,9 @@ def spec(stated: Mapping[str, Any]) -> EncoderSpec:
     )
 
 
-def layer_types(config: Mapping[str, Any], count: int) -> list[str]:
-    """What each layer sees."""
-    stated = config.get("layer_types")
-    if stated is None:
-        key = "global_attn_every_n_layers"
-        every = integer(key, config.get(key, DEFAULTS[key]))
-        return [LOCAL if number % every else WHOLE for number in range(count)]
-    if not isinstance(stated, list) or len(stated) != count:
-        raise CorruptCheckpoint(
-            "config.json: layer_types is no list of a type for each layer",
-            limit=f"num_hidden_layers is {count}",
-        )
-    for kind in stated:
-        if kind not in THETAS:
-            raise UnsupportedCheckpoint(
-                f"config.json: layer type {kind!r}",
-                limit=f"{WHOLE} and {LOCAL} are supported",
-                remedy="use a checkpoint of those layers",
-            )
-    return stated
-
-
-def theta(config: Mapping[str, Any], kind: str) -> float:
-    """The base of a layer type's rotary angles."""
-    older, default = THETAS[kind]
-    stated = config.get("rope_parameters", {})
-    if not isinstance(stated, dict):
-        raise CorruptCheckpoint(f"config.json: rope_parameters is a {type(stated).__name__}")
-    own = stated.get(kind) or {}
-    for where, rules in (("rope_scaling", config.get("rope_scaling")), ("rope_parameters", own)):
-        rule = rules.get("rope_type", rules.get("type", "default")) if rules else "default"
-        if rule != "default":
-            raise UnsupportedCheckpoint(
-                f"config.json: {where} has rope_type {rule!r}",
-                limit="plain rotary positions are supported",
-                remedy="use a checkpoint without scaling",
-            )
-    value = own.get("rope_theta", config.get(older, default))
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 < value < 1e12:
-        raise CorruptCheckpoint(
-            f"config.json: the rope_theta of {kind} is {value!r}",
-            limit="a number above 1 is needed",
-        )
-    return float(value)
-
-
 def tensors(spec: EncoderSpec, reader: Reader) -> Iterator[tuple[str, Float32]]:
     sizes, hidden = spec.embeddings, spec.hidden_size
-    biased = sizes.norm.bias
+    biased = spec.layers[0].norm.bias
     words = reader.read(MODERNBERT.word_embeddings, (sizes.vocab_size, hidden))
     yield "embeddings.word.weight", words
     yield from named("embeddings.norm", reader.norm("embeddings.norm", hidden, bias=biased))

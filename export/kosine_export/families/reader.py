@@ -24,6 +24,9 @@ class Reader:
         self._patch = patch
         self.used: set[str] = set()
 
+    def has(self, name: str) -> bool:
+        return self.prefix + name in self.shapes
+
     def read(self, name: str, shape: tuple[int, ...]) -> Float32:
         full = self.prefix + name
         if full not in self.shapes:

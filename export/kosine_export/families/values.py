@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
 
-__all__ = ["flag", "integer", "layer_count", "ratio", "refuse_other_models"]
+__all__ = ["flag", "integer", "layer_count", "layer_types", "ratio", "refuse_other_models"]
 
 MAX_LAYERS = 1024
+EXACT = "the exact erf form"
 
 
 def integer(key: str, value: object, *, minimum: int = 1) -> int:
@@ -43,11 +44,36 @@ def flag(key: str, value: object) -> bool:
     return value
 
 
-def refuse_other_models(config: Mapping[str, Any], activation: str) -> None:
+def layer_types(
+    config: Mapping[str, Any], count: int, known: Collection[str], otherwise: Sequence[str]
+) -> Sequence[str]:
+    """What each layer sees: `layer_types`, or `otherwise` where the config is silent."""
+    stated = config.get("layer_types")
+    if stated is None:
+        return otherwise
+    if not isinstance(stated, list) or len(stated) != count:
+        raise CorruptCheckpoint(
+            "config.json: layer_types is no list of a type for each layer",
+            limit=f"num_hidden_layers is {count}",
+        )
+    for kind in stated:
+        if kind not in known:
+            raise UnsupportedCheckpoint(
+                f"config.json: layer type {kind!r}",
+                limit=f"{' and '.join(known)} are supported",
+                remedy="use a checkpoint of those layers",
+            )
+    return stated
+
+
+def refuse_other_models(
+    config: Mapping[str, Any], activation: str, wanted: str = "gelu", meaning: str = EXACT
+) -> None:
     """Refuse, by name, what is no plain encoder.
 
     Args:
         activation: The family's key of the feed-forward's activation.
+        wanted: What it has to be, and `meaning` in words.
     """
     for key in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
         if config.get(key):
@@ -63,10 +89,10 @@ def refuse_other_models(config: Mapping[str, Any], activation: str) -> None:
                 limit="plain float weights of the full size are supported",
                 remedy="export from the original checkpoint",
             )
-    stated = config.get(activation, "gelu")
-    if stated != "gelu":
+    stated = config.get(activation, wanted)
+    if stated != wanted:
         raise UnsupportedCheckpoint(
             f"{activation} {stated!r}",
-            limit="gelu, the exact erf form, is supported",
+            limit=f"{wanted}, {meaning}, is supported",
             remedy="use a checkpoint trained with it",
         )

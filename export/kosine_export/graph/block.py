@@ -27,16 +27,17 @@ __all__ = ["MASKED", "RUNS", "Sight", "embed", "layers", "reads_places", "requir
 # Added to scores that must not count. Finite, and inside float16's range, so that no engine
 # makes it -inf; exp(-30000) is 0 in float32 beside any score that a model gives.
 MASKED = -30000.0
+NORMS = ("layer_norm", "rms_norm")
 # What the graphs can say, by the spec's fields.
 RUNS: Mapping[str, Container[Any] | str] = {
     "embeddings.positions.rule": ("absolute", "roberta", "none"),
-    "embeddings.norm.kind": ("layer_norm",),
-    "layers.norm_placement": ("post", "pre"),
-    "layers.norm.kind": ("layer_norm",),
-    "layers.attention.num_key_value_heads": "num_heads",
+    "embeddings.norm.kind": NORMS,
+    "layers.norm_placement": ("post", "pre", "sandwich"),
+    "layers.norm.kind": NORMS,
+    "layers.attention.query_key_norm.kind": NORMS,
     "layers.attention.positions": ("none", "rope", "buckets"),
-    "layers.feed_forward.activation": ("gelu",),
-    "final_norm.kind": ("layer_norm",),
+    "layers.feed_forward.activation": ("gelu", "gelu_tanh", "silu"),
+    "final_norm.kind": NORMS,
     "pooling.modes": get_args(PoolingMode),
     "dense.activation": ("identity", "tanh", "relu", "gelu", "sigmoid"),
 }
@@ -58,7 +59,8 @@ def embed(g: Graph, spec: EncoderSpec, words: str, rows: str | None, types: str 
     for row in (rows, types):
         if row is not None:
             x = g.op("Add", x, g.to_float(row))
-    x = _norm(g, x, "embeddings.norm", spec.embeddings.norm)
+    if spec.embeddings.norm is not None:
+        x = _norm(g, x, "embeddings.norm", spec.embeddings.norm)
     x = g.to_half(x)
     if spec.embeddings.size != spec.hidden_size:
         x = g.linear(x, "embeddings.project")
@@ -68,7 +70,7 @@ def embed(g: Graph, spec: EncoderSpec, words: str, rows: str | None, types: str 
 def reads_places(spec: EncoderSpec) -> bool:
     """Whether a layer asks where in its sentence a token is."""
     wanted = [block.attention for block in spec.layers]
-    return any(a.window is not None or a.positions != "none" for a in wanted)
+    return any(a.window is not None or a.positions != "none" or a.causal for a in wanted)
 
 
 class Sight:
@@ -88,19 +90,20 @@ class Sight:
         self._allowed = allowed
         self._places = places or ""  # an empty name is no input
         self.edges = edges
-        self._biases: dict[tuple[int | None, Buckets | None], list[str]] = {}
-        self._turns: dict[tuple[float, int], tuple[str, str]] = {}
+        self._biases: dict[tuple[int | None, bool, Buckets | None], list[str]] = {}
+        self._turns: dict[tuple[float, float, int], tuple[str, str]] = {}
 
     def biases(self, attention: Attention) -> list[str]:
         """float32 (R, 1 or heads, queries, S) for each part: 0, or what a head adds for the
         distance, where a token is seen, and MASKED elsewhere.
         """
-        window, buckets = asked = attention.window, attention.buckets
+        window, causal, buckets = asked = attention.window, attention.causal, attention.buckets
         if asked not in self._biases:
             allowed = list(self._allowed)
-            if window is not None:
-                near = self._near(window)
-                allowed = [self._g.op("And", *pair) for pair in zip(allowed, near, strict=True)]
+            limits = [] if window is None else [self._near(window)]
+            limits += [self._before()] if causal else []
+            for limit in limits:
+                allowed = [self._g.op("And", *pair) for pair in zip(allowed, limit, strict=True)]
             found = [_attention_bias(self._g, part) for part in allowed]
             if buckets is not None:
                 added = self._by_distance(buckets)
@@ -120,6 +123,11 @@ class Sight:
         g, limit = self._g, self._g.ints("window", window)
         return [g.op("LessOrEqual", g.op("Abs", each), limit) for each in self._distances()]
 
+    def _before(self) -> list[str]:
+        """Whether a key is at the query's place or before it."""
+        g = self._g
+        return [g.op("LessOrEqual", each, g.ints("zero", 0)) for each in self._distances()]
+
     def _by_distance(self, buckets: Buckets) -> list[str]:
         """float32 (R, heads, queries, S): what each head adds."""
         g, reach = self._g, buckets.max_distance
@@ -135,16 +143,17 @@ class Sight:
             added.append(g.op("Transpose", each, perm=[1, 0, 2, 3]))
         return added
 
-    def turn(self, theta: float, size: int) -> tuple[str, str]:
+    def turn(self, theta: float, divisor: float, size: int) -> tuple[str, str]:
         """float32 cosines and sines, (R, S, 1, size / 2)."""
-        if (theta, size) not in self._turns:
+        asked = theta, divisor, size
+        if asked not in self._turns:
             g = self._g
             places = g.op("Cast", self._places, to=TensorProto.FLOAT)
             places = g.op("Unsqueeze", places, g.ints("axes_2_3", [2, 3]))
-            frequencies = g.floats("frequencies", rotary_frequencies(theta, size))
+            frequencies = g.floats("frequencies", rotary_frequencies(theta, size, divisor))
             angles = g.op("Mul", places, frequencies)
-            self._turns[theta, size] = g.op("Cos", angles), g.op("Sin", angles)
-        return self._turns[theta, size]
+            self._turns[asked] = g.op("Cos", angles), g.op("Sin", angles)
+        return self._turns[asked]
 
 
 def _attention_bias(g: Graph, allowed: str) -> str:
@@ -174,14 +183,21 @@ def _post_norm_layer(g: Graph, block: Block, at: str, x: str, sight: Sight) -> s
 
 def _pre_norm_layer(g: Graph, block: Block, at: str, x: str, sight: Sight) -> str:
     """The residual stays float32 from end to end."""
+    sandwich = block.norm_placement == "sandwich"
     y = _norm(g, x, f"{at}.attention.norm", block.norm) if block.attention_norm else x
-    x = g.op("Add", x, g.to_float(_attend(g, block.attention, at, g.to_half(y), sight)))
+    y = g.to_float(_attend(g, block.attention, at, g.to_half(y), sight))
+    if sandwich:
+        y = _norm(g, y, f"{at}.attention.output.norm", block.norm)
+    x = g.op("Add", x, y)
     y = g.to_half(_norm(g, x, f"{at}.ffn.norm", block.norm))
-    return str(g.op("Add", x, g.to_float(_feed_forward(g, block.feed_forward, at, y))))
+    y = g.to_float(_feed_forward(g, block.feed_forward, at, y))
+    if sandwich:
+        y = _norm(g, y, f"{at}.ffn.down.norm", block.norm)
+    return str(g.op("Add", x, y))
 
 
 def _feed_forward(g: Graph, forward: FeedForward, at: str, x: str) -> str:
-    inner = g.gelu(g.linear(x, f"{at}.ffn.up", bias=forward.bias))
+    inner = g.activation(g.linear(x, f"{at}.ffn.up", bias=forward.bias), forward.activation)
     if forward.gated:
         gate = g.linear(x, f"{at}.ffn.gate", bias=forward.bias)
         inner = g.op("Mul", inner, gate, half=True)
@@ -190,16 +206,29 @@ def _feed_forward(g: Graph, forward: FeedForward, at: str, x: str) -> str:
 
 def _attend(g: Graph, attention: Attention, at: str, x: str, sight: Sight) -> str:
     """(R, S, hidden) to (R, S, hidden)."""
-    width, size = attention.width, attention.head_size
-    heads = g.ints("heads", [0, 0, attention.num_heads, size])
+    width, size, shared = attention.width, attention.head_size, attention.shared_width
     merged = g.ints("merged", [0, 0, width])
-    thirds = g.ints("thirds", [width] * 3)
+    thirds = g.ints("thirds", [width, shared, shared])
     scale = g.number("scale", 1 / math.sqrt(size), half=True)
     qkv = g.linear(x, f"{at}.attention.qkv", bias=attention.bias)
     parts = g.op("Split", qkv, thirds, half=True, outputs=3, axis=-1)
-    q, k, v = (g.op("Reshape", part, heads, half=True) for part in parts)
+    counts = attention.num_heads, *[attention.num_key_value_heads] * 2
+    q, k, v = (
+        g.op("Reshape", part, g.ints("heads", [0, 0, count, size]), half=True)
+        for part, count in zip(parts, counts, strict=True)
+    )
+    if attention.query_key_norm is not None:
+        q, k = (
+            g.to_half(_norm(g, g.to_float(part), f"{at}.{name}.norm", attention.query_key_norm))
+            for part, name in ((q, "attention.query"), (k, "attention.key"))
+        )
     if attention.rope_theta is not None:
-        q, k = (_turned(g, part, size, sight.turn(attention.rope_theta, size)) for part in (q, k))
+        turn = sight.turn(attention.rope_theta, attention.rope_divisor, size)
+        q, k = (_turned(g, part, size, turn) for part in (q, k))
+    sharers = attention.num_heads // attention.num_key_value_heads
+    if sharers > 1:
+        owners = g.ints("owners", [head // sharers for head in range(attention.num_heads)])
+        k, v = (g.op("Gather", part, owners, half=True, axis=2) for part in (k, v))
     # Scaled before the product: in float16 the scores then stay small as well.
     q = g.op("Mul", q, scale, half=True)
     q = g.op("Transpose", q, half=True, perm=[0, 2, 1, 3])
@@ -228,7 +257,8 @@ def _turned(g: Graph, x: str, size: int, turn: tuple[str, str]) -> str:
 
 
 def _norm(g: Graph, x: str, name: str, norm: Norm) -> str:
-    return g.layer_norm(x, name, norm.eps, bias=norm.bias)
+    write = g.rms_norm if norm.kind == "rms_norm" else g.layer_norm
+    return write(x, name, norm.eps, bias=norm.bias)
 
 
 def _residual_norm(g: Graph, norm: Norm, x: str, y: str, name: str) -> str:

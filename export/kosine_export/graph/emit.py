@@ -18,6 +18,7 @@ from kosine.bundle.tensorfile import TensorEntry
 __all__ = ["Graph"]
 
 IR_VERSION = 8
+C = 0.044715  # of GELU's approximation by tanh
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 TYPE_OF_DTYPE = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 
@@ -31,6 +32,7 @@ class Graph:
         precision: "float32" or "float16".
         shadow: Write the float16 graph's every node and name with float32 in place of float16,
             to look at values before they would overflow.
+        opset: Of the operators.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class Graph:
         precision: str,
         *,
         shadow: bool = False,
+        opset: int = 17,
     ) -> None:
         self._entries = entries
+        self._opset = opset
         self._location = location
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
@@ -117,6 +121,35 @@ class Graph:
         arrays = [self.weight(f"{name}.{part}") for part in names]
         return str(self.op("LayerNormalization", x, *arrays, axis=-1, epsilon=eps))
 
+    def rms_norm(self, x: str, name: str, eps: float, *, bias: bool = False) -> str:
+        """LayerNorm around a mean of zero; float32 in, float32 out."""
+        squares = self.op("Pow", x, self.number("two", 2.0))
+        if self._opset < 18:
+            mean = self.op("ReduceMean", squares, axes=[-1])
+        else:
+            mean = self.op("ReduceMean", squares, self.ints("last", [-1]))
+        root = self.op("Sqrt", self.op("Add", mean, self.number("eps", eps)))
+        y = self.op("Mul", self.op("Div", x, root), self.weight(f"{name}.weight"))
+        return str(self.op("Add", y, self.weight(f"{name}.bias")) if bias else y)
+
+    def activation(self, x: str, name: str) -> str:
+        """Of a feed-forward, by its name in `kosine.spec`; in the working precision.
+
+        Those but the erf form go through float32: x ** 3 leaves float16 early.
+        """
+        if name == "gelu":
+            return self.gelu(x)
+        x = self.to_float(x)
+        if name == "silu":
+            return self.to_half(self.op("Mul", x, self.op("Sigmoid", x)))
+        cubed = self.op("Mul", self.op("Pow", x, self.number("three", 3.0)), self.number("c", C))
+        inner = self.op(
+            "Mul", self.op("Add", x, cubed), self.number("root", math.sqrt(2 / math.pi))
+        )
+        share = self.op("Add", self.op("Tanh", inner), self.number("one_float", 1.0))
+        half = self.op("Mul", x, self.number("point_five_float", 0.5))
+        return self.to_half(self.op("Mul", half, share))
+
     def gelu(self, x: str, *, half: bool = True) -> str:
         suffix = "" if half else "_float"
         root = self.number(f"sqrt_two{suffix}", math.sqrt(2.0), half=half)
@@ -133,7 +166,6 @@ class Graph:
         name: str,
         inputs: Sequence[tuple[str, Sequence[str | int]]],
         outputs: Sequence[tuple[str, str, Sequence[str | int]]],
-        opset: int,
     ) -> onnx.ModelProto:
         """The model of int64 `inputs` (name, shape) and float32 `outputs` (name, from, shape)."""
         for public, inner, _ in outputs:
@@ -147,7 +179,7 @@ class Graph:
         )
         return helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", opset)],
+            opset_imports=[helper.make_opsetid("", self._opset)],
             ir_version=IR_VERSION,
             producer_name="kosine",
         )

@@ -34,7 +34,8 @@ def packed_graph(
     Symbolic sizes: rows R, width S, slots K, sentences n.
     """
     require_supported(spec)
-    g = Graph(entries, location, precision, shadow=shadow)
+    opset = OPSET_MAX_POOL if "max" in spec.pooling.modes else OPSET
+    g = Graph(entries, location, precision, shadow=shadow, opset=opset)
     words = g.op("Gather", g.weight("embeddings.word.weight"), "input_ids", half=True)
     rows = types = None
     if spec.embeddings.positions.rule != "none":
@@ -64,7 +65,6 @@ def packed_graph(
         "kosine_packed",
         inputs,
         [("vectors", vectors, ["sentences", spec.dim]), ("norms", norms, ["sentences"])],
-        OPSET_MAX_POOL if "max" in spec.pooling.modes else OPSET,
     )
     return model, g.half_outputs
 

@@ -32,7 +32,7 @@ def model_graph(
     needs `packed.onnx`, or a tool that pools `last_hidden_state` itself.
     """
     require_supported(spec)
-    g = Graph(entries, location, precision)
+    g = Graph(entries, location, precision, opset=OPSET)
     names = ["input_ids", "attention_mask"]
     shape = g.op("Shape", "input_ids")
     types = None
@@ -75,5 +75,4 @@ def model_graph(
             ("sentence_embedding", vectors, ["batch", spec.dim]),
             ("last_hidden_state", x, ["batch", "sequence", spec.hidden_size]),
         ],
-        OPSET,
     )

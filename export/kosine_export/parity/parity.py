@@ -98,11 +98,18 @@ class Parity:
         if self.passed:
             return
         worst = self.to_json()
+        centred = worst["centred"]
         raise ParityError(
-            f"the {self.dtype} graph does not give PyTorch's vectors: min cosine "
-            f"{worst['min_cosine']:.7f}, max abs error {worst['max_abs_error']:.1e}, same "
-            f"token ids in {worst['ids_equal']} of {worst['texts']} texts",
-            limit=f"gate: min cosine {self.gate.min_cosine}, every token id",
+            f"{self.backend} in {self.dtype} does not give PyTorch's vectors: min cosine "
+            f"{worst['min_cosine']:.7f}, mean {worst['mean_cosine']:.7f}, "
+            + (
+                ""
+                if centred is None
+                else "centred {min_cosine:.7f}, {mean_cosine:.7f}, ".format(**centred)
+            )
+            + f"max abs error {worst['max_abs_error']:.1e}, same token ids in "
+            f"{worst['ids_equal']} of {worst['texts']} texts",
+            limit=f"gate: {self.gate}, every token id",
             remedy=NOT_WRITTEN,
             report="\n".join([*map("note: {}".format, notes), self.table()]),
         )

@@ -14,7 +14,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ import numpy as np
 from kosine.errors import CheckpointError, MissingExtra
 from kosine.packed import Float32
 from kosine_export.checkpoint.location import locate
+from kosine_export.families.registry import MODEL_TYPES
+from kosine_export.files.folder import read_object
 
 __all__ = ["Referee", "missing_packages"]
 
@@ -40,14 +43,21 @@ TOKENIZER_TYPES = {
 }
 
 
-def missing_packages(*, adapter: bool = False) -> tuple[str, ...]:
+def missing_packages(*, adapter: bool = False, model_type: str | None = None) -> tuple[str, ...]:
     """What the referee needs and this machine lacks, by the names that pip knows.
 
     Args:
         adapter: Whether the checkpoint is an adapter, which peft applies to its base.
+        model_type: The checkpoint's. Of one that brings its own Python, transformers must have
+            the class.
     """
     needed = (*PACKAGES, "peft") if adapter else PACKAGES
-    absent = (name for name in needed if importlib.util.find_spec(name) is None)
+    absent = [name for name in needed if importlib.util.find_spec(name) is None]
+    family = MODEL_TYPES.get(model_type or "")
+    if not absent and family and family.code_classes:
+        absent = (
+            [] if family.name in _known_types() else [f"transformers with {family.model_class}"]
+        )
     return tuple(name.replace("_", "-") for name in absent)
 
 
@@ -212,13 +222,42 @@ def _load(
     if told:
         options["tokenizer_kwargs"] = told
     if base is None:
-        return SentenceTransformer(str(checkpoint), revision=revision, **options).float().eval()
+        located = locate(checkpoint, revision=revision, allow_pickle=allow_pickle)
+        with _as_transformers(located.folder) as folder:
+            return SentenceTransformer(str(folder), **options).float().eval()
     with tempfile.TemporaryDirectory() as folder:
         adapter = locate(checkpoint, revision=revision, allow_pickle=allow_pickle)
         own = locate(base, allow_pickle=allow_pickle)
         _overlay(adapter.folder, own.folder, Path(folder))
         model = SentenceTransformer(folder, **options)
     return model.float().eval()
+
+
+@contextmanager
+def _as_transformers(folder: Path) -> Iterator[Path]:
+    """The folder; or links to its files with config.json as transformers' own class spells it,
+    where the checkpoint's would have its own Python run.
+    """
+    named = ("config.json", "0_Transformer/config.json")
+    name = next((name for name in named if (folder / name).is_file()), None)
+    config = {} if name is None else read_object(folder / name)
+    family = MODEL_TYPES.get(str(config.get("model_type")))
+    spell = family.as_transformers if family else None
+    if name is None or spell is None or config["model_type"] in _known_types():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / folder.name
+        shutil.copytree(folder.absolute(), copy, copy_function=os.symlink)
+        (copy / name).unlink()
+        (copy / name).write_text(json.dumps(spell(config)), encoding="utf-8")
+        yield copy
+
+
+def _known_types() -> Container[str]:
+    from transformers import CONFIG_MAPPING
+
+    return set(CONFIG_MAPPING)
 
 
 def _overlay(adapter: Path, base: Path, folder: Path) -> None:

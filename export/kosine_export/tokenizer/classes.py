@@ -14,6 +14,7 @@ from typing import Any
 
 from tokenizers import (
     AddedToken,
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -22,7 +23,7 @@ from tokenizers import (
     processors,
 )
 
-from kosine.bundle.tokenizerscan import Kind
+from kosine.bundle.tokenizerscan import QWEN_SPLIT, Kind
 from kosine.errors import CorruptCheckpoint
 
 __all__ = [
@@ -47,11 +48,14 @@ CLASSES: Mapping[str, Kind | None] = {
     "RobertaTokenizer": "byte-level",
     "XLMRobertaTokenizer": "unigram",
     "CamembertTokenizer": "unigram",
+    "Qwen2Tokenizer": "byte-level",
+    "GemmaTokenizer": "bpe",
     "PreTrainedTokenizerFast": None,
     "PreTrainedTokenizer": None,
     "TokenizersBackend": None,
 }
 GENERIC = "PreTrainedTokenizerFast"
+KEEP_FRAME = frozenset({"Qwen2Tokenizer", "GemmaTokenizer"})
 XLM_ROBERTA_UNKNOWN = 3  # transformers 5 takes this id, whatever the file says
 
 # Lower-casing strips accents, which decomposes Hangul: a vocabulary that cannot spell these
@@ -93,7 +97,7 @@ def build(
 ) -> Tokenizer:
     """The class `name` around a vocabulary of its kind; the post-processor is `frame`'s."""
     makers = {"wordpiece": wordpiece, "byte-level": byte_level, "unigram": unigram}
-    make = makers[vocabulary.kind]
+    make = {"Qwen2Tokenizer": qwen2, "GemmaTokenizer": gemma}.get(name) or makers[vocabulary.kind]
     source = "the vocabulary" if vocabulary.json is None else "tokenizer.json"
     return guarded(lambda: make(name, vocabulary, settings, tokens, lowercase), source)
 
@@ -138,6 +142,54 @@ def byte_level(
     return tokenizer
 
 
+def qwen2(
+    _name: str,
+    vocabulary: Vocabulary,
+    _settings: Mapping[str, Any],
+    _tokens: Mapping[str, AddedToken],
+    _lowercase: bool,
+) -> Tokenizer:
+    model = models.BPE(
+        vocab=vocabulary.pieces,
+        merges=vocabulary.merges,
+        continuing_subword_prefix="",
+        end_of_word_suffix="",
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def gemma(
+    _name: str,
+    vocabulary: Vocabulary,
+    _settings: Mapping[str, Any],
+    tokens: Mapping[str, AddedToken],
+    _lowercase: bool,
+) -> Tokenizer:
+    model = models.BPE(
+        vocab=vocabulary.pieces,
+        merges=vocabulary.merges,
+        unk_token=tokens["unk_token"].content,
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return tokenizer
+
+
 def unigram(
     name: str,
     vocabulary: Vocabulary,
@@ -174,8 +226,19 @@ def charsmap(value: Mapping[str, Any]) -> bytes | None:
     return None
 
 
-def frame(tokenizer: Tokenizer, kind: Kind, tokens: Mapping[str, AddedToken]) -> None:
-    """Set the class's post-processor: cls and sep, or for the Unigram classes bos and eos."""
+def frame(
+    tokenizer: Tokenizer, name: str, tokens: Mapping[str, AddedToken], file: Tokenizer | None
+) -> None:
+    """Set the class's post-processor: cls and sep, or for the Unigram classes bos and eos.
+
+    Args:
+        file: tokenizer.json as it is, whose post-processor the classes of decoders keep.
+    """
+    kind = CLASSES[name]
+    if name in KEEP_FRAME:
+        if file is not None and file.post_processor is not None:
+            tokenizer.post_processor = file.post_processor
+        return
     names = ("bos_token", "eos_token") if kind == "unigram" else ("cls_token", "sep_token")
     for name in (*names, *(["unk_token"] if kind == "wordpiece" else [])):
         if tokenizer.token_to_id(tokens[name].content) is None:

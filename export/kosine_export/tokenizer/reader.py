@@ -112,9 +112,10 @@ def read_tokenizer(
             source |= {"do_lower_case": lowercase} if overruled else {}
         tokenizer = build(read_as, vocabulary, settings, tokens, lowercase)
         add_tokens(tokenizer, folder, settings, tokens, rows, vocabulary.json)
-        frame(tokenizer, kind, tokens)
-        if vocabulary.json is not None:
-            older = as_in_transformers_4(vocabulary.json, tokenizer)
+        file = None if vocabulary.json is None else of_json(vocabulary.json)
+        frame(tokenizer, read_as, tokens, file)
+        if file is not None:
+            older = as_in_transformers_4(file, tokenizer)
             add_tokens(older, folder, settings, tokens, rows)
             source |= compared(read_as, tokenizer, older, notes)
     tokenizer.no_truncation()
@@ -245,9 +246,8 @@ def of_json(value: Mapping[str, Any] | None) -> Tokenizer:
     return guarded(lambda: Tokenizer.from_str(text), "tokenizer.json")
 
 
-def as_in_transformers_4(value: Mapping[str, Any], built: Tokenizer) -> Tokenizer:
+def as_in_transformers_4(tokenizer: Tokenizer, built: Tokenizer) -> Tokenizer:
     """tokenizer.json with what transformers 4 took from its class: these two's parameters."""
-    tokenizer = of_json(value)
     if isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
         tokenizer.normalizer = built.normalizer
     if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):

@@ -36,8 +36,18 @@ KIND_TOKENS: Mapping[Kind | None, Mapping[str, str]] = {
     "byte-level": ROBERTA_TOKENS,
     "unigram": ROBERTA_TOKENS,
 }
-# Classes whose own are others.
-MPNET_TOKENS = {**ROBERTA_TOKENS, "unk_token": "[UNK]"}
+# Classes whose own are others. Qwen's unknown token is the one that ends a text: bytes spell all.
+CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
+    "MPNetTokenizer": {**ROBERTA_TOKENS, "unk_token": "[UNK]"},
+    "Qwen2Tokenizer": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+    "GemmaTokenizer": {
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    },
+}
 NAMED_TOKENS = tuple(ROBERTA_TOKENS)  # in the order in which transformers adds them
 TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
@@ -57,7 +67,7 @@ def special_tokens(
 ) -> dict[str, AddedToken]:
     """Named special tokens: what the class `name` of that kind assumes, then what is stated."""
     mpnet = name == "MPNetTokenizer"
-    assumed = MPNET_TOKENS if mpnet else KIND_TOKENS.get(kind, {})
+    assumed = CLASS_TOKENS.get(name, KIND_TOKENS.get(kind, {}))
     tokens = {}
     for role in NAMED_TOKENS:
         token = special_token(settings.get(role)) or special_token(assumed.get(role))
@@ -149,23 +159,29 @@ def extra_tokens(settings: Mapping[str, Any]) -> list[AddedToken]:
     return [token for token in map(special_token, values) if token is not None]
 
 
+def ends_a_text(tokenizer: Tokenizer, index: int) -> bool:
+    """Whether that token stands behind what is between: of one alone an empty text shows not."""
+    return tokenizer.encode("a").ids[-1:] == [index]
+
+
 def ids_of(
     tokenizer: Tokenizer, tokens: Mapping[str, AddedToken], file: Mapping[str, Any]
 ) -> dict[str, int]:
-    """cls and sep, as the post-processor frames an empty text; pad, unk and mask by their names.
+    """cls and sep, or sep alone, as the post-processor frames an empty text; pad, unk and mask by
+    their names.
 
     Args:
         file: tokenizer.json, or empty: what it pads with counts where no pad is named, and its
             model's unknown token where no unk is.
     """
     framed = tokenizer.encode("").ids
-    if len(framed) != 2:
+    if not 1 <= len(framed) <= 2 or not ends_a_text(tokenizer, framed[-1]):
         raise UnsupportedCheckpoint(
             f"the tokenizer encodes an empty text as {framed[:8]}",
-            limit="one token in front of a text and one behind it, [CLS] and [SEP], are needed",
+            limit="one token behind a text, and at most one in front of it, are needed",
             remedy="save the tokenizer with a post-processor that adds them",
         )
-    ids = {"cls": framed[0], "sep": framed[1]}
+    ids = dict(zip(("cls", "sep")[-len(framed) :], framed, strict=True))
     model = file.get("model", {})
     unnamed = {"pad": (file.get("padding") or {}).get("pad_token"), "unk": model.get("unk_token")}
     for name in ("pad", "unk", "mask"):
@@ -174,6 +190,6 @@ def ids_of(
         index = None if content is None else tokenizer.token_to_id(content)
         if index is None and name == "unk":
             index = model.get("unk_id")
-        if index is not None:
+        if index is not None and not (name == "unk" and index in framed):
             ids[name] = index
     return ids

@@ -25,17 +25,18 @@ from kosine_kernels.steps import (
 
 __all__ = ["RUNS", "lower", "require_supported"]
 
+NORMS = ("layer_norm", "rms_norm")
 # What steps can say, by the spec's fields. The last two are the widths of vectors.
 RUNS: Mapping[str, Container[Any] | str] = {
     "embeddings.positions.rule": ("absolute", "roberta", "none"),
-    "embeddings.norm.kind": ("layer_norm",),
-    "layers.norm_placement": ("post", "pre"),
-    "layers.norm.kind": ("layer_norm",),
-    "layers.attention.num_key_value_heads": "num_heads",
-    "layers.attention.head_size": range(16, 129, 16),
+    "embeddings.norm.kind": NORMS,
+    "layers.norm_placement": ("post", "pre", "sandwich"),
+    "layers.norm.kind": NORMS,
+    "layers.attention.query_key_norm.kind": NORMS,
+    "layers.attention.head_size": range(16, 257, 16),
     "layers.attention.positions": ("none", "rope", "buckets"),
-    "layers.feed_forward.activation": ("gelu",),
-    "final_norm.kind": ("layer_norm",),
+    "layers.feed_forward.activation": ("gelu", "gelu_tanh", "silu"),
+    "final_norm.kind": NORMS,
     "pooling.modes": get_args(PoolingMode),
     "dense.activation": ("identity", "tanh", "relu", "gelu", "sigmoid"),
     "hidden_size": range(16, 1 << 24, 16),
@@ -71,7 +72,8 @@ def _steps(spec: EncoderSpec) -> Iterator[Step]:
     token_type = "embeddings.token_type" if embeddings.token_types else None
     position = None if embeddings.positions.rule == "none" else "embeddings.position"
     yield Embed("embeddings.word", position, token_type)
-    yield _norm("embeddings.norm", embeddings.norm)
+    if embeddings.norm is not None:
+        yield _norm("embeddings.norm", embeddings.norm)
     if embeddings.size != spec.hidden_size:
         yield Linear("embeddings.project")
     for number, block in enumerate(spec.layers):
@@ -85,18 +87,37 @@ def _steps(spec: EncoderSpec) -> Iterator[Step]:
 
 def _block(block: Block, at: str, rows: int) -> Iterator[Step]:
     wanted, forward = block.attention, block.feed_forward
+    query_norm, key_norm = (
+        None if wanted.query_key_norm is None else _norm(name, wanted.query_key_norm)
+        for name in (f"{at}.attention.query.norm", f"{at}.attention.key.norm")
+    )
+    rotary = None
+    if wanted.rope_theta is not None:
+        rotary = Rotary(wanted.rope_theta, rows, wanted.rope_divisor)
+    sandwich = block.norm_placement == "sandwich"
     attention = Attention(
         qkv=f"{at}.attention.qkv",
         output=f"{at}.attention.output",
         num_heads=wanted.num_heads,
         head_size=wanted.head_size,
         bias=wanted.bias,
-        rotary=None if wanted.rope_theta is None else Rotary(wanted.rope_theta, rows),
+        rotary=rotary,
         window=wanted.window,
         distances=None if wanted.buckets is None else _distances(wanted.buckets),
+        num_key_value_heads=wanted.num_key_value_heads,
+        causal=wanted.causal,
+        query_norm=query_norm,
+        key_norm=key_norm,
+        norm=_norm(f"{at}.attention.output.norm", block.norm) if sandwich else None,
     )
-    gate = f"{at}.ffn.gate" if forward.gated else None
-    feed_forward = FeedForward(f"{at}.ffn.up", f"{at}.ffn.down", gate, forward.bias)
+    feed_forward = FeedForward(
+        up=f"{at}.ffn.up",
+        down=f"{at}.ffn.down",
+        gate=f"{at}.ffn.gate" if forward.gated else None,
+        bias=forward.bias,
+        activation=forward.activation,
+        norm=_norm(f"{at}.ffn.down.norm", block.norm) if sandwich else None,
+    )
     if block.norm_placement == "post":
         yield attention
         yield _norm(f"{at}.attention.norm", block.norm)
@@ -116,4 +137,4 @@ def _distances(buckets: Buckets) -> Distances:
 
 
 def _norm(name: str, norm: SpecNorm, *, keeps_x: bool = False) -> Norm:
-    return Norm(name, norm.eps, norm.bias, keeps_x)
+    return Norm(name, norm.eps, norm.bias, keeps_x, norm.kind == "rms_norm")

@@ -3,33 +3,57 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kosine.backend import CPU_BATCH_TOKENS, Capabilities, closed_error
 from kosine.backends.device import check_cpu, explain
 from kosine.backends.lowering import lower, require_supported
 from kosine.bundle import Bundle
-from kosine.errors import BackendError, BackendUnavailable, UnknownOption
+from kosine.bundle.int8 import INT8_WEIGHTS
+from kosine.errors import (
+    BackendError,
+    BackendUnavailable,
+    IntegrityError,
+    MissingTarget,
+    UnknownOption,
+)
 from kosine.exit_gate import awaited_at_exit
 from kosine.packed import Packed, Pooled
 from kosine.positions import position_ids
 from kosine.threads import usable_cpus
 from kosine_kernels.engine import ISA_VARIABLE, Engine, Unavailable, isa_levels, select_isa
+from kosine_kernels.quantized import products
+from kosine_kernels.steps import Step
 
-__all__ = ["CAPABILITIES", "NativeBackend", "probe"]
+__all__ = ["CAPABILITIES", "IN_BYTES", "NATIVE_INT8", "NativeBackend", "probe", "require_engine"]
 
-CAPABILITIES = Capabilities(("float32", "bfloat16"), {"cpu": ("bfloat16", "float32")})
+CAPABILITIES = Capabilities(
+    ("float32", "bfloat16", "w8a16", "int8"), {"cpu": ("bfloat16", "float32")}
+)
+NATIVE_INT8 = "native-int8"
+IN_BYTES = ("w8a16", "int8")  # the dtypes that need it
 
 
 def probe(bundle: Bundle, dtype: str) -> None:
     """Raise what keeps an engine from being made, as far as that shows without making one."""
-    _isa_for(dtype)
+    require_engine(dtype)
     require_supported(bundle.manifest.spec, bundle.path.name)
+    if dtype in IN_BYTES and bundle.manifest.int8 is None:
+        raise MissingTarget(
+            f"{bundle.path.name} has no weights of bytes, which dtype {dtype!r} runs on",
+            limit=f"its targets: {', '.join(bundle.manifest.targets)}",
+            remedy=f"export it again with --target {NATIVE_INT8}",
+        )
 
 
 class NativeBackend:
     """Runs `weights.safetensors` in `kosine_kernels.engine.Engine`.
+
+    In "w8a16" and "int8" the products of layers take `int8/weights.safetensors` instead.
 
     The same text gives the same bits alone, anywhere in any batch, and with any number of
     threads, as long as dtype and ISA level stay the same. The environment variable `KOSINE_ISA`
@@ -37,7 +61,8 @@ class NativeBackend:
 
     Args:
         bundle: The opened bundle. Its weights are packed into memory of the engine's own.
-        dtype: "float32" (AVX2, AVX512) or "bfloat16" (AVX512-BF16, AMX).
+        dtype: "float32" (AVX2, AVX512), "bfloat16" (AVX512-BF16, AMX), "w8a16" (AVX2, AVX512,
+            AVX512-BF16) or "int8" (AVX2, AVX512-VNNI).
         device: "auto" or "cpu".
         threads: Most threads in one call; None takes the CPUs that the process may really use.
         spin: Let idle threads watch for the next call 10 ms long, not 50 us.
@@ -50,6 +75,8 @@ class NativeBackend:
         BackendUnavailable: No native module in this build, no such ISA level or dtype on this
             machine, or another device.
         UnknownOption: `threads` out of range, or a `KOSINE_ISA` that is no level of this machine.
+        MissingTarget: Weights of bytes are needed, and the bundle has none.
+        IntegrityError: They are not those of this model.
         BackendError: The engine cannot run a model of this shape.
     """
 
@@ -67,19 +94,16 @@ class NativeBackend:
         spin: bool = False,
     ) -> None:
         check_cpu(self.name, device, threads)
-        self.isa = _isa_for(dtype)
-        spec = bundle.manifest.spec
-        require_supported(spec, bundle.path.name)
-        weights = bundle.tensors()
+        probe(bundle, dtype)
+        self.isa = require_engine(dtype)
+        spec, int8 = bundle.manifest.spec, bundle.manifest.int8
+        steps = lower(spec)
         try:
             engine = awaited_at_exit(Engine)(
-                {
-                    name: weights[name]
-                    for name, entry in weights.entries.items()
-                    if entry.dtype == np.float32
-                },
-                lower(spec),
+                _tensors(bundle, steps, in_bytes=dtype in IN_BYTES),
+                steps,
                 dtype=dtype,
+                bytes_only=int8.bytes_only if int8 is not None and dtype == "int8" else (),
                 threads=threads or usable_cpus(),
                 spin=spin,
                 isa=self.isa,
@@ -124,7 +148,46 @@ class NativeBackend:
         self._engine = None  # a call under way holds on to it until it ends
 
 
-def _isa_for(dtype: str) -> str:
+def _tensors(bundle: Bundle, steps: Sequence[Step], *, in_bytes: bool) -> dict[str, NDArray[Any]]:
+    """The arrays that the engine packs, as views of the bundle's files.
+
+    Raises:
+        IntegrityError: The weights of bytes are of other products, or have factors that scale
+            nothing.
+    """
+    weights = bundle.tensors()
+    kept = (name for name, entry in weights.entries.items() if entry.dtype == np.float32)
+    tensors = {name: weights[name] for name in kept}
+    if not in_bytes:
+        return tensors
+    file = bundle.tensors(INT8_WEIGHTS)
+    found = {name: array for name, array in file.tensors().items() if name[:5] != "_pad."}
+    names = products(steps)
+    wanted = {f"{name}.{part}" for name in names for part in ("weight", "scale")}
+    wanted |= {f"{source}.smooth" for source in names.values()}
+    odd = sorted(wanted ^ set(found))
+    if odd:
+        raise IntegrityError(
+            f"{INT8_WEIGHTS} {'lacks' if odd[0] in wanted else 'has'} tensor {odd[0][:60]!r}",
+            limit=f"{len(wanted)} tensors of {len(names)} products",
+            remedy="export the bundle again",
+        )
+    for name, array in found.items():
+        # A NaN of the factors would be told from one of the model only by its place.
+        if name.endswith((".scale", ".smooth")) and not _positive(array):
+            raise IntegrityError(
+                f"{INT8_WEIGHTS} has a factor in {name[:60]!r} that scales nothing",
+                limit="finite numbers above 0",
+                remedy="export the bundle again",
+            )
+    return tensors | found
+
+
+def _positive(array: NDArray[Any]) -> bool:
+    return bool((array > 0).all() and (array < np.inf).all())
+
+
+def require_engine(dtype: str) -> str:
     """The ISA level for a dtype.
 
     Raises:

@@ -28,9 +28,7 @@ BACKENDS = {
     "onnx": "kosine.backends.onnx.devices:make_onnx",
 }
 # What the engines run in, all of them together.
-DTYPES = ("float32", "bfloat16", "float16")
-# Dtypes that no engine runs yet, and the export target that each will need.
-PLANNED = {"w8a16": "native-int8", "int8": "native-int8"}
+DTYPES = ("float32", "bfloat16", "float16", "w8a16", "int8")
 
 logger = logging.getLogger("kosine")
 
@@ -90,7 +88,7 @@ def candidates(backend: str, dtype: str, device: str) -> list[tuple[str, str]]:
         UnknownOption: There is no such backend or dtype, or no such backend has the dtype.
     """
     _check_option("backend", backend, ("auto", *BACKENDS))
-    _check_dtype(dtype)
+    _check_option("dtype", dtype, ("auto", *DTYPES))
     names = [*BACKENDS] if backend == "auto" else [backend]
     known = {name: capabilities(name) for name in names}
     kind = "cuda" if is_cuda(device) else "cpu"
@@ -125,16 +123,6 @@ def capabilities(backend: str) -> Capabilities:
 def probe(bundle: Bundle, backend: str, dtype: str) -> None:
     """Raise the KosineError that making the engine would, as far as it shows without that."""
     _module(backend).probe(bundle, dtype)
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype in (*PLANNED,):
-        raise UnknownOption(
-            f"no engine of this kosine runs dtype {dtype!r} yet",
-            limit=f"it will need a bundle with target {PLANNED[dtype]}",
-            remedy=f"choose one of auto, {', '.join(DTYPES)}",
-        )
-    _check_option("dtype", dtype, ("auto", *DTYPES))
 
 
 def _check_option(what: str, value: str, known: tuple[str, ...]) -> None:

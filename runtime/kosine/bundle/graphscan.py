@@ -47,6 +47,7 @@ OPERATORS = frozenset(
         "Pow",
         "Range",
         "ReduceMax",
+        "ReduceMean",
         "ReduceSum",
         "Relu",
         "Reshape",

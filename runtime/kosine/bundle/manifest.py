@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
-from math import inf
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from math import inf, nextafter
 from typing import Any, Literal
 
+from kosine.bundle.int8 import INT8_WEIGHTS, Int8Weights
 from kosine.bundle.plans import FLAVOURS, TensorRTPlan
 from kosine.bundle.schema_1 import from_schema_1
 from kosine.bundle.typed_json import bad, build, parse, shown
@@ -36,6 +37,11 @@ SCHEMA = 2
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_DIMENSION = 1 << 20
 MAX_THETA = 1e12
+# Numbers that do not lie between 0 and 1: what they must be above, and below.
+RANGES = {
+    "layers.attention.rope_theta": (1.0, MAX_THETA),
+    "layers.attention.rope_divisor": (nextafter(1.0, 0.0), MAX_THETA),
+}
 # Sizes that may be 0.
 FROM_ZERO = ("embeddings.token_types", "embeddings.positions.pad_id", "layers.attention.window")
 # By backend; raised when a new version gives other bits from the same files on the same machine,
@@ -74,13 +80,15 @@ class Manifest:
         max_tokens: Most tokens of a text, special tokens included.
         prompts: Prompt texts by name.
         similarity: "cosine", "dot", "euclidean" or "manhattan".
-        special_ids: Token ids of cls, sep and pad, and of unk and mask where they exist.
+        special_ids: Token ids of sep, which ends a text, and of pad; of cls, which is put before
+            a text, unk and mask where they exist.
         unicode: "NFC" where texts are normalised before tokenising, or "none".
         ranges: Per-dimension `min` and `max` for integer output vectors, or None.
         targets: Export targets that it holds.
         parity: What was measured against the reference at export, or None.
         certificates: Range certificates by target.
         plans: The TensorRT plans among its files.
+        int8: How its weights of signed bytes were made, with target "native-int8"; or None.
         schema: That of the file it was read from; `to_json` always writes `SCHEMA`.
     """
 
@@ -100,6 +108,7 @@ class Manifest:
     parity: dict[str, Any] | None = None
     certificates: dict[str, Any] = field(default_factory=dict)
     plans: tuple[TensorRTPlan, ...] = ()
+    int8: Int8Weights | None = None
     schema: int = field(default=SCHEMA, compare=False)
 
     @property
@@ -115,9 +124,10 @@ class Manifest:
         """32 hex digits of all that vectors depend on.
 
         The files that the backend reads for the dtype (the weights, scales and graph, and the
-        tokenizer), the semantics recorded here, the ranges by which int8 and uint8 vectors leave,
-        the backend's family, what it computes in, and the revision of its numerics. A TensorRT
-        plan counts as the graph that it was built from.
+        tokenizer), in int8 the products that stay in w8a16, the semantics recorded here, the
+        ranges by which int8 and uint8 vectors leave, the backend's family, what it computes in,
+        and the revision of its numerics. A TensorRT plan counts as the graph that it was built
+        from.
 
         Not the machine, nor the ISA level or the number of threads: they change no more than
         rounding, well inside the parity gates, and a fleet of mixed machines keeps one index.
@@ -133,7 +143,7 @@ class Manifest:
                 if path in read
                 or (folder and path.startswith(folder) and path.endswith(".safetensors"))
             },
-            "spec": asdict(self.spec),
+            "spec": _stated(self.spec),
             "max_tokens": self.max_tokens,
             "prompts": self.prompts,
             "default_prompt_name": self.default_prompt_name,
@@ -144,6 +154,8 @@ class Manifest:
             "dtype": dtype,
             "numerics": NUMERICS.get(backend),
         }
+        if dtype == "int8" and self.int8 is not None:
+            facts["bytes_only"] = sorted(self.int8.bytes_only)
         text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -174,6 +186,18 @@ class Manifest:
         return manifest
 
 
+def _stated(part: Any) -> Any:
+    """A spec as JSON, without fields that have their default: what a later version can say more
+    changes no fingerprint of what is as it was.
+    """
+    if isinstance(part, tuple):
+        return [_stated(each) for each in part]
+    if not is_dataclass(part):
+        return part
+    values = {f.name: (getattr(part, f.name), f.default) for f in fields(part)}
+    return {name: _stated(value) for name, (value, default) in values.items() if value != default}
+
+
 def _check_spec(spec: EncoderSpec) -> None:
     """Whether sizes can be, and agree with one another."""
     if not spec.layers:
@@ -184,9 +208,9 @@ def _check_spec(spec: EncoderSpec) -> None:
             if not least <= value <= MAX_DIMENSION:
                 raise bad(f"$.spec.{where}", shown(value), f"{least} to {MAX_DIMENSION}")
         if type(value) is float:
-            least, most = (1, MAX_THETA) if path == "layers.attention.rope_theta" else (0, 1)
-            if not least < value < most:
-                raise bad(f"$.spec.{where}", str(value), f"between {least} and {most}")
+            above, below = RANGES.get(path, (0.0, 1.0))
+            if not above < value < below:
+                raise bad(f"$.spec.{where}", str(value), f"between {above:g} and {below:g}")
     for i, layer in enumerate(spec.layers):
         heads, shared = layer.attention.num_heads, layer.attention.num_key_value_heads
         if heads % shared:
@@ -202,8 +226,10 @@ def _check_spec(spec: EncoderSpec) -> None:
             raise bad(f"{at}.buckets.count", str(buckets.count), "from 4 to twice max_distance")
         if attention.positions == "rope" and attention.head_size % 2:
             raise bad(f"{at}.head_size", str(attention.head_size), "an even number with 'rope'")
-        if not layer.attention_norm and layer.norm_placement == "post":
-            raise bad(f"$.spec.layers[{i}].attention_norm", "false", "true with norms 'post'")
+        if not layer.attention_norm and layer.norm_placement != "pre":
+            raise bad(f"$.spec.layers[{i}].attention_norm", "false", "true but with norms 'pre'")
+    if spec.embeddings.norm is None and spec.layers[0].norm_placement == "post":
+        raise bad("$.spec.embeddings.norm", "null", "a norm before a layer of norms 'post'")
     positions = spec.embeddings.positions
     if positions.pad_id >= spec.embeddings.vocab_size:
         raise bad("$.spec.embeddings.positions.pad_id", str(positions.pad_id), "a vocabulary id")
@@ -221,7 +247,7 @@ def _check_spec(spec: EncoderSpec) -> None:
 
 def _check(manifest: Manifest) -> None:
     embeddings = manifest.spec.embeddings
-    for name in {"cls": 0, "sep": 0, "pad": 0, **manifest.special_ids}:
+    for name in {"sep": 0, "pad": 0, **manifest.special_ids}:
         number = manifest.special_ids.get(name)
         if number is None or not 0 <= number < embeddings.vocab_size:
             raise bad(f"$.special_ids.{name[:40]}", shown(number), "a vocabulary id")
@@ -243,8 +269,26 @@ def _check(manifest: Manifest) -> None:
             raise bad("$.artifacts", f"without {required}", "every bundle has it")
     if len(paths) != len(set(paths)):
         raise bad("$.artifacts", "a path listed twice", "each path once")
+    if manifest.int8 is not None:
+        _check_int8(manifest.int8, paths)
     for i, plan in enumerate(manifest.plans):
         _check_plan(plan, f"$.plans[{i}]", paths, manifest.max_tokens)
+
+
+def _check_int8(int8: Int8Weights, paths: list[str]) -> None:
+    if INT8_WEIGHTS not in paths:
+        raise bad("$.int8", f"there without {INT8_WEIGHTS}", "that file in $.artifacts")
+    if not int8.errors or not set(int8.bytes_only) <= set(int8.errors):
+        raise bad("$.int8.bytes_only", "a name that is not in errors", "names of products")
+    numbers = {"max_error": int8.max_error, "bytes_only_share": int8.bytes_only_share}
+    for name, value in {**numbers, **int8.errors}.items():
+        most = 1 if name == "bytes_only_share" else inf
+        if not 0 <= value <= most:
+            at = name if name in numbers else f"errors.{name[:40]}"
+            raise bad(f"$.int8.{at}", str(value), f"0 to {most}")
+    for name, count in {"texts": int8.texts, "tokens": int8.tokens}.items():
+        if count < 1:
+            raise bad(f"$.int8.{name}", shown(count), "at least 1")
 
 
 def _check_plan(plan: TensorRTPlan, at: str, paths: list[str], max_tokens: int) -> None:

@@ -67,8 +67,9 @@ def from_schema_1(value: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ManifestError: What it says of the model is missing, of the wrong type, or cannot be.
     """
-    if "spec" in value:
-        raise bad("$", "an object with key 'spec'", "schema 1, which has none")
+    for key in ("spec", "int8"):
+        if key in value:
+            raise bad("$", f"an object with key {key!r}", "schema 1, which has none")
     model = build(_Model, {key: part for key, part in value.items() if key in _MODEL}, "$")
     spec = _spec(model)
     if model.dim != spec.dim:

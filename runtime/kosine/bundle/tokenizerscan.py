@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from kosine.errors import KosineError, ManifestError, UnsafeBundle
 
-__all__ = ["MAX_TOKENIZER_BYTES", "Kind", "scan_tokenizer"]
+__all__ = ["MAX_TOKENIZER_BYTES", "QWEN_SPLIT", "Kind", "scan_tokenizer"]
 
 Kind = Literal["wordpiece", "byte-level", "unigram", "bpe"]
 
@@ -41,7 +41,15 @@ NORMALIZERS = frozenset(
     }
 )
 PRE_TOKENIZERS = frozenset(
-    {"BertPreTokenizer", "ByteLevel", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit"}
+    {
+        "BertPreTokenizer",
+        "ByteLevel",
+        "Metaspace",
+        "Punctuation",
+        "Split",
+        "Whitespace",
+        "WhitespaceSplit",
+    }
 )
 POST_PROCESSORS = frozenset(
     {"BertProcessing", "ByteLevel", "RobertaProcessing", "TemplateProcessing"}
@@ -65,7 +73,11 @@ SECTIONS: Mapping[str, tuple[frozenset[str], str]] = {
     "post_processor": (POST_PROCESSORS, "processors"),
     "decoder": (DECODERS, "decoders"),
 }
-EXPRESSIONS = frozenset({" {2,}", r"\s+", r" +"})
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+EXPRESSIONS = frozenset({" {2,}", r"\s+", r" +", QWEN_SPLIT})
 KINDS: Mapping[str, Kind] = {"WordPiece": "wordpiece", "BPE": "bpe", "Unigram": "unigram"}
 
 

@@ -119,11 +119,18 @@ def _text(bundle: Bundle, engines: list[dict[str, Any]], chosen: dict[str, str] 
         f"  targets      {', '.join(m.targets)}; {len(m.files())} files, {size / 1e6:.1f} MB",
         "  parity       " + _parity(m),
     ]
+    for dtype, other in ({} if m.parity is None else m.parity.get("others", {})).items():
+        lines.append(f"    in {dtype:<8} {_measured(other)}")
     for entry in engines:
         state = f"fingerprint {entry['fingerprint']}" if entry["runs"] else entry["reason"]
         if chosen == {"backend": entry["backend"], "dtype": entry["dtype"]}:
             state += "  (auto, where it passes the canary)"
         lines.append(f"  {entry['backend']}/{entry['dtype']:<9} {state}")
+    if m.int8 is not None:
+        lines.append(
+            f"  int8         {len(m.int8.bytes_only)} of {len(m.int8.errors)} products stay in "
+            f"w8a16, {m.int8.bytes_only_share:.1%} of the multiply-adds"
+        )
     for plan in m.plans:
         widths = ", ".join(str(profile.width) for profile in plan.profiles)
         lines.append(
@@ -144,6 +151,10 @@ def _parity(manifest: Manifest) -> str:
             f"{'was' if len(missing) == 1 else 'were'} not installed (pip install 'kosine[torch]' "
             "and export again to measure it)"
         )
+    return _measured(parity)
+
+
+def _measured(parity: dict[str, Any]) -> str:
     centred = parity.get("centred")
     return (
         f"min cosine {parity['min_cosine']:.8f}, "

@@ -193,8 +193,7 @@ class Batcher:
             A future of a (dim,) float32 array for each text. They succeed, fail and are
             cancelled independently; a text that cannot be tokenised fails its own future.
 
-        Raises:
-            As `submit`.
+        Errors are those of `submit`.
         """
         if isinstance(texts, str):
             raise InputError(

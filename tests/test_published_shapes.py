@@ -1,0 +1,146 @@
+"""The decoders that people serve, by the shapes in their published configs: no weights needed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kosine.backends.lowering import require_supported
+from kosine.bundle.graphscan import MAX_GRAPH_BYTES, scan_graph
+from kosine.bundle.tensorfile import TensorEntry
+from kosine.spec import EncoderSpec
+from kosine_export.families.config import read_config
+from kosine_export.graph.packed import packed_graph
+from kosine_export.graph.padded import model_graph
+
+QWEN3_600M = {
+    "model_type": "qwen3",
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "use_sliding_window": False,
+    "vocab_size": 151669,
+}
+QWEN3_4B = {
+    **QWEN3_600M,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "max_position_embeddings": 40960,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "vocab_size": 151665,
+}
+GEMMA_300M = {
+    "model_type": "gemma3_text",
+    "attn_logit_softcapping": None,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 768,
+    "intermediate_size": 1152,
+    "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 4,
+    "max_position_embeddings": 2048,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 1,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000.0,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "sliding_window": 512,
+    "use_bidirectional_attention": True,
+    "vocab_size": 262144,
+}
+GTE_BASE = {
+    "model_type": "new",
+    "auto_map": {"AutoModel": "Alibaba-NLP/new-impl--modeling.NewModel"},
+    "hidden_act": "gelu",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 8192,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pack_qkv": True,
+    "pad_token_id": 1,
+    "position_embedding_type": "rope",
+    "rope_scaling": {"factor": 8.0, "type": "ntk"},
+    "rope_theta": 20000,
+    "type_vocab_size": 1,
+    "vocab_size": 250048,
+}
+# Numbers in their weights, without heads and modules after the pooling.
+PUBLISHED = {
+    "qwen3-0.6b": (QWEN3_600M, 595_776_512),
+    "qwen3-4b": (QWEN3_4B, 4_021_774_336),
+    "embeddinggemma-300m": (GEMMA_300M, 302_863_104),
+    "gte-multilingual-base": (GTE_BASE, 305_368_320),
+}
+
+
+class Entries(dict[str, TensorEntry]):
+    """Any tensor, at any place."""
+
+    def __missing__(self, name: str) -> TensorEntry:
+        return TensorEntry(name, np.dtype(np.float32), (1,), 0, 4)
+
+
+def numbers(spec: EncoderSpec) -> int:
+    """How many the checkpoint holds, by the sizes of the spec."""
+    hidden, embeddings = spec.hidden_size, spec.embeddings
+    both = 2 if embeddings.norm is not None else 1  # LayerNorm has a bias as well
+    total = (embeddings.vocab_size + embeddings.token_types) * embeddings.size
+    total += both * hidden
+    for block in spec.layers:
+        attention, forward = block.attention, block.feed_forward
+        columns = attention.width + 2 * attention.shared_width
+        total += hidden * (columns + attention.width) + 3 * hidden * forward.intermediate_size
+        if attention.bias:
+            total += columns + hidden
+        total += hidden if forward.bias else 0
+        total += (4 if block.norm_placement == "sandwich" else 2) * both * hidden
+        total += 2 * attention.head_size if attention.query_key_norm else 0
+    return total
+
+
+def of_a_layer(spec: EncoderSpec) -> set[str]:
+    """The first layer's tensors, as `kosine.spec` lists them."""
+    block = spec.layers[0]
+    linear = {"attention.qkv", "attention.output"} if block.attention.bias else set()
+    linear |= {"ffn.up", "ffn.gate", "ffn.down"} if block.feed_forward.bias else set()
+    norms = {"attention.norm", "ffn.norm"}
+    if block.norm_placement == "sandwich":
+        norms |= {"attention.output.norm", "ffn.down.norm"}
+    biased = linear | (norms if block.norm.bias else set())
+    if block.attention.query_key_norm is not None:
+        norms |= {"attention.query.norm", "attention.key.norm"}
+    weights = norms | {"attention.qkv", "attention.output", "ffn.up", "ffn.gate", "ffn.down"}
+    return {f"layers.0.{name}.weight" for name in weights} | {
+        f"layers.0.{name}.bias" for name in biased
+    }
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_is_lowered_whole(name):
+    config, expected = PUBLISHED[name]
+    spec = read_config(config)
+    assert numbers(spec) == expected
+    require_supported(spec, name)
+    for graph in (
+        packed_graph(spec, Entries(), max_tokens=spec.embeddings.positions.rows)[0],
+        model_graph(spec, Entries()),
+    ):
+        data = graph.SerializeToString()
+        assert len(data) < MAX_GRAPH_BYTES
+        named = {tensor.name for tensor in scan_graph(data, "graph")}
+        assert {name for name in named if name.startswith("layers.0.")} == of_a_layer(spec)
