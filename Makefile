@@ -91,19 +91,16 @@ test-gpu: .venvs/gpu/.done
 	.venvs/gpu/bin/python -m pytest -m gpu -rs \
 	  $(shell grep -l "import.*gpu_machine\|from gpu_machine\|mark\.gpu" tests/test_*.py) $(PYTEST_ARGS)
 
-# Real libraries, each at its newest version that goes with the others: in environments of their
-# own, and outside CI. What setfit and optimum-onnx need is older.
-LIBRARIES = sentence-transformers mteb keybert bertopic langchain-core llama-index-core haystack-ai \
+# Real libraries, each at its newest version that goes with the others: in an environment of their
+# own, and outside CI. (sentence-transformers' ONNX backend is in CI: test_ecosystem.py.)
+LIBRARIES = sentence-transformers setfit mteb keybert bertopic langchain-core llama-index-core haystack-ai \
   chromadb scikit-learn datasets qdrant-client usearch
 LIBRARIES_RESULT ?= bench/results/libraries/$(shell date +%F).json
-TRIAL = PYTHONPATH=runtime:kernels .venvs/$(1)/bin/python tests/library_trials.py $(SAMPLE) \
-  export/sample $(LIBRARIES_RESULT)
-test-libraries: .venvs/libraries/.done .venvs/setfit/.done .venvs/optimum/.done .venvs/node/.done engine
+test-libraries: .venvs/libraries/.done .venvs/node/.done engine
 	@mkdir -p out
 	.venv/bin/kosine export export/sample $(SAMPLE) --force
-	$(call TRIAL,libraries)
-	$(call TRIAL,setfit) --only setfit
-	$(call TRIAL,optimum) --only "sentence transformers onnx"
+	PYTHONPATH=runtime:kernels .venvs/libraries/bin/python tests/library_trials.py $(SAMPLE) \
+	  export/sample $(LIBRARIES_RESULT)
 
 # A million short texts through `kosine embed`: ten minutes or more.
 million: .venv/.bench engine
@@ -206,12 +203,6 @@ clean:
 	@mkdir -p .venvs/node
 	-npm install --silent --no-audit --no-fund --ignore-scripts --prefix .venvs/node \
 	  @huggingface/transformers
-	@touch $@
-
-.venvs/setfit/.done: Makefile
-	$(PYTHON) -m venv .venvs/setfit
-	.venvs/setfit/bin/python -m pip --disable-pip-version-check --quiet install torch==2.13.0
-	.venvs/setfit/bin/python -m pip --disable-pip-version-check --quiet install setfit onnxruntime
 	@touch $@
 
 # onnxruntime-gpu and onnxruntime overwrite one another, hence an environment apart. TensorRT's

@@ -113,15 +113,6 @@ class Trials:
         paraphrases = [util.paraphrase_mining(model, TEXTS) for model in (theirs, ours)]
         np.testing.assert_allclose(*([pair[0] for pair in each] for each in paraphrases), atol=1e-5)
 
-    def sentence_transformers_onnx(self) -> None:
-        """optimum-onnx sentence-transformers"""
-        from sentence_transformers import SentenceTransformer
-
-        model = SentenceTransformer(str(self.bundle), backend="onnx")
-        found = model.encode(TEXTS, normalize_embeddings=True)
-        np.testing.assert_allclose(found, self.ours().encode(TEXTS, normalize_embeddings=True),
-                                   atol=2e-5)  # fmt: skip
-
     def setfit(self) -> None:
         """setfit sentence-transformers"""
         from setfit import SetFitModel
@@ -174,7 +165,7 @@ def trials_of(trials: Trials) -> dict[str, tuple[list[str], Callable[[], None]]]
     }
     for name in (
         *("datasets_cache", "sentence_transformers_evaluators", "sentence_transformers_mining"),
-        *("sentence_transformers_onnx", "setfit", "mteb", "transformers_js"),
+        *("setfit", "mteb", "transformers_js"),
     ):
         method = getattr(trials, name)
         found[name.replace("_", " ")] = (method.__doc__.split(), method)
