@@ -47,7 +47,7 @@ def encode_udf(
     """
     try:
         pandas_udf = import_module("pyspark.sql.pandas.functions").pandas_udf
-        series = import_module("pandas").Series
+        series: Any = import_module("pandas").Series
     except ImportError as error:
         raise MissingExtra(
             "pyspark, pandas or pyarrow is not installed", remedy="pip install 'pyspark[sql]'"

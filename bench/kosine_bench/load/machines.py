@@ -97,7 +97,8 @@ def latencies(
         if not running[chosen]:
             begin(chosen, now)
     until(float("inf"))
-    return answered - np.asarray(times)
+    delays: NDArray[np.float64] = answered - np.asarray(times)
+    return delays
 
 
 def most_load(loads: Sequence[float], p99: Sequence[float], level: float) -> float:
