@@ -16,7 +16,7 @@ FLOORS = (
     {"tokenizer", "certificate", "int8"},
     {"checkpoint"},
     {"parity", "ecosystem"},
-    {"manifest", "verify"},
+    {"manifest", "verify", "triton"},
     {"export"},
     {"command"},
 )

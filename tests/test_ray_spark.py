@@ -17,7 +17,7 @@ import pytest
 import kosine
 import kosine.ray
 import kosine.spark
-from kosine.errors import InputError, MissingExtra
+from kosine.errors import InputError, MissingExtra, QueueFull
 
 TEXTS = ["한 문장", "다른 문장", "", "비행기가 이륙하고 있다."]
 
@@ -67,9 +67,9 @@ def request(body: Any) -> Any:
 
 
 @pytest.mark.usefixtures("in_ray")
-def test_a_replica_answers_like_tei(sample_bundle, vectors):
+def test_a_replica_answers_like_tei(sample_bundle, vectors, monkeypatch):
     pytest.importorskip("starlette", reason="starlette is not installed")
-    replica = kosine.ray.Embedder(str(sample_bundle), load=LOAD, batcher={"max_queue_tokens": 200})
+    replica = kosine.ray.Embedder(str(sample_bundle), load=LOAD)
 
     def ask(body: Any) -> tuple[int, Any]:
         reply = asyncio.run(replica(request(body)))
@@ -84,7 +84,12 @@ def test_a_replica_answers_like_tei(sample_bundle, vectors):
         for bad in ("{", {"input": "x"}, [1], {"inputs": [3]}, {"inputs": "x", "prompt_name": "?"}):
             status, told = ask(bad)
             assert (status, told["error_type"]) == (400, "Validation"), bad
-        status, told = ask({"inputs": ["한 문장"] * 100})
+
+        async def full(*_: Any, **__: Any) -> None:
+            raise QueueFull("the queue is full", retry_after=1.0)
+
+        monkeypatch.setattr(replica.batcher, "aencode", full)
+        status, told = ask({"inputs": "한 문장"})
         assert (status, told["error_type"]) == (429, "Overloaded")
     with pytest.raises(RuntimeError, match="stopped"):
         replica.check_health()

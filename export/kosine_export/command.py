@@ -20,6 +20,7 @@ from kosine_export.checkpoint.pooling import POOLINGS
 from kosine_export.export import TARGETS, Exported, export
 from kosine_export.tensorrt.library import RTX_ARCHITECTURES
 from kosine_export.tokenizer.unicode_form import UNICODE_FORMS
+from kosine_export.triton.repository import check_repository, write_repository
 
 __all__ = ["add_arguments", "run"]
 
@@ -80,6 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compute capability that tensorrt-rtx builds for, such as 8.9; may be repeated "
         f"(default: {', '.join(RTX_ARCHITECTURES)})",
     )
+    parser.add_argument(
+        "--triton",
+        metavar="REPO",
+        help="write the bundle into a model repository of Triton Inference Server, too",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     options.add_json(parser)
 
@@ -88,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     if args.allow_pickle:
         sys.stderr.write("kosine: pytorch_model.bin may be read, with weights_only=True\n")
+    if args.triton is not None:
+        check_repository(args.bundle, args.triton, force=args.force)
     done = export(
         args.checkpoint,
         args.bundle,
@@ -104,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
         trt_flavour=args.trt_flavour,
         trt_architectures=args.trt_arch,
     )
+    if args.triton is not None:
+        write_repository(done.path, args.triton, force=args.force)
     seconds = time.perf_counter() - began
     if args.json:
         options.print_json(_summary(done, seconds))
