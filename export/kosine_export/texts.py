@@ -187,7 +187,7 @@ def parity_texts(max_tokens: int) -> list[str]:
     encoder that takes so many has one text between the short ones and the longest.
     """
     lengths = (2, 3, 5, 9, 15, 24, 40, 64, 90, 128)
-    longer = (200, 300, 400, 700) if max_tokens <= MANY_TOKENS else (700,)
+    longer = (200, 300, 400, 700) if max_tokens <= MANY_TOKENS else (500,)
     ladder = [n for n in (*lengths, *longer) if n <= max_tokens]
     return [*canary_texts(), *long_texts([*ladder, max_tokens])]
 
