@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
 from kosine_bench.load import service as bench
-from kosine_bench.load.service_chart import plot, table
 from kosine_bench.load.service_process import free_port, started
 from kosine_bench.reliability import hostile_http, service_soak
 
-ROOT = Path(__file__).parents[1]
-RESULTS = sorted((ROOT / "bench" / "results" / "service").glob("*.json"))
 # Is ready, and answers whatever is posted with 500.
 BROKEN = """
 import http.server, sys
@@ -74,17 +69,3 @@ def test_the_measurement_beside_a_bare_route(sample_bundle):
         assert figures["requests_per_s"] > 0
         assert figures.get("errors", 0) == 0
     assert report["to_bare"] > 0
-
-
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_a_committed_run_can_still_be_drawn(path, tmp_path):
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    plot(json.loads(path.read_text("utf-8")), tmp_path / "service.svg")
-    assert "<svg" in (tmp_path / "service.svg").read_text()
-
-
-def test_the_page_has_the_table_of_the_newest_run():
-    newest = max(RESULTS)
-    text = (ROOT / "docs" / "service.md").read_text("utf-8")
-    assert newest.name in text
-    assert table(json.loads(newest.read_text("utf-8"))) in text
