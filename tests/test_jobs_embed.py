@@ -314,7 +314,7 @@ def many_texts(path, count):
 @pytest.mark.parametrize("out", ["v.npy", "v.jsonl", "v.parquet"])
 def test_killed_at_any_moment(sample_bundle, tmp_path, out):
     """SIGKILL again and again, at random moments; the file is the one of a run left alone."""
-    source = many_texts(tmp_path / "t.jsonl", 900)
+    source = many_texts(tmp_path / "t.jsonl", 2_700)
 
     def words(path, *more):
         ids = () if out == "v.npy" else ("--id-field", "id")
@@ -359,7 +359,7 @@ def test_killed_at_any_moment(sample_bundle, tmp_path, out):
         np.testing.assert_allclose(np.load(path), np.load(whole), atol=1e-6)
     else:
         ids, vectors = read(path)
-        assert ids == list(range(900))
+        assert ids == list(range(2_700))
         np.testing.assert_allclose(vectors, read(whole)[1], atol=1e-6)
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
 
