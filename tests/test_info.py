@@ -115,8 +115,13 @@ def test_the_parity_line(info, sample_bundle, tmp_path):
     value, text = info(sample_bundle)
     parity = value["parity"]
     assert f"centred {parity['centred']['min_cosine']:.8f}" in text
+
     # Bundles that were written before it was measured have no such entry.
-    older = rewrite_manifest(sample_bundle, tmp_path / "b", lambda m: m["parity"].pop("centred"))
+    def without(m):
+        for each in (m["parity"], *m["parity"].get("others", {}).values()):
+            each.pop("centred", None)
+
+    older = rewrite_manifest(sample_bundle, tmp_path / "b", without)
     assert "centred" not in info(older)[1]
     none = rewrite_manifest(sample_bundle, tmp_path / "c", lambda m: m.update(parity=None))
     assert "parity       not measured" in info(none)[1]

@@ -137,14 +137,19 @@ class TestFields:
             for where, path, value, _ in leaves(spec)
             if where.startswith(f"layers[{len(spec.layers) - 1}]")
             and (isinstance(value, bool) or value is None)
-            and not path.endswith("buckets")  # which come with positions of that name
+            # Buckets come with positions of that name; a norm is no switch.
+            and not path.endswith(("buckets", "query_key_norm"))
         ]
-        assert len(switches) == 7
+        assert len(switches) == 8
         found = [lower(changed(spec, where)) for where in switches]
         assert len({*found, lower(spec)}) == 1 + len(switches)
 
     @pytest.mark.parametrize("path", sorted(RUNS))
     def test_an_unknown_value_is_refused_by_its_name(self, spec, path):
+        if path.startswith("layers.attention.query_key_norm"):
+            (*others, last) = spec.layers
+            normed = replace(last.attention, query_key_norm=Norm("rms_norm", 1e-6, bias=False))
+            spec = replace(spec, layers=(*others, replace(last, attention=normed)))
         require_supported(spec, "b")
         where = [place for place, name, _, _ in leaves(spec) if name == path][-1]
         with pytest.raises(BackendError) as caught:
