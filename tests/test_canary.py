@@ -145,8 +145,8 @@ def test_the_float32_gate(field, value, passes):
 def test_gates_are_what_is_promised():
     assert GATES["float32"] == Gate(0.999999, 2e-5)
     assert GATES["float16"] == Gate(0.9998, None)
-    assert GATES["w8a16"] == Gate(0.9995, None, 0.9998, 0.994, 0.998)
-    assert GATES["int8"] == Gate(0.995, None, 0.9995, 0.97, 0.997)
+    assert GATES["w8a16"] == Gate(0.998, None, 0.999, 0.99, 0.998)
+    assert GATES["int8"] == Gate(0.995, None, 0.998, 0.97, 0.997)
 
 
 # Centred cosines
