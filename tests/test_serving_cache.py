@@ -179,3 +179,22 @@ def test_threads_and_an_encoder(sample):
     assert stats.cache_hits + stats.cache_misses == 240
     assert stats.cache_hits >= 240 - 4 * 7
     assert stats.submitted == stats.completed == 240
+
+
+def test_an_answer_is_kept_before_anybody_can_change_it(monkeypatch):
+    """Whoever waits may write into the vector at the moment that the future is done."""
+    futures, done = [], []
+    keep = VectorCache.keep
+
+    def watched(self, key, vector):
+        done.append(futures[0].done())
+        keep(self, key, vector)
+
+    monkeypatch.setattr(VectorCache, "keep", watched)
+    for texts in ("a text", ["one", "two"]):
+        futures.clear()
+        with make() as batcher:
+            futures.append(batcher.submit(texts))
+            while batcher.run_batch():
+                pass
+    assert done == [False] * 3

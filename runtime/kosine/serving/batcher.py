@@ -14,7 +14,6 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, overload
@@ -371,26 +370,24 @@ class Batcher:
         answers: list[tuple[BatchFuture[Any], Any]] = []
         if matrix:
             if left:
-                futures[0].add_done_callback(partial(self._keep, keys))
+                futures[0].keep = partial(self._keep, keys)
             else:
                 answers.append((futures[0], np.stack([v for v in found if v is not None])))
         else:
             for place, i in enumerate(left):
                 futures[i].index = place
-                futures[i].add_done_callback(partial(self._keep, [keys[i]]))
+                futures[i].keep = partial(self._keep, [keys[i]])
             answers += [(f, v) for f, v in zip(futures, found, strict=True) if v is not None]
         for future, answer in answers:
             future.open = False
             future.settle(answer)
         return left
 
-    def _keep(self, keys: list[Key], future: Future[Any]) -> None:
+    def _keep(self, keys: list[Key], answer: Float32) -> None:
         """Keep an answer, in the thread that gives it."""
-        if future.cancelled() or future.exception() is not None:
-            return
         runner, cache = self._runner, self._cache
         with runner.lock:
-            for key, vector in zip(keys, np.atleast_2d(future.result()), strict=True):
+            for key, vector in zip(keys, np.atleast_2d(answer), strict=True):
                 cache.keep(key, vector)
             runner.counters.cache_bytes = cache.nbytes
 

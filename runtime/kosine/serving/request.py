@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -44,6 +44,7 @@ class BatchFuture(Future[Answer]):
     Attributes (changed under the batcher's lock, but for `settled`):
         call: What its texts came with, from the moment that it is queued until it is claimed.
         open: Nobody has claimed it: neither an answer, an error, a deadline nor `cancel`.
+        keep: Called with the answer before anybody else has it, and may change it.
         settled: It has its result or exception, or never will. (`done()` takes a lock, which a
             forked child must not touch.)
     """
@@ -52,6 +53,7 @@ class BatchFuture(Future[Answer]):
     call: Call | None = None
     open = True
     settled = False
+    keep: Callable[[Any], None] | None = None
 
     def __init__(self, owner: Owner, index: int = 0) -> None:
         super().__init__()
@@ -77,6 +79,8 @@ class BatchFuture(Future[Answer]):
 
     def settle(self, value: Any) -> None:
         """Set the result; only for who has claimed it."""
+        if self.keep is not None:
+            self.keep(value)
         try:  # noqa: SIM105 - `suppress` would be an object more for each text
             self.set_result(value)
         except InvalidStateError:
