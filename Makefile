@@ -75,8 +75,10 @@ check: .venv/.check native
 	.venv/bin/mypy runtime/kosine kernels/kosine_kernels
 	.venv/bin/python -m pytest -q --without-torch -m "not slow and not long" $(PYTEST_ARGS)
 
+# In two processes, a file of tests in one of them: the full-size ones take up to 6 GB each.
+TEST_PROCESSES ?= 2
 test: .venv/.test native .venvs/optimum/.done
-	.venv/bin/python -m pytest $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --benchmark-disable $(PYTEST_ARGS)
 
 # `make test` runs on fixed seeds. What fails here is printed with the line that repeats it; it
 # becomes a case of its test.
@@ -146,12 +148,14 @@ bench-serve: .venv/.bench engine
 	@mkdir -p out
 	.venv/bin/kosine export export/sample $(SAMPLE) --force
 	.venv/bin/python -m kosine_bench.load.service $(SAMPLE) --checkpoint export/sample --base \
-	  $(SERVE_ARGS)
+	  --out bench/results/service/$(shell date +%F).json \
+	  --plot bench/results/service/$(shell date +%F).svg $(SERVE_ARGS)
 
 soak-serve: .venv/.bench engine
 	@mkdir -p out
 	.venv/bin/kosine export export/sample $(SAMPLE) --force
-	.venv/bin/python -m kosine_bench.reliability.service_soak $(SAMPLE) $(SOAK_ARGS)
+	.venv/bin/python -m kosine_bench.reliability.service_soak $(SAMPLE) \
+	  --out bench/results/service/$(shell date +%F)-soak.json $(SOAK_ARGS)
 
 clean:
 	rm -rf .venv .venvs out

@@ -64,7 +64,7 @@ def test_the_measurement_beside_a_bare_route(sample_bundle):
     if shutil.which("wrk") is None:
         pytest.skip("wrk is not installed (apt install wrk)")
     report = bench.measure(str(sample_bundle), None, seconds=1, rounds=1, clients=4)
-    assert set(report["services"]) == {"bare", "kosine", "kosine_float", "batcher"}
+    assert set(report["services"]) == {"bare", "kosine", "kosine_float", "batcher", "engine"}
     for figures in report["services"].values():
         assert figures["requests_per_s"] > 0
         assert figures.get("errors", 0) == 0

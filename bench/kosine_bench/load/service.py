@@ -14,8 +14,10 @@ p50. `--base` measures the benchmark's base model too.
 - naive: FastAPI's usual service around sentence-transformers (with a checkpoint)
 - infinity: infinity_emb (with a checkpoint)
 
-The last two run in environments of their own, which are made on first use. Beside them, under
-"batcher", what the batcher answers in its own process with as many callers.
+The last two run in environments of their own, which are made on first use. infinity gets a copy of
+the checkpoint whose modules have the names that its older sentence-transformers knows. Beside them
+stand, without HTTP, what the batcher answers with as many callers ("batcher"), and what the engine
+gives with as many texts a call ("engine").
 """
 
 from __future__ import annotations
@@ -111,7 +113,7 @@ def measure(
     for service, home in HOMES.items() if checkpoint else ():
         try:
             pythons[service] = str(environment.python(home, _say))
-            # Whether it can read this checkpoint: infinity's sentence-transformers is an old one.
+            # Whether it can read this checkpoint.
             with tempfile.TemporaryDirectory() as name:
                 _write_scripts(Path(name))
                 with _start(service, pythons[service], Path(name), bundle, checkpoint):
@@ -130,6 +132,7 @@ def measure(
                     figures = _load(process, service, folder, seconds, clients)
                 found.setdefault(service, []).append(figures)
             found.setdefault("batcher", []).append(_batcher(bundle, seconds, clients))
+            found.setdefault("engine", []).append(_engine(bundle, seconds, clients))
     services = {
         service: {key: statistics.median(each[key] for each in runs) for key in runs[0]}
         for service, runs in found.items()
@@ -177,6 +180,7 @@ def _start(
         return serving(f"model={bundle}")
     port = free_port()
     if service == "infinity":
+        checkpoint = str(_older(Path(str(checkpoint)), folder / "older"))
         # Its package cannot be run as one; this is what its command does.
         start = "import sys; from infinity_emb.cli import cli; sys.exit(cli())"
         words = ["-c", start, "v2", "--model-id", str(checkpoint), "--port", str(port)]
@@ -193,6 +197,39 @@ def _start(
         argument = str(folder / "answer.json") if service == "bare" else str(checkpoint)
         words = [str(folder / f"{service}.py"), str(port), argument]
     return started([python, *words], port)
+
+
+def _older(checkpoint: Path, copy: Path) -> Path:
+    """A checkpoint that sentence-transformers 3 can read: since 5 its modules and the pooling's
+    fields have other names. Weights and tokenizer are the same."""
+    if copy.exists():
+        return copy
+    shutil.copytree(checkpoint, copy)
+    modules = json.loads((copy / "modules.json").read_text("utf-8"))
+    for module in modules:
+        kind = module["type"].rpartition(".")[2]
+        module["type"] = f"sentence_transformers.models.{kind}"
+        settings = copy / module["path"] / "config.json"
+        if kind == "Pooling":
+            pooling = json.loads(settings.read_text("utf-8"))
+            if "pooling_mode" in pooling:
+                mode = {"mean": "mean_tokens", "cls": "cls_token"}[pooling["pooling_mode"]]
+                pooling = {
+                    "word_embedding_dimension": pooling["embedding_dimension"],
+                    f"pooling_mode_{mode}": True,
+                }
+                _replace(settings, pooling)
+        elif kind == "Transformer":
+            length = json.loads((copy / "tokenizer_config.json").read_text("utf-8"))
+            limit = {"max_seq_length": length["model_max_length"], "do_lower_case": False}
+            _replace(copy / "sentence_bert_config.json", limit)
+    _replace(copy / "modules.json", modules)
+    return copy
+
+
+def _replace(path: Path, value: Any) -> None:
+    path.unlink(missing_ok=True)
+    path.write_text(json.dumps(value), "utf-8")
 
 
 def _load(
@@ -247,6 +284,18 @@ def _batcher(bundle: str, seconds: int, callers: int) -> dict[str, float]:
         for thread in threads:
             thread.join()
         return {"requests_per_s": round(sum(counts) / (time.monotonic() - began), 1)}
+
+
+def _engine(bundle: str, seconds: int, texts: int) -> dict[str, float]:
+    """As many texts a call, one call after the other."""
+    encoder = kosine.load(bundle)
+    batch = [TEXT] * texts
+    encoder.encode(batch)
+    count, began = 0, time.monotonic()
+    while time.monotonic() < began + seconds:
+        encoder.encode(batch)
+        count += texts
+    return {"requests_per_s": round(count / (time.monotonic() - began), 1)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

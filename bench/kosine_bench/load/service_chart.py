@@ -16,6 +16,7 @@ LABELS: Final = {
     "kosine": "kosine serve, base64",
     "kosine_float": "kosine serve, numbers",
     "batcher": "kosine's batcher in the process, without HTTP",
+    "engine": "kosine's encode, as many texts a call",
     "naive": "FastAPI and sentence-transformers",
     "infinity": "infinity",
 }

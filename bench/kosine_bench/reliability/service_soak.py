@@ -1,6 +1,7 @@
 """The service's promises at full size: mutations, slow clients, drains, swaps, an hour of load.
 
-    python -m kosine_bench.reliability.service_soak BUNDLE [--mutations N] [--hours H] [--out F]
+    python -m kosine_bench.reliability.service_soak BUNDLE [--only NAME ...] [--mutations N]
+        [--hours H] [--out F]
 
 Starts `kosine serve` for each experiment. Prints one JSON object; exits 1 if a figure is outside
 its bar. `make soak-serve` runs it on the sample.
@@ -17,16 +18,19 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from kosine.threads import usable_cpus
 from kosine_bench.load.service_process import ServiceProcess, serving
+from kosine_bench.measuring import machine, result_file
 from kosine_bench.reliability.harness import Figures
 from kosine_bench.reliability.hostile_http import mutations, request, send, status_of
 
 __all__ = ["drains", "load", "main", "mutated", "reloads", "slow_clients"]
 
+NAMES = ("mutations", "slow_clients", "drains", "reloads", "load")
 GROWTH_MIB = 16.0
 KEY = "a-key-of-the-soak"
 BODY = json.dumps({"model": "sample", "input": "오늘 서울의 날씨는 맑다"}).encode()
@@ -226,22 +230,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("bundle")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
     parser.add_argument("--mutations", type=int, default=50_000)
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--out", type=Path, help="where to write the JSON")
     options = parser.parse_args(argv)
+    bundle = options.bundle
+    experiments: dict[str, Callable[[], Figures]] = {
+        "mutations": lambda: mutated(bundle, options.mutations),
+        "slow_clients": lambda: slow_clients(bundle),
+        "drains": lambda: drains(bundle),
+        "reloads": lambda: reloads(bundle),
+        "load": lambda: load(bundle, options.hours * 3_600),
+    }
+    found = {name: experiments[name]() for name in options.only}
     report = {
-        "mutations": mutated(options.bundle, options.mutations),
-        "slow_clients": slow_clients(options.bundle),
-        "drains": drains(options.bundle),
-        "reloads": reloads(options.bundle),
-        "load": load(options.bundle, options.hours * 3_600),
+        "made": {"date": result_file.now(), **machine.commit()},
+        "machine": machine.describe(usable_cpus()),
+        **found,
     }
     text = json.dumps(report, indent=2) + "\n"
     if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text, "utf-8")
     sys.stdout.write(text)
-    return 0 if all(each["passed"] for each in report.values()) else 1
+    return 0 if all(each["passed"] for each in found.values()) else 1
 
 
 if __name__ == "__main__":
