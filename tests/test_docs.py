@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -105,3 +106,14 @@ def test_the_korean_readme_is_the_readmes() -> None:
         assert any(line in block for block in english) or line == "kosine serve  ko.kosine", line
     for target in re.findall(r"\]\(([^)#]+)", (ROOT / "README.ko.md").read_text("utf-8")):
         assert (ROOT / target).exists(), target
+
+
+def test_the_memory_of_a_million_texts_is_that_of_the_newest_run() -> None:
+    newest = max((ROOT / "bench" / "results" / "embed").glob("*.json"))
+    runs = json.loads(newest.read_text("utf-8"))["runs"]
+    said = (DOCS / "command-line.md").read_text("utf-8")
+    assert newest.name in said
+    for run in runs:
+        assert f"{run['texts']:,}" in said
+        assert f" {run['peak_mib']:.0f}" in said
+    assert runs[-1]["peak_mib"] < runs[0]["peak_mib"] + 64
