@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from kosine import Batcher
+from kosine.batcher_stats import prometheus_collector
 from kosine.errors import (
     BackendError,
     BatcherClosed,
@@ -25,7 +26,6 @@ from kosine.errors import (
     UnknownPrompt,
     WorkerCrashed,
 )
-from kosine.serving.stats import prometheus_collector
 from kosine.testing import (
     FAULT_MARKS,
     FakeBackend,

@@ -52,7 +52,7 @@ OUTSIDE = {
     "onnxruntime": {"backends.onnx.cpu", "backends.onnx.library"},
     "kosine_kernels": {"backends.lowering", "backends.native", "native_search"},
     "torch": {"sentence_transformer"},
-    "prometheus_client": {"serving.stats", "serving.http.metrics"},
+    "prometheus_client": {"batcher_stats", "serving.http.metrics"},
     "uvicorn": {"serving.http.server", "serving.http.connection"},
     "starlette": {"serving.http.serve"},
     "orjson": {"serving.http.wire"},

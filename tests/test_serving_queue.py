@@ -6,12 +6,11 @@ import gc
 import math
 import weakref
 
-import numpy as np
 import pytest
 
-from kosine.packed import Packed
 from kosine.serving.latency import LatencyModel
-from kosine.serving.queue import Batch, Limits, Queue
+from kosine.serving.limits import Limits
+from kosine.serving.queue import Batch, Queue
 from kosine.serving.request import BatchFuture, Call, pack
 
 NOW = 100.0
@@ -22,17 +21,24 @@ def make_call(
     separate: bool = False,
     priority: int = 0,
     deadline: float = math.inf,
-    skip: int | None = None,
+    skip: int = 0,
 ) -> Call:
     """A call whose texts have so many tokens; their sizes are the same numbers."""
-    skips = None if skip is None else np.full(len(tokens), skip, np.int32)
-    packed = Packed.of([[n] * n for n in tokens], skips)
+    sentences = [[n] * n for n in tokens]
     if separate:
         futures = [BatchFuture(None, index) for index in range(len(tokens))]
     else:
         futures = [BatchFuture(None)]
     matrix = len(tokens) > 1 and not separate
-    return Call(packed, tokens, futures, matrix=matrix, priority=priority, deadline=deadline)
+    return Call(
+        sentences,
+        tokens,
+        futures,
+        skip=skip,
+        matrix=matrix,
+        priority=priority,
+        deadline=deadline,
+    )
 
 
 def refusal(queue: Queue, call: Call, now: float = NOW):
@@ -200,9 +206,8 @@ class TestBatches:
         assert packed.ids.tolist() == [1, 2, 2, 3, 3, 3]
         assert packed.starts.tolist() == [0, 1, 3, 6]
         assert packed.skip.tolist() == [0, 0, 1]
-        whole = make_call(1, 2, 3)
-        admit(queue, whole)
-        assert pack(take(queue).texts) is whole.packed
+        admit(queue, make_call(1, 2))
+        assert pack(take(queue).texts).skip is None
 
 
 class TestBounds:
@@ -237,7 +242,7 @@ class TestBounds:
     def test_retry_after_comes_from_the_measured_rate(self):
         queue = Queue(Limits(batch_tokens=100, queue_tokens=1_000))
         for tokens in (50, 100):
-            queue.learn(tokens, tokens * 0.01)
+            queue.latency.observe(tokens, tokens * 0.01)
         admit(queue, *[make_call(100) for _ in range(10)])
         refused = refusal(queue, make_call(500))
         print(f"500 tokens over a full queue of 1 000 at 100 tokens/s: {refused.retry_after:.2f} s")
@@ -252,7 +257,7 @@ class TestDeadlines:
     def trained(self, per_token_s: float = 0.01) -> Queue:
         queue = Queue(Limits(batch_tokens=100))
         for tokens in (20, 60, 100):
-            queue.learn(tokens, tokens * per_token_s)
+            queue.latency.observe(tokens, tokens * per_token_s)
         return queue
 
     @pytest.mark.parametrize("tokens", [[50], [20, 30]])

@@ -34,13 +34,13 @@ class Counts:
 
     def add(self, tokenized: Tokenized) -> None:
         """Count what was tokenised."""
-        self.texts += len(tokenized.batch)
-        self.tokens += tokenized.batch.num_tokens
+        self.texts += len(tokenized.sentences)
+        self.tokens += tokenized.num_tokens
         self.truncated_texts += tokenized.truncated
         self.unknown_tokens += tokenized.unknown
 
     def merge(self, other: Counts) -> None:
-        """Count what another has counted. Field by field: this runs for every request."""
+        """Count what another has counted."""
         self.texts += other.texts
         self.tokens += other.tokens
         self.truncated_texts += other.truncated_texts
@@ -72,6 +72,14 @@ class Counter:
         with self._lock:
             return asdict(self._counts)
 
+    def count_tokenized(self, tokenized: Tokenized) -> None:
+        """Take in what was tokenised for a scheduler. This runs for every request."""
+        with self._lock:
+            self._counts.add(tokenized)
+        if tokenized.truncated or tokenized.unknown:
+            texts, tokens = len(tokenized.sentences), tokenized.num_tokens
+            self._tell(Counts(texts, tokens, tokenized.truncated, tokenized.unknown))
+
     def count(self, counts: Counts) -> None:
         """Take in the counts of a call, and log what its user should know."""
         with self._lock:
@@ -87,6 +95,9 @@ class Counter:
                 clipped,
                 components,
             )
+        self._tell(counts)
+
+    def _tell(self, counts: Counts) -> None:
         if counts.truncated_texts:
             logger.info(
                 "%d of %d texts cut to %d tokens",

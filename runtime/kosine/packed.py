@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
@@ -36,14 +37,11 @@ class Packed:
     @classmethod
     def of(cls, sentences: Sequence[Sequence[int] | Int32], skip: Int32 | None = None) -> Packed:
         """Lay token-id sequences end to end."""
-        if len(sentences) == 1:  # most requests to a service
-            ids = np.array(sentences[0], np.int32)
-            return cls(ids, np.array([0, len(ids)], np.int32), skip)
         starts = np.zeros(len(sentences) + 1, np.int32)
         np.cumsum([len(ids) for ids in sentences], out=starts[1:])
-        ids = np.empty(int(starts[-1]), np.int32)
-        for i, sentence in enumerate(sentences):
-            ids[starts[i] : starts[i + 1]] = sentence
+        if sentences and all(isinstance(ids, np.ndarray) for ids in sentences):
+            return cls(np.concatenate(sentences, dtype=np.int32), starts, skip)
+        ids = np.fromiter(chain.from_iterable(sentences), np.int32, int(starts[-1]))
         return cls(ids, starts, skip)
 
     def __len__(self) -> int:

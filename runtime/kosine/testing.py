@@ -9,7 +9,6 @@ with Batcher(encoder, clock=clock) as batcher:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -85,28 +84,15 @@ class FakeEncoder:
                 )
             prompt = self.prompts[prompt_name]
         head = chr(CLS) + (prompt or "")
-        if len(texts) == 1:  # as most requests to a service have
-            ids = np.frombuffer((head + texts[0]).encode(), np.uint8).astype(np.int32)
-            if len(ids) <= self.max_tokens:
-                return Tokenized(Packed(ids, np.array([0, len(ids)], np.int32)), 0, 0)
-        joined = head + head.join(texts) if texts else ""
-        ids = np.frombuffer(joined.encode(), np.uint8).astype(np.int32)
-        starts = np.zeros(len(texts) + 1, np.int32)
-        lengths = (
-            [len(text) for text in texts]
-            if joined.isascii()
-            else [len(text.encode()) for text in texts]
-        )
-        np.cumsum(np.asarray(lengths, np.int64) + len(head.encode()), out=starts[1:])
-        batch = Packed(ids, starts)
-        longest = int(batch.lengths.max()) if len(batch) else 0
+        # A bytes object is a sequence of numbers.
+        sentences = [(head + text).encode() for text in texts]
+        longest = max(map(len, sentences), default=0)
         if longest <= self.max_tokens:
-            return Tokenized(batch, 0, 0)
+            return Tokenized(sentences, 0, 0)
         if not truncate:
             raise TextTooLong(f"a text has {longest} tokens", limit=f"{self.max_tokens} tokens")
-        cut = [ids[a:b][: self.max_tokens] for a, b in pairwise(starts)]
-        truncated = int((batch.lengths > self.max_tokens).sum())
-        return Tokenized(Packed.of(cut), truncated, 0)
+        truncated = sum(len(ids) > self.max_tokens for ids in sentences)
+        return Tokenized([ids[: self.max_tokens] for ids in sentences], truncated, 0)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, as `prepare` makes them."""

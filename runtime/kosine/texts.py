@@ -63,7 +63,7 @@ def check_text(text: Any, index: int) -> str:
         TextError: See `as_str` and `check_characters`.
     """
     checked = as_str(text, f"text {index}")
-    check_characters(checked, f"text {index}")
+    check_characters(checked, index)
     return checked
 
 
@@ -91,8 +91,8 @@ def as_str(text: Any, name: str) -> str:
     )
 
 
-def check_characters(text: str, name: str) -> int:
-    """The bytes of a text in UTF-8.
+def check_characters(text: str, index: int | str) -> int:
+    """The bytes of a text in UTF-8. `index` is its position, for errors, or what it is called.
 
     Raises:
         TextError: A lone surrogate or a NUL.
@@ -101,18 +101,22 @@ def check_characters(text: str, name: str) -> int:
         size = len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError as error:
         raise TextError(
-            f"{name} has a lone surrogate U+{ord(text[error.start]):04X} "
+            f"{_name(index)} has a lone surrogate U+{ord(text[error.start]):04X} "
             f"at character {error.start}",
             limit="texts must be valid Unicode",
             remedy="decode the source as UTF-8 with errors='replace'",
         ) from None
     if "\0" in text:
         raise TextError(
-            f"{name} has a NUL character at {text.index(chr(0))}",
+            f"{_name(index)} has a NUL character at {text.index(chr(0))}",
             limit="texts must not hold U+0000",
             remedy="remove it: it usually means that bytes were decoded wrongly",
         )
     return size
+
+
+def _name(index: int | str) -> str:
+    return index if isinstance(index, str) else f"text {index}"
 
 
 def _plain(value: Any) -> Any:

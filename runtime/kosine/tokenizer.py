@@ -12,7 +12,7 @@ import numpy as np
 from kosine.bundle import Bundle
 from kosine.bundle.tokenizerscan import MAX_TOKENIZER_BYTES, scan_tokenizer
 from kosine.errors import KosineError, ManifestError, TextError, TextTooLong, UnsafeBundle
-from kosine.exit_gate import awaited_at_exit
+from kosine.exit_gate import EXIT_GATE
 from kosine.packed import Packed
 from kosine.texts import as_str, check_characters
 from kosine.threads import share
@@ -30,19 +30,32 @@ UNSETTLED_TOKENS = 16
 FRAME = ("cls", "sep")  # around a text; decoders have the second alone
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # freezing takes longer than all else about it
 class Tokenized:
-    """Texts as tokens, ready for a backend.
+    """Texts as tokens. Lists, as arrays of a few numbers each cost more than the numbers.
 
     Attributes:
-        batch: Their tokens, packed, in the order of the texts.
+        sentences: The token ids of each text, in the order of the texts.
         truncated: How many texts were cut to max_tokens.
         unknown: How many tokens are [UNK]; 0 where the tokenizer has no such token.
+        skip: Leading tokens of each text that pooling leaves out.
     """
 
-    batch: Packed
+    sentences: Sequence[Sequence[int]]
     truncated: int
     unknown: int
+    skip: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.sentences))
+
+    @property
+    def batch(self) -> Packed:
+        """All texts packed, ready for a backend; made anew each time."""
+        count = len(self.sentences)
+        skip = np.full(count, self.skip, np.int32) if self.skip else None
+        return Packed.of(self.sentences, skip)
 
 
 class Tokenizer:
@@ -116,7 +129,8 @@ class Tokenizer:
                 within them to cut at, or with a token that the model has no embedding for.
             TextTooLong: Over `max_tokens` or `max_text_bytes` with truncate=False.
         """
-        prompt = self._checked_prompt(prompt)
+        if prompt:
+            prompt = self._checked_prompt(prompt)
         full = []
         heads = {}
         for i, text in enumerate(texts):
@@ -133,21 +147,19 @@ class Tokenizer:
                 part = ""
             full.append(part)
         sequences = self._ids(full)
-        truncated = 0
-        for i, ids in enumerate(sequences):
-            if i in heads:
-                ids = heads[i]
-            if len(ids) > self.max_tokens:
-                if not truncate:
-                    raise TextTooLong(
-                        f"text {first + i} has {len(ids)} tokens",
-                        limit=f"at most {self.max_tokens}, special tokens included",
-                        remedy="shorten it, or let it be truncated with truncate=True",
-                    )
-                truncated += 1
-                sequences[i] = [*ids[: self.max_tokens - 1], ids[-1]]
+        for i, ids in heads.items():
+            sequences[i] = ids
+        long = [i for i, ids in enumerate(sequences) if len(ids) > self.max_tokens]
+        if long and not truncate:
+            raise TextTooLong(
+                f"text {first + long[0]} has {len(sequences[long[0]])} tokens",
+                limit=f"at most {self.max_tokens}, special tokens included",
+                remedy="shorten it, or let it be truncated with truncate=True",
+            )
+        for i in long:
+            sequences[i] = [*sequences[i][: self.max_tokens - 1], sequences[i][-1]]
         # Python's own max and count: for the one text of a request NumPy's take ten times as long.
-        highest = [max(ids) for ids in sequences]
+        highest = [*map(max, sequences)]
         if highest and max(highest) >= self._vocab_size:
             row = highest.index(max(highest))
             raise TextError(
@@ -157,10 +169,10 @@ class Tokenizer:
                 "belongs to the model",
             )
         unknown = sum([ids.count(self._unk) for ids in sequences])
-        skip = None
+        skip = 0
         if prompt and not self._include_prompt:
-            skip = np.full(len(sequences), self.prompt_length(prompt), np.int32)
-        return Tokenized(Packed.of(sequences, skip), truncated, unknown)
+            skip = self.prompt_length(prompt)
+        return Tokenized(sequences, len(long), unknown, skip)
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens of a prompt as sentence-transformers counts them: [CLS] in, closing [SEP] out."""
@@ -183,20 +195,23 @@ class Tokenizer:
             full.append(part)
         return [len(ids) for ids in self._ids(full)]
 
-    @awaited_at_exit
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        characters = sum(map(len, texts))
-        threads = min(self._threads, characters // PIECE_CHARACTERS)
-        if threads < 2:
-            return self._encode(texts)
-        parts = share(self._encode, list(_pieces(texts)), threads)
-        return [ids for part in parts for ids in part]
+        EXIT_GATE.enter()
+        try:
+            threads = min(self._threads, sum(map(len, texts)) // PIECE_CHARACTERS)
+            if threads < 2:
+                return self._encode(texts)
+            parts = share(self._encode, list(_pieces(texts)), threads)
+            return [ids for part in parts for ids in part]
+        finally:
+            EXIT_GATE.leave()
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
+        encode = self._tokenizer.encode_batch_fast
         try:
             # A batch of one is computed on this thread; of more, in tokenizers' pool. The call
             # for one text computes offsets too, which long texts feel.
-            return [self._tokenizer.encode_batch_fast([text])[0].ids for text in texts]
+            return [encode([text])[0].ids for text in texts]
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as error:
@@ -236,12 +251,14 @@ class Tokenizer:
     def _checked(self, text: str, index: int, prompt: str) -> tuple[str, bool]:
         """Prompt and text, or what of them may be tokenised; and whether that is all."""
         limit = self.max_text_bytes
-        text = as_str(text, f"text {index}")
-        full = prompt + text[:limit] if prompt or len(text) > limit else text
-        full = full[:limit]
+        if type(text) is not str:
+            text = as_str(text, f"text {index}")
+        full = text
+        if prompt or len(text) > limit:
+            full = (prompt + text[:limit])[:limit]
         whole = len(prompt) + len(text) == len(full)
         # Characters that nobody reads are not looked at either: a text's length costs nothing.
-        if check_characters(full, f"text {index}") > limit:
+        if check_characters(full, index) > limit:
             full = full.encode()[:limit].decode(errors="ignore")
             whole = False
         return full, whole

@@ -1,41 +1,230 @@
-"""What a call brings to the batcher's door: its texts, their tokens, and why it is refused."""
+"""From a caller to the queue: a call is checked, looked up in the cache, tokenised and queued."""
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final, TypedDict
 
 import numpy as np
 
-from kosine.errors import BackendError, InputError, KosineError, QueueFull, UnknownPrompt
-from kosine.serving.queue import Limits, Refusal
+from kosine.errors import (
+    BackendError,
+    BatcherClosed,
+    DeadlineExceeded,
+    InputError,
+    TextError,
+    UnknownPrompt,
+)
+from kosine.packed import Float32
+from kosine.serving.cache import Key, VectorCache
+from kosine.serving.limits import is_whole
+from kosine.serving.request import BatchFuture, Call
 from kosine.serving.stages import Prepared, StagedEncoder
+from kosine.serving.workers import Workers, forked_error
 from kosine.texts import as_str, as_texts, check_characters
 
-__all__ = ["is_short", "is_whole", "make_limits", "read_texts", "refusal_error", "to_tokens"]
+__all__ = ["Admission", "SubmitOptions", "is_short", "read_texts"]
 
 # An event loop has more tokenised than this beside it.
 ON_LOOP_TEXTS: Final = 16
 ON_LOOP_CHARS: Final = 1_024
 
 
-def make_limits(max_wait_ms: float, ageing_s: float, **bounds: int) -> Limits:
-    """The batcher's bounds and budget, checked; `bounds` are its arguments that count things.
+class SubmitOptions(TypedDict, total=False):
+    """What `Batcher.submit` takes by name."""
 
-    Raises:
-        InputError: A bound or a time that makes no sense.
+    prompt_name: str | None
+    prompt: str | None
+    truncate_dim: int | None
+    normalize_embeddings: bool
+    priority: int
+    deadline: float | None
+
+
+class Admission:
+    """The way of a call into the queue, in the thread that brings it.
+
+    Args:
+        encoder: What tokenises.
+        workers: Whose queue it is.
+        cache: Vectors of texts that have been answered.
     """
-    for name, value in bounds.items():
-        if not is_whole(value) or value < 1:
-            raise InputError(f"{name}={value!r}", limit="at least 1", remedy=f"raise {name}")
-    if not 0.0 <= max_wait_ms < math.inf:
-        raise InputError(f"max_wait_ms={max_wait_ms!r}", limit="0 or more milliseconds")
-    if not 0.0 < ageing_s < math.inf:
-        raise InputError(f"ageing_s={ageing_s!r}", limit="more than 0 seconds")
-    counted = {name.removeprefix("max_"): value for name, value in bounds.items()}
-    return Limits(wait_s=max_wait_ms / 1e3, ageing_s=ageing_s, **counted)
+
+    def __init__(self, encoder: StagedEncoder, workers: Workers, cache: VectorCache) -> None:
+        self._encoder = encoder
+        self._workers = workers
+        self._runner = workers.runner
+        self._queue = workers.runner.queue
+        self._counters = workers.runner.counters
+        self._now = workers.clock.now
+        self._cache = cache
+        self._caches = bool(cache)
+        # Tokens of a text that has none of its own; known from the first call on.
+        self._special_tokens: int | None = None
+
+    def admit(
+        self,
+        texts: list[str],
+        sizes: list[int],
+        futures: Sequence[BatchFuture[Any]],
+        *,
+        matrix: bool = False,
+        separate: bool = False,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate_dim: int | None = None,
+        normalize_embeddings: bool = True,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> None:
+        """Queue the texts of one call: all of them, or an error.
+
+        Args:
+            texts, sizes: As `read_texts` gives them.
+            futures: One for each text, or with `matrix` one for all.
+            matrix: All texts are answered together, by one array (texts, dim).
+            separate: A text that cannot be tokenised fails its own future.
+            prompt_name: As in `Batcher.submit`, as are the others and the errors.
+        """
+        if prompt is not None and not isinstance(prompt, str):
+            raise TextError(f"the prompt is {type(prompt).__name__}", limit="str")
+        if truncate_dim is not None:
+            dim = self._encoder.dim
+            if not is_whole(truncate_dim) or not 1 <= truncate_dim <= dim:
+                raise InputError(
+                    f"truncate_dim={truncate_dim!r}", limit=f"1 to {dim}", remedy="keep within it"
+                )
+        if type(priority) is not int and not is_whole(priority):
+            raise InputError(f"priority={priority!r}", limit="a whole number")
+        started = self._now()
+        until = math.inf
+        if deadline is not None:
+            if not deadline > 0.0:
+                raise DeadlineExceeded(
+                    f"deadline={deadline!r}", limit="more than 0 seconds", remedy="allow more time"
+                )
+            until = started + deadline
+        if self._caches and texts:
+            options = (prompt_name, prompt, truncate_dim, normalize_embeddings)
+            keys = [Key.of(text, *options) for text in texts]
+            left = self._answer_from_cache(keys, futures, matrix)
+            if not left:
+                return
+            if len(left) < len(texts):
+                texts, sizes = [texts[i] for i in left], [sizes[i] for i in left]
+                futures = [futures[i] for i in left]
+        if self._special_tokens is None:
+            self._special_tokens = self._count_special_tokens()
+        lock = self._runner.lock
+        # What is certain first, so that refusing under overload costs next to nothing.
+        least = self._special_tokens * len(texts)
+        with lock:
+            self._refuse(least, len(futures), sum(sizes), priority, until, started)
+        if not texts:
+            return
+        prepared, failed = to_tokens(self._encoder, texts, separate, prompt_name, prompt)
+        good = futures
+        if failed:
+            kept = [i for i in range(len(texts)) if i not in failed]
+            sizes, good = [sizes[i] for i in kept], [futures[i] for i in kept]
+            for place, future in enumerate(good):
+                future.index = place
+        now = self._now()
+        counters = self._counters
+        with lock:
+            if prepared is not None:
+                call = Call(
+                    prepared.sentences,
+                    sizes,
+                    good,
+                    skip=prepared.skip,
+                    matrix=matrix,
+                    truncate_dim=truncate_dim,
+                    normalize_embeddings=normalize_embeddings,
+                    priority=priority,
+                    deadline=until,
+                )
+                self._refuse(call.tokens, len(good), sum(sizes), priority, until, now)
+                self._workers.enqueue(call, now)
+                counters.truncated += prepared.truncated
+                counters.unknown += prepared.unknown
+            counters.stages["prepare"].observe(now - started)
+            if failed:
+                counters.submitted += len(failed)
+                counters.failed += len(failed)
+        for index, error in failed.items():
+            futures[index].open = False
+            futures[index].settle_error(error)
+
+    def _answer_from_cache(
+        self, keys: list[Key], futures: Sequence[BatchFuture[Any]], matrix: bool
+    ) -> list[int]:
+        """Settle what is known; gives the places of the texts that are not, whose vectors will
+        be kept when they come. With `matrix` that is all or none."""
+        cache, runner = self._cache, self._runner
+        with runner.lock:
+            if self._workers.closed:
+                self._refuse_closed()
+            found = [cache.find(key) for key in keys]
+            left = [i for i, vector in enumerate(found) if vector is None]
+            runner.counters.cache_hits += len(keys) - len(left)
+            runner.counters.cache_misses += len(left)
+            known = len(keys) - len(left)
+            if matrix:
+                known = int(not left)
+                left = [*range(len(keys))] if left else []
+            runner.counters.submitted += known
+            runner.counters.completed += known
+        answers: list[tuple[BatchFuture[Any], Any]] = []
+        if matrix:
+            if left:
+                futures[0].keep = partial(self._keep, keys)
+            else:
+                answers.append((futures[0], np.stack([v for v in found if v is not None])))
+        else:
+            for place, i in enumerate(left):
+                futures[i].index = place
+                futures[i].keep = partial(self._keep, [keys[i]])
+            answers += [(f, v) for f, v in zip(futures, found, strict=True) if v is not None]
+        for future, answer in answers:
+            future.open = False
+            future.settle(answer)
+        return left
+
+    def _keep(self, keys: list[Key], answer: Float32) -> None:
+        """Keep an answer, in the thread that gives it."""
+        runner, cache = self._runner, self._cache
+        with runner.lock:
+            for key, vector in zip(keys, np.atleast_2d(answer), strict=True):
+                cache.keep(key, vector)
+            runner.counters.cache_bytes = cache.nbytes
+
+    def _refuse(
+        self, tokens: int, requests: int, nbytes: int, priority: int, deadline: float, now: float
+    ) -> None:
+        """Raise what stands against a call of this size. Holds the lock."""
+        if self._workers.closed:
+            self._refuse_closed()
+        refusal = self._queue.refusal(tokens, requests, nbytes, priority, deadline, now)
+        if refusal is not None:
+            self._counters.reject(refusal.what)
+            raise refusal.error()
+
+    def _refuse_closed(self) -> None:
+        workers = self._workers
+        if workers.forked:
+            raise forked_error()
+        if workers.exiting and threading.current_thread() is not threading.main_thread():
+            raise SystemExit  # ends a thread quietly, as calls into an engine do from now on
+        raise BatcherClosed("the batcher is closed", remedy="make a new Batcher")
+
+    def _count_special_tokens(self) -> int:
+        if self._workers.forked:
+            raise forked_error()
+        return self._encoder.prepare([""], prompt="").num_tokens
 
 
 def read_texts(value: str | Iterable[str]) -> tuple[list[str], list[int], bool]:
@@ -88,40 +277,11 @@ def to_tokens(
 
 
 def _counted(prepared: Prepared, texts: Sequence[str]) -> Prepared:
-    if len(prepared.batch) != len(texts):
+    if len(prepared.sentences) != len(texts):
         raise BackendError(
-            f"the encoder prepared {len(prepared.batch)} texts", limit=f"expected {len(texts)}"
+            f"the encoder prepared {len(prepared.sentences)} texts", limit=f"expected {len(texts)}"
         )
     return prepared
-
-
-def refusal_error(refusal: Refusal) -> KosineError:
-    """What the caller gets: QueueFull, or InputError if it could never fit."""
-    what, value, limit, retry_after = refusal
-    if what == "deadline":
-        return QueueFull(
-            f"the result is predicted in {value:.3f} s",
-            limit=f"the deadline is in {limit:.3f} s",
-            remedy=f"try again in {retry_after:.3f} s, or allow more time",
-            retry_after=retry_after,
-        )
-    if retry_after == math.inf:
-        return InputError(
-            f"the call has {value:,.0f} {what}",
-            limit=f"the whole queue holds {limit:,.0f}",
-            remedy=f"send it in parts, or raise max_queue_{what}",
-        )
-    return QueueFull(
-        f"the queue would hold {value:,.0f} {what}",
-        limit=f"max_queue_{what}={limit:,.0f}",
-        remedy=f"try again in {retry_after:.3f} s",
-        retry_after=retry_after,
-    )
-
-
-def is_whole(value: object) -> bool:
-    """Whether it is an int, NumPy's included; booleans are not."""
-    return type(value) is int or isinstance(value, np.integer)
 
 
 def is_short(texts: str | Sequence[str]) -> bool:

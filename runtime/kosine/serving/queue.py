@@ -15,38 +15,22 @@ Every method takes the time as an argument and returns a decision; the caller ca
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 from kosine.serving.latency import LatencyModel
+from kosine.serving.limits import Limits, Refusal
+from kosine.serving.order import Deadlines, Level
 from kosine.serving.request import BatchFuture, Call, Text
 
-__all__ = ["Batch", "Limits", "Queue", "Refusal"]
+__all__ = ["Batch", "Queue"]
 
 # A request is admitted, and a batch grown, if the answer is predicted within this part of the
 # time that is left: under overload the queue settles at the limit, and predictions are not exact.
 # A machine may become a tenth slower at any time, and then everybody in the queue is late together.
 # A shorter queue serves no fewer: as many have to be refused, only earlier.
 HEADROOM = 0.85
-# The heap of deadlines is rebuilt when settled calls outnumber the others and this.
-SWEEP_AT = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the queue may hold and how batches are cut. Seconds, tokens, UTF-8 bytes."""
-
-    batch_tokens: int = 2_048
-    wait_s: float = 0.0
-    queue_tokens: int = 65_536
-    queue_requests: int = 8_192
-    queue_bytes: int = 16 << 20
-    ageing_s: float = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -56,35 +40,6 @@ class Batch:
     texts: list[Text] = field(default_factory=list)
     tokens: int = 0
     shed: list[Text] = field(default_factory=list)
-
-
-class Refusal(NamedTuple):
-    """Why a call was not admitted.
-
-    Attributes:
-        what: "tokens", "requests", "bytes" or "deadline".
-        value: What the queue would have held; for a deadline, the predicted wait in seconds.
-        limit: The bound; for a deadline, the time that was left.
-        retry_after: Seconds until there should be room; infinite where there never can be.
-    """
-
-    what: str
-    value: float
-    limit: float
-    retry_after: float
-
-
-class Level:
-    """The calls of one priority that wait, in order, and their tokens."""
-
-    __slots__ = ("calls", "tokens")
-
-    def __init__(self) -> None:
-        self.calls: OrderedDict[Call, None] = OrderedDict()
-        self.tokens = 0
-
-    def first(self) -> Call:
-        return next(iter(self.calls))
 
 
 class Queue:
@@ -105,11 +60,7 @@ class Queue:
         self.tokens = self.requests = self.nbytes = 0
         self.busy_until = -math.inf
         self._levels: dict[int, Level] = {}
-        # Calls with a deadline and an open future, and the heap that orders them. Entries of
-        # other calls in the heap are passed over.
-        self._timed: set[Call] = set()
-        self._heap: list[tuple[float, int, Call]] = []
-        self._serial = count()
+        self._deadlines = Deadlines()
 
     # Coming in
 
@@ -155,10 +106,7 @@ class Queue:
             level = self._levels[call.priority] = Level()
         level.calls[call] = None
         if call.deadline != math.inf:
-            if len(self._heap) > SWEEP_AT + 2 * len(self._timed):
-                self._rebuild_heap()
-            self._timed.add(call)
-            heapq.heappush(self._heap, (call.deadline, next(self._serial), call))
+            self._deadlines.watch(call)
         level.tokens += call.tokens
         self.tokens += call.tokens
         self.requests += len(call.futures)
@@ -222,7 +170,9 @@ class Queue:
         full = False
         while not full and batch.tokens < budget and (call := self._head()) is not None:
             timed = call.deadline != math.inf
-            leaving: list[Text] = []
+            sizes = call.sizes
+            # Of the texts that leave the queue; they are the first that wait.
+            leaving = tokens = nbytes = 0
             for text in call.remaining():
                 total = batch.tokens + text.tokens
                 if timed and not (call.matrix and leaving):
@@ -233,7 +183,10 @@ class Queue:
                             probe = call
                         late = [*call.remaining()] if call.matrix else [text]
                         batch.shed += late
-                        leaving += late
+                        leaving += len(late)
+                        tokens += sum([text.tokens for text in late])
+                        nbytes += sum([sizes[text.place] for text in late])
+                        call.next = late[-1].place + 1
                         if call.matrix:
                             break
                         continue
@@ -246,11 +199,15 @@ class Queue:
                     patience = min(patience, HEADROOM * (call.deadline - now))
                 batch.texts.append(text)
                 batch.tokens = total
-                leaving.append(text)
+                leaving += 1
+                tokens += text.tokens
+                nbytes += sizes[text.place]
+                call.next = text.place + 1
                 if total >= budget:
                     break
             if leaving:
-                self._leave(call, leaving)
+                requests = int(call.waiting == leaving) if call.matrix else leaving
+                self._discharge(call, requests, leaving, tokens, nbytes)
                 if call.waiting and batch.texts and batch.texts[-1].call is call:
                     # Served for now: the others of its level go first.
                     call.queued = now
@@ -272,13 +229,6 @@ class Queue:
                 best, best_key = call, key
         return best
 
-    def _leave(self, call: Call, texts: Sequence[Text]) -> None:
-        """The first texts of a call leave the queue."""
-        call.next = texts[-1].place + 1
-        requests = int(call.waiting == len(texts)) if call.matrix else len(texts)
-        nbytes = sum([call.sizes[text.place] for text in texts])
-        self._discharge(call, requests, len(texts), sum([text.tokens for text in texts]), nbytes)
-
     def _try_again(self, batch: Batch, call: Call) -> None:
         for text in [text for text in batch.shed if text.call is call]:
             if batch.texts and batch.tokens + text.tokens > self.limits.batch_tokens:
@@ -286,10 +236,6 @@ class Queue:
             batch.texts.append(text)
             batch.tokens += text.tokens
             batch.shed.remove(text)
-
-    def learn(self, tokens: int, seconds: float) -> None:
-        """What a batch has taken."""
-        self.latency.observe(tokens, seconds)
 
     # Leaving early
 
@@ -301,7 +247,7 @@ class Queue:
             return
         call.open -= 1
         if not call.open and call.deadline != math.inf:
-            self._timed.discard(call)
+            self._deadlines.forget(call)
         index = future.index
         if call.matrix:
             if call.waiting:
@@ -309,22 +255,21 @@ class Queue:
                 self._discharge(call, 1, len(left), call.tokens, sum(left))
         elif index >= call.next:
             call.futures[index] = None  # what nobody waits for takes no memory
-            tokens = call.starts[index + 1] - call.starts[index]
-            self._discharge(call, 1, 1, tokens, call.sizes[index])
+            self._discharge(call, 1, 1, len(call.sentences[index]), call.sizes[index])
 
     def expired(self, now: float) -> list[BatchFuture[Any]]:
         """Open futures whose deadline has passed, whether they wait or run."""
-        late: list[BatchFuture[Any]] = []
-        while self._heap and self._heap[0][0] <= now:
-            call = heapq.heappop(self._heap)[2]
-            late += [future for future in call.futures if future is not None and future.open]
-        return late
+        calls = self._deadlines.passed(now)
+        return [
+            future
+            for call in calls
+            for future in call.futures
+            if future is not None and future.open
+        ]
 
     def next_deadline(self) -> float:
         """The earliest deadline of an open future; infinite if there is none."""
-        while self._heap and self._heap[0][2] not in self._timed:
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else math.inf
+        return self._deadlines.earliest()
 
     def waiting(self) -> list[Text]:
         """Every text that waits."""
@@ -346,7 +291,7 @@ class Queue:
         self.tokens = sum(text.tokens for text in texts)
         self.nbytes = sum(text.call.sizes[text.place] for text in texts)
         self.requests = len({text.future for text in texts})
-        self._rebuild_heap()
+        self._deadlines.rebuild()
 
     def _discharge(self, call: Call, requests: int, texts: int, tokens: int, nbytes: int) -> None:
         """So much of a call no longer waits."""
@@ -361,7 +306,3 @@ class Queue:
             level.calls.pop(call, None)
             if not level.calls:
                 del self._levels[call.priority]
-
-    def _rebuild_heap(self) -> None:
-        self._heap = [(call.deadline, next(self._serial), call) for call in self._timed]
-        heapq.heapify(self._heap)

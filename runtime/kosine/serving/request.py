@@ -114,9 +114,10 @@ class Call:
     """The texts of one `submit` or `submit_many`, and who waits for them.
 
     Args:
-        packed: Its texts, tokenised.
+        sentences: The token ids of each text.
         sizes: UTF-8 bytes of each text.
         futures: One for each text, or with `matrix` one for all.
+        skip: Leading tokens of each text that pooling leaves out.
         matrix: All texts are answered together, by one array (texts, dim).
         truncate_dim: Dimensions to keep, or None.
         normalize_embeddings: Vectors of length 1.
@@ -126,7 +127,6 @@ class Call:
     Attributes:
         finish: truncate_dim and normalize_embeddings, as vectors are finished together.
         futures: None in the place of one that was claimed while its text waited.
-        starts: `packed.starts` as a list.
         next: The first text that was not taken.
         waiting: How many texts wait, those that nobody waits for left out.
         tokens: Of these.
@@ -139,23 +139,24 @@ class Call:
 
     __slots__ = (
         *("arrived", "deadline", "finish", "futures", "matrix", "missing", "next", "open"),
-        *("packed", "priority", "queued", "rows", "sizes", "starts", "tokens", "waiting"),
+        *("priority", "queued", "rows", "sentences", "sizes", "skip", "tokens", "waiting"),
     )
 
     def __init__(
         self,
-        packed: Packed,
+        sentences: Sequence[Sequence[int]],
         sizes: Sequence[int],
         futures: Sequence[BatchFuture[Any]],
         *,
+        skip: int = 0,
         matrix: bool = False,
         truncate_dim: int | None = None,
         normalize_embeddings: bool = True,
         priority: int = 0,
         deadline: float = math.inf,
     ) -> None:
-        self.packed = packed
-        self.starts: list[int] = packed.starts.tolist()
+        self.sentences = sentences
+        self.skip = skip
         self.sizes = sizes
         self.futures: list[BatchFuture[Any] | None] = [*futures]
         self.matrix = matrix
@@ -165,23 +166,19 @@ class Call:
         self.arrived = self.queued = -math.inf
         self.next = 0
         self.waiting = self.missing = len(sizes)
-        self.tokens = self.starts[-1]
+        self.tokens = sum(map(len, sentences))
         self.open = len(futures)
         self.rows: Float32 | None = None
         for future in futures:
             future.call = self
 
-    def future(self, index: int) -> BatchFuture[Any] | None:
-        """Who waits for a text; None if nobody does any more."""
-        return self.futures[0 if self.matrix else index]
-
     def remaining(self) -> Iterator[Text]:
         """The texts that wait, in order."""
-        starts = self.starts
-        for place in range(self.next, len(self.sizes)):
-            future = self.future(place)
+        futures, matrix, sentences = self.futures, self.matrix, self.sentences
+        for place in range(self.next, len(sentences)):
+            future = futures[0 if matrix else place]
             if future is not None and future.open:
-                yield Text(self, place, future, starts[place + 1] - starts[place])
+                yield Text(self, place, future, len(sentences[place]))
 
 
 class Text(NamedTuple):
@@ -202,15 +199,6 @@ class Text(NamedTuple):
 
 def pack(texts: Sequence[Text]) -> Packed:
     """The tokens of texts, which may come from several calls, as one batch in their order."""
-    call = texts[0].call
-    if len(texts) == len(call.packed) and texts[-1].call is call:
-        # Texts of one call follow one another: these are all of them.
-        return call.packed
-    sentences = [
-        text.call.packed.ids[text.call.starts[text.place] : text.call.starts[text.place + 1]]
-        for text in texts
-    ]
-    if all(text.call.packed.skip is None for text in texts):
-        return Packed.of(sentences)
-    skips = [0 if t.call.packed.skip is None else t.call.packed.skip[t.place] for t in texts]
-    return Packed.of(sentences, np.array(skips, np.int32))
+    sentences = [text.call.sentences[text.place] for text in texts]
+    skips = [text.call.skip for text in texts]
+    return Packed.of(sentences, np.array(skips, np.int32) if any(skips) else None)

@@ -15,7 +15,8 @@ import numpy as np
 from kosine.clock import Clock
 from kosine.errors import BackendError, BatcherClosed, DeadlineExceeded, NonFiniteVector
 from kosine.packed import Float32, Packed, Pooled
-from kosine.serving.queue import Batch, Limits, Queue
+from kosine.serving.limits import Limits
+from kosine.serving.queue import Batch, Queue
 from kosine.serving.request import BatchFuture, Text, pack
 from kosine.serving.stages import StagedEncoder
 from kosine.serving.stats import Counters
@@ -94,7 +95,7 @@ class Runner:
         self._answer(batch.texts, pooled)
         answered = self.clock.now()
         with self.lock:
-            self.queue.learn(packed.num_tokens, answered - started)
+            self.queue.latency.observe(packed.num_tokens, answered - started)
             self.counters.stages["run"].observe(ended - started)
             self.counters.stages["finish"].observe(answered - ended)
 

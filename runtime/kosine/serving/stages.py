@@ -14,13 +14,22 @@ class Prepared(Protocol):
     """Tokenised texts.
 
     Attributes:
-        batch: All texts, in order.
+        sentences: The token ids of each text, in order.
+        num_tokens: Of all texts.
+        batch: All texts packed.
         truncated: How many were cut.
         unknown: How many of the tokens are unknown to the tokenizer.
+        skip: Leading tokens of each text that pooling leaves out.
     """
 
     @property
+    def sentences(self) -> Sequence[Sequence[int]]: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
     def batch(self) -> Packed: ...
+    @property
+    def skip(self) -> int: ...
     @property
     def truncated(self) -> int: ...
     @property

@@ -6,14 +6,11 @@ Counts and durations only: nothing in here comes from a text.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from importlib import import_module
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from kosine.errors import MissingExtra
-
-__all__ = ["BatcherStats", "Counters", "Histogram", "HistogramSnapshot", "prometheus_collector"]
+__all__ = ["BatcherStats", "Counters", "Health", "Histogram", "HistogramSnapshot"]
 
 # Seconds: 0.1 ms to 10 s, about three to a decade.
 BUCKETS_S: Final = (
@@ -176,81 +173,25 @@ COUNTED: Final = tuple(
 )
 
 
-GAUGES: Final = {
-    "queue_requests": "Requests that wait.",
-    "queue_tokens": "Tokens that wait.",
-    "queue_bytes": "Bytes of text that wait.",
-    "running_tokens": "Tokens in the running batch.",
-    "cache_bytes": "What the cache of vectors takes.",
-}
-TOTALS: Final = {
-    "batches": "Batches run.",
-    "batch_tokens": "Tokens run.",
-    "batch_texts": "Texts run.",
-    "bisections": "Failed batches that were split.",
-    "truncated": "Texts cut at the encoder's limit.",
-    "unknown": "Unknown tokens.",
-    "worker_crashes": "Worker threads that died and were replaced.",
-    "submitted": "Requests admitted.",
-    "cache_hits": "Texts that the cache knew.",
-    "cache_misses": "Texts that the cache did not know.",
-}
-ENDS: Final = ("completed", "failed", "cancelled", "expired", "shed")
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether the batcher can serve, and what it has been through.
 
-
-class HasStats(Protocol):
-    """A `kosine.Batcher`, or whatever else counts as it does."""
-
-    def stats(self) -> BatcherStats: ...
-
-
-def prometheus_collector(batcher: HasStats, prefix: str = "kosine_batcher") -> Any:
-    """A custom collector for `prometheus_client`: `REGISTRY.register(prometheus_collector(b))`.
-
-    Args:
-        batcher: Whose numbers are exported, read at each scrape.
-        prefix: What the metrics' names start with.
-
-    Raises:
-        MissingExtra: prometheus-client is not installed.
+    Attributes:
+        ok: It serves: neither closed nor forked, and its threads live.
+        state: "serving", "draining", "closed" or "forked".
+        workers_alive: Both threads live (or were not needed yet).
+        worker_crashes: How often a thread died and was replaced.
+        last_crash: The type of what the last one died of; None if none did.
+        running_s: How long the batch that runs now has been running; None if none is.
+        queue_requests, queue_tokens: What waits.
     """
-    try:
-        families = import_module("prometheus_client.core")
-    except ImportError as error:
-        raise MissingExtra(
-            "prometheus-client is not installed", remedy="pip install prometheus-client"
-        ) from error
 
-    class Collector:
-        def collect(self) -> Iterator[Any]:
-            stats = batcher.stats()
-            for name, text in GAUGES.items():
-                yield families.GaugeMetricFamily(
-                    f"{prefix}_{name}", text, value=getattr(stats, name)
-                )
-            for name, text in TOTALS.items():
-                yield families.CounterMetricFamily(
-                    f"{prefix}_{name}", text, value=getattr(stats, name)
-                )
-            ended = families.CounterMetricFamily(
-                f"{prefix}_ended", "Requests by outcome.", labels=["how"]
-            )
-            for name in ENDS:
-                ended.add_metric([name], getattr(stats, name))
-            yield ended
-            rejected = families.CounterMetricFamily(
-                f"{prefix}_rejected", "Refused calls.", labels=["why"]
-            )
-            for why, number in stats.rejected.items():
-                rejected.add_metric([why], number)
-            yield rejected
-            stages = families.HistogramMetricFamily(
-                f"{prefix}_stage_seconds", "Duration of each stage.", labels=["stage"]
-            )
-            for stage, histogram in stats.stages.items():
-                buckets = [(str(bound), number) for bound, number in histogram.buckets.items()]
-                buckets.append(("+Inf", histogram.count))
-                stages.add_metric([stage], buckets=buckets, sum_value=histogram.total_s)
-            yield stages
-
-    return Collector()
+    ok: bool
+    state: str
+    workers_alive: bool
+    worker_crashes: int
+    last_crash: str | None
+    running_s: float | None
+    queue_requests: int
+    queue_tokens: int

@@ -10,39 +10,14 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from kosine.errors import BatcherError, ForkedBatcher, WorkerCrashed
 from kosine.serving.request import BatchFuture, Call
 from kosine.serving.runner import Runner, closed_error, expired_error, futures_of
-from kosine.serving.stats import BatcherStats
+from kosine.serving.stats import BatcherStats, Health
 
-__all__ = ["Health", "Workers", "forked_error"]
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """Whether the batcher can serve, and what it has been through.
-
-    Attributes:
-        ok: It serves: neither closed nor forked, and its threads live.
-        state: "serving", "draining", "closed" or "forked".
-        workers_alive: Both threads live (or were not needed yet).
-        worker_crashes: How often a thread died and was replaced.
-        last_crash: The type of what the last one died of; None if none did.
-        running_s: How long the batch that runs now has been running; None if none is.
-        queue_requests, queue_tokens: What waits.
-    """
-
-    ok: bool
-    state: str
-    workers_alive: bool
-    worker_crashes: int
-    last_crash: str | None
-    running_s: float | None
-    queue_requests: int
-    queue_tokens: int
+__all__ = ["Workers", "forked_error"]
 
 
 class Workers:

@@ -7,9 +7,9 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from kosine.batcher_stats import prometheus_collector
 from kosine.serving.http.app import Call, Endpoint, Service
 from kosine.serving.http.wire import Reply
-from kosine.serving.stats import prometheus_collector
 
 __all__ = ["Metrics"]
 

@@ -6,8 +6,6 @@ import threading
 import time
 from collections.abc import Sequence
 
-import numpy as np
-
 from kosine import Encoder, Packed, Pooled
 from kosine.packed import Float32
 from kosine.tokenizer import Tokenized
@@ -56,11 +54,11 @@ class StagedModel:
         """Tokenise texts; `TokenIds` are taken as they are."""
         started = time.perf_counter()
         if texts and isinstance(texts[0], TokenIds):
-            rows = [np.array(text.ids, np.int32) for text in texts if isinstance(text, TokenIds)]
-            tokenized = Tokenized(Packed.of(rows), 0, 0)
+            rows = [text.ids for text in texts if isinstance(text, TokenIds)]
+            tokenized = Tokenized(rows, 0, 0)
         else:
             tokenized = self.encoder.prepare(texts, prompt_name=prompt_name, prompt=prompt)
-        self.seen.tokens = tokenized.batch.num_tokens
+        self.seen.tokens = tokenized.num_tokens
         self.seen.truncated = tokenized.truncated
         self.seen.seconds = time.perf_counter() - started
         return tokenized
