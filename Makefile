@@ -7,7 +7,7 @@ SAMPLE = out/sample.kosine
 
 .PHONY: help setup demo engine native sanitize check test test-gpu test-libraries fuzz lint format \
   bench bench-report load bench-serve bench-search million soak soak-serve wheel release-check docs \
-  clean
+  test-ray test-spark clean
 
 help:
 	@echo "make setup   .venv with kosine, ONNX Runtime and the exporter (no PyTorch), and the native"
@@ -17,7 +17,7 @@ help:
 	@echo "make test    the whole test suite (installs PyTorch, the referee)"
 	@echo "make fuzz    its property tests again and again, on random seeds (FUZZ_ROUNDS)"
 	@echo "make test-gpu  the tests that need an NVIDIA GPU, in an environment of their own"
-	@echo "make test-libraries  sentence-transformers, LangChain, Chroma and others, as they really are"
+	@echo "make test-libraries  sentence-transformers, LangChain, Chroma, Ray and others, as they really are"
 	@echo "make native  the native CPU engine, built into this checkout (Linux x86-64)"
 	@echo "make sanitize  its tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make lint    ruff and mypy --strict"
@@ -93,16 +93,23 @@ test-gpu: .venvs/gpu/.done
 	.venvs/gpu/bin/python -m pytest -m gpu -rs \
 	  $(shell grep -l "import.*gpu_machine\|from gpu_machine\|mark\.gpu" tests/test_*.py) $(PYTEST_ARGS)
 
-# Real libraries, each at its newest version that goes with the others: in an environment of their
+# Real libraries, each at its newest version that goes with the others: in environments of their
 # own, and outside CI. (sentence-transformers' ONNX backend is in CI: test_ecosystem.py.)
 LIBRARIES = sentence-transformers setfit mteb keybert bertopic langchain-core llama-index-core haystack-ai \
   chromadb scikit-learn datasets qdrant-client usearch
 LIBRARIES_RESULT ?= bench/results/libraries/$(shell date +%F).json
-test-libraries: .venvs/libraries/.done .venvs/node/.done engine
-	@mkdir -p out
-	.venv/bin/kosine export export/sample $(SAMPLE) --force
+test-libraries: .venvs/libraries/.done .venvs/node/.done test-ray test-spark
 	PYTHONPATH=runtime:kernels .venvs/libraries/bin/python tests/library_trials.py $(SAMPLE) \
 	  export/sample $(LIBRARIES_RESULT)
+
+# Clusters on this machine, one worker killed in the middle. Spark needs Java.
+PACKAGES_ray = 'ray[data,serve]'
+PACKAGES_spark = 'pyspark[sql]'
+test-ray test-spark: test-%: .venvs/%/.done engine
+	@mkdir -p out
+	.venv/bin/kosine export export/sample $(SAMPLE) --force
+	PYTHONPATH=runtime:kernels .venvs/$*/bin/python tests/libraries/$*_trial.py $(SAMPLE) \
+	  bench/results/libraries/$*.json
 
 # A million short texts through `kosine embed`: ten minutes or more.
 million: .venv/.bench engine
@@ -200,6 +207,12 @@ clean:
 	.venvs/libraries/bin/python -m pip --disable-pip-version-check --quiet install torch==2.13.0
 	.venvs/libraries/bin/python -m pip --disable-pip-version-check --quiet install $(LIBRARIES) \
 	  onnxruntime pytest
+	@touch $@
+
+.venvs/ray/.done .venvs/spark/.done: .venvs/%/.done: Makefile
+	$(PYTHON) -m venv .venvs/$*
+	.venvs/$*/bin/python -m pip --disable-pip-version-check --quiet install pandas pyarrow tokenizers \
+	  onnxruntime $(PACKAGES_$*)
 	@touch $@
 
 # Its scripts would fetch builds for CUDA. Where there is no npm, the trial is left out.
