@@ -7,6 +7,7 @@
    sample's first vector on every engine, the native one's bits as tests/golden has them.
 3. The wheel with no engine and nothing beside it says at its first use what to install.
 4. The sdist installs where there is no compiler, and runs on ONNX Runtime.
+5. The start page's commands, as they stand, lead to a service that OpenAI's client asks.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pythons import pythons
+from walk import walk
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -160,7 +162,10 @@ def check(dist: Path) -> None:
         version, python = next(iter(found.items()))
         here = Environment(python, folder / "sdist")
         here.install(f"kosine[onnx] @ {(dist / f'kosine-{stated}.tar.gz').as_uri()}")
-        print(f"{version}, sdist with no compiler: {here.probe(bundle, ['onnx'])}")
+        print(f"{version}, sdist with no compiler: {here.probe(bundle, ['onnx'])}", flush=True)
+    version, python = [*found.items()][-1]
+    walk(dist, python)
+    print(f"{version}, docs/index.md: from its first command to its last")
 
 
 if __name__ == "__main__":
