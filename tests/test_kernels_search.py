@@ -162,6 +162,19 @@ def test_lengths_that_squares_cannot_hold(isa, queries):
     assert (found[1][found[0] == 7] == 0).all()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_scores_of_more_than_eight_queries_do_not_depend_on_one_another(isa, threads):
+    """The last queries may share a narrower tile: bit for bit the same sums."""
+    corpus = RNG.standard_normal((500, 50)).astype(np.float32)
+    queries = RNG.standard_normal((100, 50)).astype(np.float32)
+    every = search.top_products(queries, corpus, 7, normalise=True, isa=isa)
+    for count in (9, 15, 16, 17, 24, 32, 33, 40, 48, 49, 64, 65, 99):
+        asked = queries[100 - count :].copy()
+        found = search.top_products(asked, corpus, 7, normalise=True, threads=threads, isa=isa)
+        for mine, theirs in zip(found, every, strict=True):
+            np.testing.assert_array_equal(mine, theirs[100 - count :])
+
+
 def test_many_threads_at_once(isa):
     """Each call has threads and heaps of its own."""
     corpus = RNG.standard_normal((3000, 16)).astype(np.float32)

@@ -190,7 +190,7 @@ class Worker {
           .count = count,
           .depth = search_.depth,
           .queries = queries_.at(panel),
-          .few = in,
+          .in = in,
           .factor = block_.factors(),
           .least = least,
           .scores = scores_.data(),

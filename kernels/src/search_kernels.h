@@ -24,7 +24,7 @@ struct ScoreArgs {
   std::size_t count;
   std::size_t depth;
   const float* queries;  // panel: (depth, panel) floats; few: (few, depth)
-  std::size_t few;
+  std::size_t in;        // how many queries
   const float* factor;   // (count,): what a row's scores are multiplied by
   const float* least;    // (kMaxPanel,)
   float* scores;         // (count, kMaxPanel)

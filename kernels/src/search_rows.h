@@ -9,39 +9,44 @@ namespace {
 
 constexpr std::size_t kQueries = 2 * Vec::kLanes;  // of a panel
 
-template <int R>
+// C vectors of the panel: one where it holds no more queries. Sums are the same either way.
+template <int R, int C>
 void score_tile(const kosine::ScoreArgs& args, std::size_t row) {
-  Vec acc[R][2];
-  multiply<FloatDot, R, 2, false>(acc, reinterpret_cast<const char*>(args.rows + row * args.ld),
+  Vec acc[R][C];
+  multiply<FloatDot, R, C, false>(acc, reinterpret_cast<const char*>(args.rows + row * args.ld),
                                   args.ld * sizeof(float),
                                   {reinterpret_cast<const char*>(args.queries), 2 * sizeof(Vec)},
                                   args.depth, {nullptr, 0});
-  const Vec least[2] = {Vec::load(args.least), Vec::load(args.least + Vec::kLanes)};
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     const Vec factor = Vec::all(args.factor[row + r]);
     float* const scores = args.scores + (row + r) * kosine::kMaxPanel;
     std::uint32_t passed = 0;
 #pragma GCC unroll 2
-    for (int c = 0; c < 2; ++c) {
+    for (int c = 0; c < C; ++c) {
       const Vec score = acc[r][c] * factor;
       score.store(scores + c * Vec::kLanes);
-      passed |= beyond(score, least[c]) << (c * Vec::kLanes);
+      passed |= beyond(score, Vec::load(args.least + c * Vec::kLanes)) << (c * Vec::kLanes);
     }
     args.passed[row + r] = passed;
   }
 }
 
-template <int R>
+template <int R, int C>
 void score_rows(const kosine::ScoreArgs& args, std::size_t row, std::size_t count) {
-  if (count == R) return score_tile<R>(args, row);
-  if constexpr (R > 1) score_rows<R - 1>(args, row, count);
+  if (count == R) return score_tile<R, C>(args, row);
+  if constexpr (R > 1) score_rows<R - 1, C>(args, row, count);
+}
+
+template <int C>
+void score_tiles(const kosine::ScoreArgs& args) {
+  std::size_t row = 0;
+  for (; row + kTileRows <= args.count; row += kTileRows) score_tile<kTileRows, C>(args, row);
+  if (row < args.count) score_rows<kTileRows - 1, C>(args, row, args.count - row);
 }
 
 void score_panel(const kosine::ScoreArgs& args) {
-  std::size_t row = 0;
-  for (; row + kTileRows <= args.count; row += kTileRows) score_tile<kTileRows>(args, row);
-  if (row < args.count) score_rows<kTileRows - 1>(args, row, args.count - row);
+  args.in <= Vec::kLanes ? score_tiles<1>(args) : score_tiles<2>(args);
 }
 
 // The row against Q queries: a sum runs along the depth in as many lanes as a vector has.
@@ -71,8 +76,8 @@ void score_few(const kosine::ScoreArgs& args) {
   for (std::size_t row = 0; row < args.count; ++row) {
     args.passed[row] = 0;
     std::size_t first = 0;
-    for (; first + 4 <= args.few; first += 4) score_row<4>(args, row, first);
-    for (; first < args.few; ++first) score_row<1>(args, row, first);
+    for (; first + 4 <= args.in; first += 4) score_row<4>(args, row, first);
+    for (; first < args.in; ++first) score_row<1>(args, row, first);
   }
 }
 

@@ -15,7 +15,7 @@ from kosine.threads import usable_cpus
 
 __all__ = ["top_distances", "top_products", "usable"]
 
-ALONE = 1 << 24  # products of two numbers that are done before another thread has begun
+ALONE = 1 << 20  # products of two numbers that take as long as two starts of a thread
 Found = tuple[NDArray[np.int64], Float32]
 
 
@@ -69,4 +69,9 @@ def _usable(level: str) -> bool:
 
 
 def _threads(products: int) -> int:
-    return usable_cpus() if products > ALONE else 1
+    return _cpus() if products > ALONE else 1
+
+
+@cache  # asking takes as long as some million products
+def _cpus() -> int:
+    return usable_cpus()
