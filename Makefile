@@ -252,5 +252,5 @@ docs: .venvs/docs/.done
 .venvs/docs/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venvs/docs
 	PIP_CONSTRAINT=constraints.txt .venvs/docs/bin/python -m pip --disable-pip-version-check \
-	  --quiet install mkdocs-material 'mkdocstrings[python]'
+	  --quiet install mkdocs-material 'mkdocstrings[python]' ruff
 	@touch $@
