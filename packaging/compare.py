@@ -22,7 +22,7 @@ from kosine_bench.measuring import machine
 
 SEED = 7
 TEXTS = 64
-SINGLES = 31
+SINGLES = 15
 WORKER = """
 import json, platform, sys, time
 import numpy as np, kosine
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--bundle", nargs="+", required=True)
     parser.add_argument("--with", nargs="+", required=True, dest="pairs", metavar="NAME=PYTHON")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
     bundles = [str(Path(bundle).resolve()) for bundle in given.bundle]
     pairs = [pair.rpartition("=") for pair in given.pairs]
