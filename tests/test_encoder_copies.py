@@ -59,7 +59,7 @@ def test_a_pickle_holds_what_was_asked_for(path, monkeypatch):
         asked.append(options)
         return make_backend(bundle, **{**options, "backend": "onnx", "dtype": "float16"})
 
-    monkeypatch.setattr("kosine.encoder.make_backend", elsewhere)
+    monkeypatch.setattr("kosine.loading.make_backend", elsewhere)
     there = pickle.loads(data)
     expected = {"backend": "auto", "dtype": "auto", "device": "auto", "threads": 1, "spin": False}
     assert asked == [expected]

@@ -49,10 +49,10 @@ class Model:
 @pytest.fixture(params=[1 << 21, 700])
 def blocks(request, monkeypatch):
     monkeypatch.setattr(mining, "BLOCK", request.param)
-    monkeypatch.setattr(kosine.scoring, "BLOCK", request.param)
+    monkeypatch.setattr(kosine.scoring.search, "BLOCK", request.param)
     if request.param < 1000:
         monkeypatch.setattr(mining, "PAIR_QUERIES", 7)
-        monkeypatch.setattr(kosine.scoring, "MOST_QUERIES", 5)
+        monkeypatch.setattr(kosine.scoring.search, "MOST_QUERIES", 5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -65,7 +65,7 @@ def stored(vectors, kind):
 @pytest.mark.parametrize("queries", [FEW, MANY], ids=["few", "many"])
 @pytest.mark.parametrize("both", [False, True], ids=["floats ask", "both sides alike"])
 def test_the_same_as_numpy(taken, monkeypatch, kind, similarity, queries, both):
-    monkeypatch.setattr(scoring, "MOST_QUERIES", 37)
+    monkeypatch.setattr(scoring.search, "MOST_QUERIES", 37)
     corpus, options = stored(CORPUS, kind)
     asked = stored(queries, kind)[0] if both else queries
     for k in (1, 10, 700, 2000):

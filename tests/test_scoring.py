@@ -181,9 +181,9 @@ SMALL = st.integers(-2, 2)
 def test_ties_and_blocks(queries, corpus, k, block, most, thin):
     """Small integers tie often and have exact scores; ties go to the lower index."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "BLOCK", block)
-        patch.setattr(scoring, "MOST_QUERIES", most)
-        patch.setattr(scoring, "MOST_SORTED", thin)
+        patch.setattr(scoring.search, "BLOCK", block)
+        patch.setattr(scoring.search, "MOST_QUERIES", most)
+        patch.setattr(scoring.search, "MOST_SORTED", thin)
         found = top_k(queries, corpus, k, similarity="dot")
     indices, scores = naive_top_k(score_matrix(queries, corpus, "dot"), k)
     np.testing.assert_array_equal(found.indices, indices)
@@ -233,7 +233,7 @@ def test_blocks_give_what_the_whole_gives(monkeypatch, similarity):
     for k in (1, 10, 300):
         with np.errstate(invalid="ignore"):
             scores = score_matrix(queries, corpus, similarity)
-            monkeypatch.setattr(scoring, "BLOCK", 100)
+            monkeypatch.setattr(scoring.search, "BLOCK", 100)
             found = top_k(queries, corpus, k, similarity=similarity)
             monkeypatch.undo()
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -246,7 +246,7 @@ def test_blocks_give_what_the_whole_gives(monkeypatch, similarity):
 @pytest.mark.parametrize("order", ["worst first", "best first", "mixed", "all the same"])
 def test_any_order_of_the_corpus(monkeypatch, order):
     """Where every block is better than all before it, each is thinned before it is sorted."""
-    monkeypatch.setattr(scoring, "BLOCK", 400)
+    monkeypatch.setattr(scoring.search, "BLOCK", 400)
     queries = np.array([[1.0, 0.0], [0.5, 0.0], [-1.0, 0.0]], np.float32)
     values = np.arange(1500, dtype=np.float32)
     values = {

@@ -14,8 +14,8 @@ import kosine
 from conftest import SAMPLE
 from evaluators import OTHERS, TEXTS, evaluators
 from kosine.backends.registry import BACKENDS, DTYPES
-from kosine.encoder import BackendName, DtypeName
 from kosine.errors import InputError, MissingExtra, UnknownOption
+from kosine.loading import BackendName, DtypeName
 from kosine.quantization import PRECISIONS, Precision
 from kosine.scoring import SIMILARITIES, Similarity
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kosine import errors
-from kosine.encoder import Encoder, load
+from kosine.encoder import Encoder
 from kosine.errors import KosineError
+from kosine.loading import load
 from kosine.packed import Packed, Pooled
 from kosine.scoring import TopK, cosine, top_k
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from kosine import scoring
 from kosine.backend import Backend
-from kosine.backends.registry import make_backend
 from kosine.bundle import Bundle
 from kosine.computing import compute_finite, compute_in_batches
 from kosine.counting import Counter, Counts
-from kosine.errors import InputError, IntegrityError, UnknownPrompt
+from kosine.encode_options import (
+    DOCUMENT_PROMPTS,
+    EncodeOptions,
+    Matrix,
+    Texts,
+    Vector,
+    check_options,
+)
+from kosine.errors import InputError, UnknownPrompt
 from kosine.packed import Float32, Packed, Pooled
 from kosine.progress import progress_bar
 from kosine.quantization import (
@@ -28,97 +32,14 @@ from kosine.quantization import (
     clipped_components,
     quantize,
 )
-from kosine.sentence_transformer import (
-    DOCUMENT_PROMPTS,
-    EncodeOptions,
-    Matrix,
-    SentenceTransformerNames,
-    Texts,
-    Vector,
-    as_arrays,
-    as_asked,
-    check_options,
-)
+from kosine.sentence_transformer import SentenceTransformerNames
+from kosine.tensors import as_asked
 from kosine.texts import as_texts
 from kosine.tokenizer import MAX_TEXT_BYTES, Tokenized, Tokenizer
 
-__all__ = ["DOCUMENT_PROMPTS", "Encoder", "load"]
+__all__ = ["DOCUMENT_PROMPTS", "WINDOW", "Encoder"]
 
-BackendName: TypeAlias = Literal["auto", "native", "onnx", "tensorrt"]
-DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "w8a16", "int8"]
 WINDOW = 2048  # texts tokenised and sorted together while a long input streams through
-
-
-def load(
-    bundle: str | Path,
-    *,
-    backend: BackendName = "auto",
-    dtype: DtypeName = "auto",
-    device: str = "auto",
-    threads: int | None = None,
-    spin: bool = False,
-    max_batch_tokens: int | None = None,
-    max_text_bytes: int = MAX_TEXT_BYTES,
-    normalize_embeddings: bool = True,
-) -> Encoder:
-    """Open a bundle for encoding.
-
-    Args:
-        bundle: A folder made by `kosine export`.
-        backend: "auto", "native", "onnx" or "tensorrt". "auto" replays a part of the bundle's
-            canary before it settles; a backend that is named is made or refused.
-        dtype: What the computation runs in: "auto", "float32", "bfloat16", "float16", "w8a16" or
-            "int8". "auto" takes bfloat16 or float16 only where it passes the whole canary, and
-            never w8a16 or int8, which need a bundle with target native-int8.
-        device: "auto", "cpu", "cuda" or "cuda:N". "auto" is the CPU, but for backend "tensorrt".
-        threads: Threads inside one call, tokenising included; None takes the CPUs under affinity
-            and cgroup limits.
-        spin: Let the engine's idle threads spin between calls.
-        max_batch_tokens: Most tokens in one backend call (a single longer text goes alone); None
-            takes what suits the backend.
-        max_text_bytes: Most UTF-8 bytes of a text, prompt included, that are ever tokenised. Of
-            a longer text only its beginning is read, up to the end of a word after `max_tokens`
-            tokens; a text without such a place is an error.
-        normalize_embeddings: What `encode` does where it is not told. False is for code written
-            for sentence-transformers, where lengths count: they are then those of the model.
-
-    Raises:
-        BundleError, MissingExtra, BackendError, ParityError, UnknownOption: see `kosine.errors`.
-    """
-    options = {
-        "backend": backend,
-        "dtype": dtype,
-        "device": device,
-        "threads": threads,
-        "spin": spin,
-        "max_batch_tokens": max_batch_tokens,
-        "max_text_bytes": max_text_bytes,
-        "normalize_embeddings": normalize_embeddings,
-    }
-    return _load(Bundle(bundle), options)
-
-
-def _load(bundle: Bundle, options: dict[str, Any]) -> Encoder:
-    own = {name: options[name] for name in ("max_batch_tokens", "max_text_bytes")}
-    own["normalize_embeddings"] = options.get("normalize_embeddings", True)
-    engine = {name: value for name, value in options.items() if name not in own}
-    encoder = Encoder(bundle, make_backend(bundle, **engine), **own)
-    # The path is good wherever the process goes, and the options are those that were asked for:
-    # on another machine "auto" may rightly choose another engine.
-    encoder._recipe = (str(bundle.path.absolute()), bundle.sha256, options)
-    return encoder
-
-
-def _reload(path: str, sha256: str, options: dict[str, Any]) -> Encoder:
-    """What unpickling an encoder calls."""
-    bundle = Bundle(path)
-    if bundle.sha256 != sha256:
-        raise IntegrityError(
-            f"the bundle at {path!r} has changed: its manifest has sha256 {bundle.sha256[:12]}…",
-            limit=f"the encoder was pickled with {sha256[:12]}…",
-            remedy="load it with kosine.load, and encode again what is to be compared",
-        )
-    return _load(bundle, options)
 
 
 class Encoder(SentenceTransformerNames):
@@ -306,14 +227,11 @@ class Encoder(SentenceTransformerNames):
         truncate: bool = True,
     ) -> Tokenized:
         """Tokenise texts; see `Tokenizer.tokenize` for the errors."""
-        tokenized = self._tokenizer.tokenize(
-            list(as_texts(texts, "texts")[0]),
-            self.prompt_text(prompt_name, prompt),
-            truncate=truncate,
-        )
-        batch = tokenized.batch
-        counts = Counts(len(batch), batch.num_tokens, tokenized.truncated, tokenized.unknown)
-        self._counter.count(counts)
+        if type(texts) is not list:
+            texts = list(as_texts(texts, "texts")[0])
+        prefix = self.prompt_text(prompt_name, prompt)
+        tokenized = self._tokenizer.tokenize(texts, prefix, truncate=truncate)
+        self._counter.count_tokenized(tokenized)
         return tokenized
 
     def compute(self, batch: Packed) -> Pooled:
@@ -347,52 +265,6 @@ class Encoder(SentenceTransformerNames):
         if not normalize_embeddings and not self.manifest.spec.normalize:
             vectors = vectors * pooled.norms[:, None]
         return np.ascontiguousarray(vectors)
-
-    # Scores
-
-    def similarity(
-        self,
-        a: ArrayLike,
-        b: ArrayLike,
-        *,
-        precision: Precision | None = None,
-        ranges: Ranges | None = None,
-    ) -> Float32:
-        """(n, m) scores by the manifest's similarity function (distances negated).
-
-        Args:
-            a, b: (n, d) and (m, d) as `encode` gives them, in any precision; one side may be
-                float32 and the other smaller. int8 and uint8 are scored as what their integers or
-                bits stand for, see `kosine.scoring`.
-            precision: What int8 and uint8 arrays are. The default goes by their width:
-                ceil(dim / 8) columns are bits, more are integers. Fewer are refused: for vectors
-                truncated to an eighth or less it has to be named.
-            ranges: What `encode` was given; the default are the bundle's.
-
-        Returns:
-            An array; a tensor where a side is one (or a list of them).
-
-        Raises:
-            InputError: The sides do not fit, or what they are stays unclear.
-            UnknownOption: No such precision.
-        """
-        scores: Float32 = self._scores(scoring.score_matrix, a, b, precision, ranges)
-        return scores
-
-    def similarity_pairwise(
-        self,
-        a: ArrayLike,
-        b: ArrayLike,
-        *,
-        precision: Precision | None = None,
-        ranges: Ranges | None = None,
-    ) -> Float32:
-        """(n,) scores of row i against row i by the manifest's similarity function.
-
-        The arguments are those of `similarity`.
-        """
-        scores: Float32 = self._scores(scoring.pairwise, a, b, precision, ranges)
-        return scores
 
     # What is known of the model and of the texts so far
 
@@ -463,7 +335,7 @@ class Encoder(SentenceTransformerNames):
                 limit="encoders made by kosine.load",
                 remedy="pickle the bundle's path, and load it where it is unpickled",
             )
-        return _reload, self._recipe
+        return self._recipe
 
     def __copy__(self) -> Encoder:
         other = object.__new__(type(self))
@@ -491,19 +363,6 @@ class Encoder(SentenceTransformerNames):
         if normalize or (self.manifest.spec.normalize and dim == self.dim):
             return self.manifest.ranges
         return None  # lengths are not calibrated: `quantize` asks for ranges
-
-    def _scores(
-        self,
-        score: Callable[..., Float32],
-        a: ArrayLike,
-        b: ArrayLike,
-        precision: str | None,
-        ranges: Ranges | None,
-    ) -> Any:
-        sides, tensors = as_arrays(a, b)
-        ranges = self.manifest.ranges if ranges is None else ranges
-        options = {"precision": precision, "ranges": ranges, "dim": self.dim}
-        return as_asked(score(*sides, self.manifest.similarity, **options), not tensors, tensors)
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -1,57 +1,28 @@
 """What code written for sentence-transformers looks up on a model, as a base of `Encoder`.
 
 Evaluators, SetFit, mteb and others are handed an encoder, and find the names, shapes and types
-that they read of a `SentenceTransformer`. PyTorch is imported where tensors are asked for only.
+that they read of a `SentenceTransformer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, Unpack, overload
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from kosine.errors import InputError, MissingExtra, UnknownOption
-from kosine.packed import Packed
+from kosine import scoring
+from kosine.encode_options import PromptedEncoding
+from kosine.packed import Float32, Packed
 from kosine.quantization import Precision, Ranges
+from kosine.tensors import as_arrays, as_asked
 
 if TYPE_CHECKING:
     from kosine.backend import Backend
     from kosine.bundle.manifest import Manifest
 
-__all__ = [
-    "DOCUMENT_PROMPTS",
-    "EncodeOptions",
-    "Matrix",
-    "ModelCardData",
-    "SentenceTransformerNames",
-    "Texts",
-    "Vector",
-    "as_arrays",
-    "as_asked",
-    "check_options",
-]
-
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")
-
-Vector: TypeAlias = np.ndarray[tuple[int], np.dtype[Any]]
-Matrix: TypeAlias = np.ndarray[tuple[int, int], np.dtype[Any]]
-Texts: TypeAlias = str | Iterable[str] | None
-
-
-class EncodeOptions(TypedDict, total=False):
-    """What `encode` takes by name and what leaves arrays arrays."""
-
-    precision: Precision | None
-    normalize_embeddings: bool | None
-    truncate_dim: int | None
-    truncate: bool
-    ranges: Ranges | None
-    device: Any
-    output_value: Literal["sentence_embedding"]
-    pool: None
-    chunk_size: int | None
+__all__ = ["ModelCardData", "SentenceTransformerNames"]
 
 
 class ModelCardData:
@@ -78,140 +49,77 @@ class ModelCardData:
         self.eval_results_dict[evaluator] = dict(metrics)
 
 
-class SentenceTransformerNames:
-    """The rest of sentence-transformers' names; `Encoder` has `encode` and what goes with it."""
+class SentenceTransformerNames(PromptedEncoding):
+    """What sentence-transformers has beside `encode`."""
 
     if TYPE_CHECKING:
         backend: Backend
         manifest: Manifest
         dim: int
         max_tokens: int
-        encode: Any
         prepare: Any
         fingerprint: Any
 
     _card: ModelCardData | None = None
 
-    @overload
-    def encode_query(  # type: ignore[overload-overlap]  # as `encode`
-        self,
-        sentences: str,
-        prompt_name: str | None = ...,
-        prompt: str | None = ...,
-        batch_size: int | None = ...,
-        show_progress_bar: bool | None = ...,
-        **options: Unpack[EncodeOptions],
-    ) -> Vector: ...
-    @overload
-    def encode_query(
-        self,
-        sentences: Iterable[str],
-        prompt_name: str | None = ...,
-        prompt: str | None = ...,
-        batch_size: int | None = ...,
-        show_progress_bar: bool | None = ...,
-        **options: Unpack[EncodeOptions],
-    ) -> Matrix: ...
-    @overload
-    def encode_query(
-        self,
-        sentences: Texts = ...,
-        prompt_name: str | None = ...,
-        prompt: str | None = ...,
-        batch_size: int | None = ...,
-        show_progress_bar: bool | None = ...,
-        *,
-        convert_to_numpy: bool = ...,
-        convert_to_tensor: bool = ...,
-        inputs: Texts = ...,
-        **options: Unpack[EncodeOptions],
-    ) -> Any: ...
-    def encode_query(
-        self,
-        sentences: Texts = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int | None = None,
-        show_progress_bar: bool | None = None,
-        precision: Precision | None = "float32",
-        normalize_embeddings: bool | None = None,
-        truncate_dim: int | None = None,
-        *,
-        truncate: bool = True,
-        ranges: Ranges | None = None,
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-        device: Any = None,
-        output_value: Literal["sentence_embedding"] = "sentence_embedding",
-        pool: None = None,
-        chunk_size: int | None = None,
-        inputs: Texts = None,
-    ) -> Any:
-        """`encode` with the prompt named "query", where the manifest has one."""
-        return self._encode_as(("query",), **_without_self(locals()))
+    # Scores
 
-    @overload
-    def encode_document(  # type: ignore[overload-overlap]  # as `encode`
+    def similarity(
         self,
-        sentences: str,
-        prompt_name: str | None = ...,
-        prompt: str | None = ...,
-        batch_size: int | None = ...,
-        show_progress_bar: bool | None = ...,
-        **options: Unpack[EncodeOptions],
-    ) -> Vector: ...
-    @overload
-    def encode_document(
-        self,
-        sentences: Iterable[str],
-        prompt_name: str | None = ...,
-        prompt: str | None = ...,
-        batch_size: int | None = ...,
-        show_progress_bar: bool | None = ...,
-        **options: Unpack[EncodeOptions],
-    ) -> Matrix: ...
-    @overload
-    def encode_document(
-        self,
-        sentences: Texts = ...,
-        prompt_name: str | None = ...,
-        prompt: str | None = ...,
-        batch_size: int | None = ...,
-        show_progress_bar: bool | None = ...,
+        a: ArrayLike,
+        b: ArrayLike,
         *,
-        convert_to_numpy: bool = ...,
-        convert_to_tensor: bool = ...,
-        inputs: Texts = ...,
-        **options: Unpack[EncodeOptions],
-    ) -> Any: ...
-    def encode_document(
-        self,
-        sentences: Texts = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int | None = None,
-        show_progress_bar: bool | None = None,
-        precision: Precision | None = "float32",
-        normalize_embeddings: bool | None = None,
-        truncate_dim: int | None = None,
-        *,
-        truncate: bool = True,
+        precision: Precision | None = None,
         ranges: Ranges | None = None,
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-        device: Any = None,
-        output_value: Literal["sentence_embedding"] = "sentence_embedding",
-        pool: None = None,
-        chunk_size: int | None = None,
-        inputs: Texts = None,
-    ) -> Any:
-        """`encode` with the prompt named "document", "passage" or "corpus", the first there is."""
-        return self._encode_as(DOCUMENT_PROMPTS, **_without_self(locals()))
+    ) -> Float32:
+        """(n, m) scores by the manifest's similarity function (distances negated).
 
-    def _encode_as(self, names: tuple[str, ...], **options: Any) -> Any:
-        if options["prompt"] is None and options["prompt_name"] is None:
-            options["prompt_name"] = next((n for n in names if n in self.manifest.prompts), None)
-        return self.encode(**options)
+        Args:
+            a, b: (n, d) and (m, d) as `encode` gives them, in any precision; one side may be
+                float32 and the other smaller. int8 and uint8 are scored as what their integers or
+                bits stand for, see `kosine.scoring`.
+            precision: What int8 and uint8 arrays are. The default goes by their width:
+                ceil(dim / 8) columns are bits, more are integers. Fewer are refused: for vectors
+                truncated to an eighth or less it has to be named.
+            ranges: What `encode` was given; the default are the bundle's.
+
+        Returns:
+            An array; a tensor where a side is one (or a list of them).
+
+        Raises:
+            InputError: The sides do not fit, or what they are stays unclear.
+            UnknownOption: No such precision.
+        """
+        scores: Float32 = self._scores(scoring.score_matrix, a, b, precision, ranges)
+        return scores
+
+    def similarity_pairwise(
+        self,
+        a: ArrayLike,
+        b: ArrayLike,
+        *,
+        precision: Precision | None = None,
+        ranges: Ranges | None = None,
+    ) -> Float32:
+        """(n,) scores of row i against row i by the manifest's similarity function.
+
+        The arguments are those of `similarity`.
+        """
+        scores: Float32 = self._scores(scoring.pairwise, a, b, precision, ranges)
+        return scores
+
+    def _scores(
+        self,
+        score: Callable[..., Float32],
+        a: ArrayLike,
+        b: ArrayLike,
+        precision: str | None,
+        ranges: Ranges | None,
+    ) -> Any:
+        sides, tensors = as_arrays(a, b)
+        ranges = self.manifest.ranges if ranges is None else ranges
+        options = {"precision": precision, "ranges": ranges, "dim": self.dim}
+        return as_asked(score(*sides, self.manifest.similarity, **options), not tensors, tensors)
 
     # What is known of the model
 
@@ -272,88 +180,6 @@ class SentenceTransformerNames:
     def eval(self) -> Self:
         """The encoder: there is no other mode."""
         return self
-
-
-def as_asked(vectors: NDArray[Any], convert_to_numpy: bool, convert_to_tensor: bool) -> Any:
-    """(n, d) or (d,) vectors as an array; as a tensor; or, with neither, as a list of tensors."""
-    if convert_to_numpy and not convert_to_tensor:
-        return vectors
-    try:
-        import torch
-    except ImportError:
-        raise MissingExtra(
-            "tensors need PyTorch",
-            limit="PyTorch installed",
-            remedy="pip install 'kosine[torch]', or leave out convert_to_tensor",
-        ) from None
-    tensor = torch.from_numpy(vectors)
-    return tensor if convert_to_tensor or vectors.ndim == 1 else list(tensor)
-
-
-def as_arrays(*sides: Any) -> tuple[list[Any], bool]:
-    """Both sides of a score without PyTorch's types, and whether any was a tensor, or a list of
-    them: then so should be the scores."""
-    arrays = [_as_array(side) for side in sides]
-    return arrays, any(a is not b for a, b in zip(arrays, sides, strict=True))
-
-
-def check_options(
-    has_device: str,
-    device: Any,
-    output_value: str | None,
-    pool: object,
-    inputs: Texts,
-    sentences: Texts,
-) -> Texts:
-    """The texts, once what `encode` takes for sentence-transformers' sake makes sense.
-
-    Raises:
-        UnknownOption: Another output value.
-        InputError: Another device, a pool of processes, or texts by both names.
-    """
-    if output_value != "sentence_embedding":
-        raise UnknownOption(
-            f"output_value is {output_value!r}",
-            limit="known: 'sentence_embedding'",
-            remedy="use sentence-transformers for token embeddings",
-        )
-    if device is not None and str(device) not in (has_device, has_device.partition(":")[0]):
-        raise InputError(
-            f"device is {str(device)[:40]!r}",
-            limit=f"this encoder is on {has_device!r}",
-            remedy="load another with kosine.load(bundle, device=...)",
-        )
-    if pool is not None:
-        raise InputError(
-            "encode was given a pool of processes",
-            limit="one process, with as many threads as kosine.load was given",
-            remedy="leave pool out",
-        )
-    if inputs is None:
-        return sentences
-    if sentences is not None:
-        raise InputError(
-            "encode was given sentences and inputs",
-            limit="one of them: they are two names of the same",
-            remedy="pass the texts once",
-        )
-    return inputs
-
-
-def _as_array(side: Any) -> Any:
-    if _is_tensor(side):
-        return side.detach().cpu().numpy()
-    if isinstance(side, list | tuple) and side and _is_tensor(side[0]):
-        return np.stack([_as_array(row) for row in side])
-    return side
-
-
-def _is_tensor(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach")
-
-
-def _without_self(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if name != "self"}
 
 
 def _padded(batch: Packed, pad: int) -> dict[str, NDArray[np.int64]]:
