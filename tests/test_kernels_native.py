@@ -23,6 +23,8 @@ seeds = st.integers(0, 2**32 - 1)
 # of 6 and 14 rows.
 edges = st.sampled_from([1, 2, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 27, 28, 29, 31, 32, 33, 47, 48])
 small = st.one_of(edges, st.integers(1, 70))
+# Lengths on both sides of one, two and three blocks of keys in attention.
+AROUND_BLOCKS = [513, 527, 528, 529, 1023, 1024, 1025, 1041, 1536, 1537]
 
 
 def random(seed: int, *shapes: tuple[int, ...]) -> list[np.ndarray]:
@@ -69,14 +71,27 @@ def check_attention(
     away: float = 0.0,
     window: int | None = None,
     causal: bool = False,
+    rise: float = 0.0,
+    reach: int | None = None,
+    parts: int = 1,
 ) -> None:
+    """`rise` is what scores grow by from the first key to the last; keys up to `reach` from a row
+    have numbers of their own added to their scores, those beyond it the last ones.
+    """
     q, k, v = random(seed, *[(length, head_size)] * 3)
     q, k = q * np.float32(spread) - np.float32(away), k + np.float32(away)
+    if rise:
+        q[:, 0] = np.sqrt(head_size)
+        k[:, 0] = np.linspace(0, rise, length)
     seen = {} if window is None else {"window": window}
-    found = kernels().attention(dtype, isa, q, k, v, guard, causal=causal, **seen)
+    if reach is not None:
+        seen["distances"] = 3 * random(seed + 1, (2 * reach + 1,))[0]
+    found = kernels().attention(dtype, isa, q, k, v, guard, causal=causal, parts=parts, **seen)
     scores = q.astype(np.float64) @ k.astype(np.float64).T / np.sqrt(head_size)
     places = np.arange(length)
     distance = places - places[:, None]
+    if reach is not None:
+        scores += seen["distances"][reach + np.clip(distance, -reach, reach)]
     if window is not None:
         scores[np.abs(distance) > window] = -np.inf
     if causal:
@@ -85,6 +100,8 @@ def check_attention(
     expected = weights / weights.sum(axis=1, keepdims=True) @ v.astype(np.float64)
     # A score's error is an error of its weight, relative; the context is a mean of v.
     score_error = (head_size + 4) * EPS * (np.abs(q) @ np.abs(k).T).max() / np.sqrt(head_size)
+    if reach is not None:
+        score_error += 2 * EPS * np.abs(scores[np.isfinite(scores)]).max()
     bound = (2 * score_error + (length + 10) * EPS + 4e-7) * np.abs(v).max()
     if dtype == "bfloat16":
         bound = bound + 2.0**-8 * np.abs(expected)
@@ -146,9 +163,93 @@ def test_no_bit_comes_from_outside_the_window(dtype, isa):
 
 
 @each_table()
-@pytest.mark.parametrize("length", [255, 256, 257, 511, 512])
-def test_attention_over_long_sentences(dtype, isa, length):
-    check_attention(dtype, isa, length, 64, "after", length)
+@pytest.mark.parametrize("guard", ["after", "before"])
+@pytest.mark.parametrize("length", [255, 256, 257, 511, 512, *AROUND_BLOCKS])
+def test_attention_over_long_sentences(dtype, isa, length, guard):
+    check_attention(dtype, isa, length, 64, guard, length)
+    check_attention(dtype, isa, length, 16, guard, length, spread=40.0)
+
+
+@each_table()
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 0, 1, 31, 255, 511, 512, 513, 1100])
+def test_windows_over_blocks_of_keys(dtype, isa, window, causal):
+    for length in AROUND_BLOCKS:
+        check_attention(dtype, isa, length, 32, "after", length, window=window, causal=causal)
+
+
+@each_table()
+@pytest.mark.parametrize("rise", [1e-3, 1.0, 60.0, 3000.0, -1e-3, -60.0, -3000.0])
+def test_scores_that_grow_from_block_to_block(dtype, isa, rise):
+    # What a row has is multiplied anew at every block, at none, or away.
+    for causal in (False, True):
+        check_attention(dtype, isa, 1700, 16, "after", 3, rise=rise, causal=causal)
+
+
+@each_table()
+@settings(max_examples=EXAMPLES // 4, deadline=None)
+@given(
+    st.one_of(st.sampled_from(AROUND_BLOCKS), st.integers(1, 1600)), st.sampled_from([16, 80]),
+    st.sampled_from([None, 40, 700]), st.booleans(), st.sampled_from([None, 0, 5, 128, 2000]),
+    st.integers(1, 9), guards, seeds,
+)  # fmt: skip
+def test_attention_to_anything(
+    dtype, isa, length, head_size, window, causal, reach, parts, guard, seed
+):
+    check_attention(
+        dtype, isa, length, head_size, guard, seed, 1.0, 0.0, window, causal, 0.0, reach, parts
+    )
+
+
+@each_table()
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [1 << 24, 50, 600])
+def test_parts_of_the_rows_change_no_bit(dtype, isa, window, causal):
+    for length in (1, 13, 300, 512, 1300):
+        q, k, v = random(length, *[(length, 48)] * 3)
+        (added,) = random(1, (201,))
+        found = [
+            kernels().attention(dtype, isa, q, k, v, "after", window, causal, added, parts)
+            for parts in (1, 2, 3, 7, 64)
+        ]
+        assert len({each.tobytes() for each in found}) == 1
+
+
+@each_table()
+def test_blocks_are_counted_from_the_first_key(dtype, isa):
+    """What a row computes of its keys is the same whatever follows them, at any length."""
+    q, k, v = random(9, *[(1500, 32)] * 3)
+    whole = kernels().attention(dtype, isa, q, k, v, "after", causal=True)
+    for length in (1, 100, 512, 513, 1024, 1030):
+        part = kernels().attention(
+            dtype, isa, q[:length], k[:length], v[:length], "after", causal=True
+        )
+        assert part.tobytes() == whole[:length].tobytes()
+
+
+@each_table()
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 511, 512, 1023, 1024, 1199])
+def test_what_is_not_finite_shows_in_whatever_block(dtype, isa, bad, place):
+    q, k, v = random(5, *[(1200, 32)] * 3)
+    q[:, 7] = 1  # a key's infinity comes to every row with its sign
+    changed = k.copy()
+    changed[place, 7] = bad
+    found = kernels().attention(dtype, isa, q, changed, v, "after")
+    if bad > 0 or np.isnan(bad):
+        assert np.isnan(found).all()
+    else:  # a weight of zero
+        assert np.isfinite(found).all()
+    changed = v.copy()
+    changed[place, 7] = bad
+    found = kernels().attention(dtype, isa, q, k, changed, "after")
+    assert not np.isfinite(found[:, 7]).any()
+    assert np.isfinite(np.delete(found, 7, axis=1)).all()
+    changed = q.copy()
+    changed[place, 7] = bad
+    found = kernels().attention(dtype, isa, changed, k, v, "after")
+    assert np.isnan(found[place]).all()
+    assert np.isfinite(np.delete(found, place, axis=0)).all()
 
 
 @each_table()

@@ -98,6 +98,8 @@ class kernels:  # noqa: N801  (a submodule)
         guard: str,
         window: int = ...,
         causal: bool = False,
+        distances: NDArray[np.float32] | None = None,
+        parts: int = 1,
     ) -> NDArray[np.float32]: ...
     @staticmethod
     def stray_read(guard: str) -> int: ...

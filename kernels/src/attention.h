@@ -1,15 +1,21 @@
 // Attention of one head of one sentence, over its own keys only: no mask and no padding tokens.
 //
-//   1. The keys are transposed into panels of two vectors of keys, the layout of a packed
+// Keys come in blocks of kKeyBlock, counted from the sentence's own start. A block is met by the
+// tiles of a group of rows one after another, while it is in the L2 cache:
+//
+//   1. Its keys are transposed into panels of two vectors of keys, the layout of a packed
 //      weight, zeros after the last key.
-//   2. For each tile of query rows: scores = q kT over all keys, softmax in place, then the
-//      context = scores v, divided by the row's sum on the way out.
+//   2. For each tile of query rows: scores = q kT, then weights exp(score - the highest so far) in
+//      place, then context = weights v. What a row has from blocks before is multiplied by
+//      exp(highest before - highest now), and the block's is added.
+//   3. Where the last block of a tile is done, the context is divided by the sum of the weights.
 //
-// Where a row does not see all, a tile multiplies with the keys that one of its rows sees, from a
-// whole panel on, and each row's weights are zero where it sees none.
+// A sentence of one block has nothing from before, and is never multiplied. Where a row does not
+// see all, a tile multiplies with the keys that one of its rows sees, from a whole panel on, and
+// each row's weights are zero where it sees none.
 //
-// Whole score rows are kept: kTileRows x 512 keys are 28 KiB and stay in the L1 cache, so there
-// is nothing for an online softmax to save.
+// Where blocks, tiles and their rows begin follows from the sentence's length alone: who computes
+// which of the tiles, and in which groups, changes no bit.
 #pragma once
 
 #include "kernels.h"
@@ -18,12 +24,50 @@
 
 namespace {
 
+// Part of the arithmetic: a sum over keys is one of sums over blocks. A tile's scores, 14 rows of
+// it, are 28 KiB and stay in the L1 cache; its keys and values, 256 KiB for heads of 64, in L2.
+constexpr std::size_t kKeyBlock = 512;
+constexpr std::size_t kGroupTiles = 336 / kTileRows;  // whose contexts stay in L2 beside them
+
 inline std::size_t padded_keys(std::size_t length) {
   return (length + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
 }
 
+// The rows of a sentence, tile by tile, as even as they can be.
+struct QueryTiles {
+  std::size_t length;
+
+  std::size_t count() const { return (length + kTileRows - 1) / kTileRows; }
+  std::size_t begin(std::size_t tile) const { return length * tile / count(); }
+};
+
+// The buffers of a call.
+struct AttentionRoom {
+  explicit AttentionRoom(std::size_t length)
+      : keys(padded_keys(length < kKeyBlock ? length : kKeyBlock)),
+        blocks((length + kKeyBlock - 1) / kKeyBlock),
+        tiles(QueryTiles{length}.count()),
+        group(blocks == 1 || tiles < kGroupTiles ? tiles : kGroupTiles) {}
+
+  std::size_t keys;    // of a block
+  std::size_t blocks;
+  std::size_t tiles;
+  std::size_t group;   // tiles that meet a block one after another
+
+  // One cache line more than the keys, so that the rows of a tile do not fall into the same sets.
+  std::size_t scores_stride() const { return keys + kLine / sizeof(float); }
+  std::size_t scores() const { return kTileRows * scores_stride(); }
+  std::size_t distances() const { return group * kTileRows + keys + Vec::kLanes; }
+  // What a tile keeps between blocks: contexts, the highest scores, the sums of weights.
+  std::size_t kept(std::size_t head_size) const {
+    return blocks == 1 ? 0 : kTileRows * (head_size + 2);
+  }
+};
+
 std::size_t attention_scratch(std::size_t length, std::size_t head_size) {
-  return (head_size + kTileRows + 2) * padded_keys(length);
+  const AttentionRoom room(length);
+  return head_size * room.keys + room.scores() + room.distances() +
+         room.group * room.kept(head_size);
 }
 
 // keys (length, head_size) -> for each pair of key vectors a panel (head_size, 2 vectors); the
@@ -47,131 +91,217 @@ inline void transpose_keys(const float* k, std::size_t ld, std::size_t length,
   }
 }
 
-// Scores become weights exp((score - max) * scale); zero after the last key. Gives 1 / their sum.
-inline float softmax_row(float* scores, std::size_t length, float scale) {
+// What the rows of a tile keep between blocks.
+struct Kept {
+  float* context;  // (rows, head_size)
+  float* highest;  // of the scores so far
+  float* total;    // of the weights so far
+};
+
+// What becomes of a row's context in a block.
+struct Turnover {
+  Vec before;   // factor of what was there
+  Vec inverse;  // 1 / the sum of the weights, after the last block
+};
+
+// Scores become weights exp((score - highest) * scale); zero after the last key. `highest` and
+// `total` are those of the keys before, and of all then. Gives the factor of what was there.
+inline float softmax_row(float* scores, std::size_t length, float scale, float& highest,
+                         float& total) {
   constexpr std::size_t kLanes = Vec::kLanes;
-  Vec top = Vec::all(-__builtin_inff());
-  for (std::size_t i = 0; i < length; i += kLanes) {
-    top = max(top, keep(Vec::load(scores + i), length - i, top));
+  constexpr std::size_t kChains = 4;
+  const std::size_t whole = length / kLanes * kLanes;
+  Vec tops[kChains];
+  for (Vec& top : tops) top = Vec::all(-__builtin_inff());
+  std::size_t i = 0;
+  for (; i + kChains * kLanes <= whole; i += kChains * kLanes) {
+#pragma GCC unroll 4
+    for (std::size_t j = 0; j < kChains; ++j) {
+      tops[j] = max(tops[j], Vec::load(scores + i + j * kLanes));
+    }
   }
-  const Vec highest = Vec::all(largest(top));
+  for (; i < whole; i += kLanes) tops[0] = max(tops[0], Vec::load(scores + i));
+  if (i < length) tops[0] = max(tops[0], keep(Vec::load(scores + i), length - i, tops[0]));
+  const float top = largest(max(max(tops[0], tops[1]), max(tops[2], tops[3])));
+  const float before = highest;
+  if (!(before > top)) highest = top;
+  const Vec most = Vec::all(highest);
   const Vec factor = Vec::all(scale);
-  Vec total = Vec::zero();
-  for (std::size_t i = 0; i < length; i += kLanes) {
-    const Vec weight = exp_negative((Vec::load(scores + i) - highest) * factor);
+  Vec sums = Vec::zero();
+  for (i = 0; i < whole; i += kLanes) {
+    const Vec weight = exp_negative((Vec::load(scores + i) - most) * factor);
+    weight.store(scores + i);
+    sums = sums + weight;
+  }
+  if (i < length) {
+    const Vec weight = exp_negative((Vec::load(scores + i) - most) * factor);
     const Vec kept = keep(weight, length - i, Vec::zero());
     kept.store(scores + i);
-    total = total + kept;
+    sums = sums + kept;
   }
-  return 1.0f / sum(total);
+  if (total == 0.0f) {  // nothing came before
+    total = sum(sums);
+    return 0.0f;
+  }
+  float change[kLanes];
+  exp_negative(Vec::all((before - highest) * scale)).store(change);
+  total = __builtin_fmaf(total, change[0], sum(sums));
+  return change[0];
 }
 
-// What the rows begin .. end see of `length` keys: from a whole panel on.
+// A run of keys.
 struct Keys {
   std::size_t begin;
   std::size_t end;
 };
 
+// Those of `length` keys that the rows begin .. end see: from a whole panel on.
 inline Keys keys_of(const kosine::AttentionArgs& args, std::size_t begin, std::size_t end) {
   constexpr std::size_t kPair = 2 * Vec::kLanes;
   const std::size_t first = begin > args.behind ? begin - args.behind : 0;
   return {first / kPair * kPair, args.length - end > args.ahead ? end + args.ahead : args.length};
 }
 
-// softmax_row over the keys that one row sees, out of those of its tile; zero for the others.
-inline float softmax_window(const kosine::AttentionArgs& args, float* scores, Keys tile,
-                            std::size_t row, float scale) {
-  const std::size_t begin = row > args.behind ? row - args.behind : 0;
-  const std::size_t end = args.length - row > args.ahead ? row + args.ahead + 1 : args.length;
-  for (std::size_t i = tile.begin; i < begin; ++i) scores[i] = -__builtin_inff();
-  const float inverse = softmax_row(scores + tile.begin, end - tile.begin, scale);
-  for (std::size_t i = tile.begin; i < begin; ++i) scores[i] = 0.0f;
-  for (std::size_t i = end; i < tile.end; ++i) scores[i] = 0.0f;
-  return inverse;
+inline Keys both(Keys a, Keys b) {
+  return {a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end};
 }
 
-// What distances add, one number for each from 1 - length to length - 1, so that a row reads its
-// own in one go.
-inline void spread_distances(const kosine::AttentionArgs& args, float* to) {
-  const std::size_t last = args.length - 1;
-  for (std::size_t i = 0; i <= 2 * last; ++i) {
-    const std::size_t far = i < last ? last - i : i - last;
-    const std::size_t reached = far < args.reach ? far : args.reach;
-    to[i] = args.distances[i < last ? args.reach - reached : args.reach + reached];
+// softmax_row over the keys that one row sees, out of the `seen` ones of its tile, whose scores
+// these are; zero for the others.
+inline float softmax_window(const kosine::AttentionArgs& args, float* scores, Keys seen,
+                            std::size_t row, float scale, float& highest, float& total) {
+  const std::size_t begin = row > args.behind ? row - args.behind : 0;
+  const std::size_t end = args.length - row > args.ahead ? row + args.ahead + 1 : args.length;
+  const Keys own = both(seen, {begin, end});
+  float factor = 1.0f;
+  std::size_t i = seen.begin;
+  if (own.begin < own.end) {
+    for (; i < own.begin; ++i) scores[i - seen.begin] = -__builtin_inff();
+    factor = softmax_row(scores, own.end - seen.begin, scale, highest, total);
+    for (i = seen.begin; i < own.begin; ++i) scores[i - seen.begin] = 0.0f;
+    i = own.end;
+  }
+  for (; i < seen.end; ++i) scores[i - seen.begin] = 0.0f;
+  return factor;
+}
+
+// What distances from `first` on add, one number for each, so that a row reads its own in one go.
+inline void spread_distances(const kosine::AttentionArgs& args, std::ptrdiff_t first,
+                             std::size_t count, float* to) {
+  const auto reach = static_cast<std::ptrdiff_t>(args.reach);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::ptrdiff_t distance = first + static_cast<std::ptrdiff_t>(i);
+    const std::ptrdiff_t reached = distance < -reach ? -reach : distance > reach ? reach : distance;
+    to[i] = args.distances[reach + reached];
   }
 }
 
+// A block of keys in the buffers of a call.
+struct KeyBlock {
+  Keys keys;            // those that are packed, from a whole panel on
+  const float* panels;
+  float* scores;        // (kTileRows, keys)
+  std::size_t stride;   // of scores
+  // What distances add: at [i] for the key `i` after the first, seen from row `last_row`; from the
+  // row before that, one further on. Null where they add nothing.
+  const float* added;
+  std::size_t last_row;
+};
+
 template <int R>
-void attention_rows(const kosine::AttentionArgs& args, const float* keys, float* scores,
-                    std::size_t row, float scale, const float* added) {
+void attention_rows(const kosine::AttentionArgs& args, const KeyBlock& block, std::size_t row,
+                    float scale, const Kept& kept) {
   constexpr std::size_t kLanes = Vec::kLanes;
-  const std::size_t padded = padded_keys(args.length);
+  const Keys all = keys_of(args, row, row + R);
+  const Keys seen = both(all, block.keys);
+  if (seen.begin >= seen.end) return;
+  const bool first = seen.begin == all.begin, last = seen.end == all.end;
+  const std::size_t stride = block.stride;
   const char* q = reinterpret_cast<const char*>(args.q + row * args.ld);
-  const Keys seen = keys_of(args, row, row + R);
-  const std::size_t stop = padded_keys(seen.end);
-  std::size_t key = seen.begin;
+  const std::size_t count = seen.end - seen.begin, skipped = seen.begin - block.keys.begin;
+  // Panels are two vectors wide, but for the block's last one.
+  const std::size_t padded = padded_keys(block.keys.end - seen.begin);
+  const std::size_t stop = padded_keys(count);
+  const float* panels = block.panels + skipped * args.head_size;
+  float* const scores = block.scores;
+  std::size_t key = 0;
   for (; key + 2 * kLanes <= padded && key < stop; key += 2 * kLanes) {
     Vec acc[R][2];
-    const auto* panel = reinterpret_cast<const char*>(keys + key * args.head_size);
+    const auto* panel = reinterpret_cast<const char*>(panels + key * args.head_size);
     multiply<FloatDot, R, 2, false>(acc, q, args.ld * sizeof(float), {panel, 2 * sizeof(Vec)},
                                   args.head_size, {});
     for (int r = 0; r < R; ++r) {
-      acc[r][0].store(scores + r * padded + key);
-      acc[r][1].store(scores + r * padded + key + kLanes);
+      acc[r][0].store(scores + r * stride + key);
+      acc[r][1].store(scores + r * stride + key + kLanes);
     }
   }
   if (key < stop) {
     Vec acc[R][1];
-    const auto* panel = reinterpret_cast<const char*>(keys + key * args.head_size);
+    const auto* panel = reinterpret_cast<const char*>(panels + key * args.head_size);
     multiply<FloatDot, R, 1, false>(acc, q, args.ld * sizeof(float), {panel, sizeof(Vec)},
                                   args.head_size, {});
-    for (int r = 0; r < R; ++r) acc[r][0].store(scores + r * padded + key);
+    for (int r = 0; r < R; ++r) acc[r][0].store(scores + r * stride + key);
   }
 
-  if (added != nullptr) {
+  if (block.added != nullptr) {
     for (int r = 0; r < R; ++r) {
-      const float* own = added + (args.length - 1 - row - r);
-      for (std::size_t i = seen.begin; i < stop; i += kLanes) {
-        float* score = scores + r * padded + i;
+      const float* own = block.added + (block.last_row - row - r) + skipped;
+      for (std::size_t i = 0; i < stop; i += kLanes) {
+        float* score = scores + r * stride + i;
         (Vec::load(score) * Vec::all(scale) + Vec::load(own + i)).store(score);
       }
     }
     scale = 1.0f;
   }
 
-  Vec inverse[R];
+  Turnover rows[R];
   for (int r = 0; r < R; ++r) {
-    inverse[r] = Vec::all(softmax_window(args, scores + r * padded, seen, row + r, scale));
+    float highest = first ? -__builtin_inff() : kept.highest[r];
+    float total = first ? 0.0f : kept.total[r];
+    const float before =
+        softmax_window(args, scores + r * stride, seen, row + r, scale, highest, total);
+    rows[r] = {Vec::all(before), Vec::all(1.0f / total)};
+    if (last) continue;
+    kept.highest[r] = highest;
+    kept.total[r] = total;
   }
 
-  const char* weights = reinterpret_cast<const char*>(scores + seen.begin);
+  const char* weights = reinterpret_cast<const char*>(scores);
   const float* v = args.v + seen.begin * args.ld;
-  const std::size_t count = seen.end - seen.begin;
   auto* out = static_cast<Output::Activation*>(args.out) + row * args.ldo;
+  const auto settle = [&](Vec context, int r, std::size_t d) {
+    float* const so_far = kept.context + r * args.head_size + d;
+    if (!first) context = fma(Vec::load(so_far), rows[r].before, context);
+    if (last) {
+      Output::store(context * rows[r].inverse, out + r * args.ldo + d);
+    } else {
+      context.store(so_far);
+    }
+  };
   std::size_t d = 0;
   for (; d + 2 * kLanes <= args.head_size; d += 2 * kLanes) {
     Vec acc[R][2];
-    multiply<FloatDot, R, 2, false>(acc, weights, padded * sizeof(float),
+    multiply<FloatDot, R, 2, false>(acc, weights, stride * sizeof(float),
                                   {reinterpret_cast<const char*>(v + d),
                                    args.ld * sizeof(float)},
                                   count, {});
     for (int r = 0; r < R; ++r) {
-      Output::store(acc[r][0] * inverse[r], out + r * args.ldo + d);
-      Output::store(acc[r][1] * inverse[r], out + r * args.ldo + d + kLanes);
+      settle(acc[r][0], r, d);
+      settle(acc[r][1], r, d + kLanes);
     }
   }
   if (d < args.head_size) {
     Vec acc[R][1];
-    multiply<FloatDot, R, 1, false>(acc, weights, padded * sizeof(float),
+    multiply<FloatDot, R, 1, false>(acc, weights, stride * sizeof(float),
                                   {reinterpret_cast<const char*>(v + d),
                                    args.ld * sizeof(float)},
                                   count, {});
-    for (int r = 0; r < R; ++r) Output::store(acc[r][0] * inverse[r], out + r * args.ldo + d);
+    for (int r = 0; r < R; ++r) settle(acc[r][0], r, d);
   }
 }
 
-using AttentionTile = void (*)(const kosine::AttentionArgs&, const float*, float*, std::size_t,
-                               float, const float*);
+using AttentionTile = void (*)(const kosine::AttentionArgs&, const KeyBlock&, std::size_t, float,
+                               const Kept&);
 
 constexpr AttentionTile kAttentionTiles[] = {
     attention_rows<1>,  attention_rows<2>,  attention_rows<3>,  attention_rows<4>,
@@ -182,20 +312,54 @@ constexpr AttentionTile kAttentionTiles[] = {
 #endif
 };
 
-void attention(const kosine::AttentionArgs& args) {
+// The tiles begin .. end, group by group.
+inline void attend_tiles(const kosine::AttentionArgs& args, std::size_t begin, std::size_t end) {
   static_assert(sizeof kAttentionTiles == kTileRows * sizeof(AttentionTile));
-  float* const keys = args.scratch;
-  float* const scores = keys + args.head_size * padded_keys(args.length);
-  float* const added = args.distances == nullptr ? nullptr : scores + kTileRows * padded_keys(args.length);
-  if (added != nullptr) spread_distances(args, added);
+  const AttentionRoom room(args.length);
+  const QueryTiles tiles{args.length};
+  const std::size_t kept_size = room.kept(args.head_size);
+  float* const panels = args.scratch;
+  float* const scores = panels + args.head_size * room.keys;
+  float* const added = scores + room.scores();
+  float* const kept = added + room.distances();
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(args.head_size));
-  transpose_keys(args.k, args.ld, args.length, args.head_size, keys);
-  const std::size_t count = (args.length + kTileRows - 1) / kTileRows;
-  for (std::size_t t = 0; t < count; ++t) {
-    const std::size_t begin = args.length * t / count;
-    const std::size_t end = args.length * (t + 1) / count;
-    kAttentionTiles[end - begin - 1](args, keys, scores, begin, scale, added);
+  for (std::size_t group = begin; group < end; group += room.group) {
+    const std::size_t stop = end - group < room.group ? end : group + room.group;
+    const std::size_t row = tiles.begin(group), end_row = tiles.begin(stop);
+    const Keys seen = keys_of(args, row, end_row);
+    for (std::size_t at = seen.begin / kKeyBlock * kKeyBlock; at < seen.end; at += kKeyBlock) {
+      const Keys keys = both(seen, {at, at + kKeyBlock});
+      transpose_keys(args.k + keys.begin * args.ld, args.ld, keys.end - keys.begin,
+                     args.head_size, panels);
+      KeyBlock block{keys, panels, scores, room.scores_stride(), nullptr, end_row - 1};
+      if (args.distances != nullptr) {
+        spread_distances(args, static_cast<std::ptrdiff_t>(keys.begin - block.last_row),
+                         padded_keys(keys.end - keys.begin) + (end_row - row), added);
+        block.added = added;
+      }
+      for (std::size_t t = group; t < stop; ++t) {
+        const std::size_t rows = tiles.begin(t + 1) - tiles.begin(t);
+        float* const context = kept + (t - group) * kept_size;
+        float* const highest = context + kTileRows * args.head_size;
+        kAttentionTiles[rows - 1](args, block, tiles.begin(t), scale,
+                                  {context, highest, highest + kTileRows});
+      }
+    }
   }
+}
+
+// A part's tiles: a run from the front and one as long from the back, so that parts cost the same
+// where a row sees what came before it only.
+void attention(const kosine::AttentionArgs& args) {
+  const std::size_t tiles = QueryTiles{args.length}.count();
+  if (args.parts == 1) {
+    attend_tiles(args, 0, tiles);
+    return;
+  }
+  const std::size_t runs = 2 * args.parts;
+  const std::size_t front = args.part, back = runs - 1 - args.part;
+  attend_tiles(args, tiles * front / runs, tiles * (front + 1) / runs);
+  attend_tiles(args, tiles * back / runs, tiles * (back + 1) / runs);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <utility>
 #include <variant>
 
@@ -164,7 +165,14 @@ class Walk {
     });
   }
 
-  // Each member takes whole heads of whole sentences.
+  // A team shares out whole heads, and the rows of long sentences where those do not come out even.
+  std::size_t parts_of(std::size_t length, std::size_t heads) const {
+    constexpr std::size_t kFewestRows = 128;  // below, preparing the keys takes too much of a part
+    const std::size_t even = member_.size / std::gcd(heads, member_.size);
+    return std::clamp<std::size_t>(length / kFewestRows, 1, even);
+  }
+
+  // Each member takes parts of heads of sentences.
   void attend(const packed::Attention& step) {
     const Kernels& kernels = model_.kernels;
     const std::size_t width = step.num_heads * step.head_size;
@@ -179,8 +187,10 @@ class Walk {
           change_head(step, row, sentence.length, head);
         }
       }
-      for (std::size_t head = 0; head < step.num_heads; ++head, ++item) {
+      const std::size_t parts = parts_of(sentence.length, step.num_heads);
+      for (std::size_t i = 0; i < step.num_heads * parts; ++i, ++item) {
         if (item % member_.size != member_.rank) continue;
+        const std::size_t head = i / parts;
         const float* q = work_.qkv.row(row) + head * step.head_size;
         const float* k = work_.qkv.row(row) + width + head / sharers * step.head_size;
         void* out = kernels.staged
@@ -199,6 +209,8 @@ class Walk {
                              ? nullptr
                              : step.distances + head * (2 * step.reach + 1),
             .reach = step.reach,
+            .part = i % parts,
+            .parts = parts,
             .out = out,
             .ldo = kernels.staged ? work_.staged.stride
                                      : work_.context.stride / kernels.activation,

@@ -288,7 +288,8 @@ Result call_round(const std::string& dtype, const std::string& isa, const Rows& 
 // q, k and v each in a buffer of their own, so that a read past any one of them is caught.
 Result call_attention(const std::string& dtype, const std::string& isa, const Rows& q,
                       const Rows& k, const Rows& v, const std::string& guard,
-                      std::size_t window, bool causal) {
+                      std::size_t window, bool causal, const std::optional<Row>& distances,
+                      std::size_t parts) {
   Call call(dtype, isa, guard);
   const std::size_t length = q.shape(0), head_size = q.shape(1);
   need(head_size % 16 == 0 && head_size <= 256, "the head size is not a multiple of 16 to 256");
@@ -296,10 +297,12 @@ Result call_attention(const std::string& dtype, const std::string& isa, const Ro
   for (const Rows* rows : {&k, &v}) {
     need(rows->shape(0) == length && rows->shape(1) == head_size, "q, k and v do not fit");
   }
+  need(!distances.has_value() || distances->shape(0) % 2 == 1, "distances are not odd in number");
+  need(parts != 0, "there are no parts");
   // What a staged table writes are floats.
   const std::size_t element = call.kernels.staged ? sizeof(float) : call.kernels.activation;
   char* to = call.room(length * head_size * element);
-  call.kernels.attention({
+  AttentionArgs args{
       .q = call.floats(q.data(), length, head_size, head_size),
       .k = call.floats(k.data(), length, head_size, head_size),
       .v = call.floats(v.data(), length, head_size, head_size),
@@ -310,10 +313,18 @@ Result call_attention(const std::string& dtype, const std::string& isa, const Ro
       .ahead = causal ? 0 : window,
       .distances = nullptr,
       .reach = 0,
+      .part = 0,
+      .parts = parts,
       .out = to,
       .ldo = head_size,
       .scratch = call.floats(nullptr, 1, 0, call.kernels.attention_scratch(length, head_size)),
-  });
+  };
+  if (distances.has_value()) {
+    const std::size_t count = distances->shape(0);
+    args.distances = call.floats(distances->data(), 1, count, count);
+    args.reach = count / 2;
+  }
+  for (; args.part < parts; ++args.part) call.kernels.attention(args);
   return result(length, head_size, [&](std::size_t i, std::size_t j) {
     const char* at = to + (i * head_size + j) * element;
     return call.kernels.staged ? *reinterpret_cast<const float*>(at) : call.get(at);
@@ -355,7 +366,7 @@ void bind_kernel_calls(nb::module_& module) {
         "rms"_a, "out"_a, "adds"_a, "guard"_a);
   m.def("round", call_round, "dtype"_a, "isa"_a, "x"_a, "guard"_a);
   m.def("attention", call_attention, "dtype"_a, "isa"_a, "q"_a, "k"_a, "v"_a, "guard"_a,
-        "window"_a = kNoWindow, "causal"_a = false);
+        "window"_a = kNoWindow, "causal"_a = false, "distances"_a = nb::none(), "parts"_a = 1);
   m.def("stray_read", call_stray_read, "guard"_a);
   m.def("report_leaks", [] { nb::set_leak_warnings(true); });
   m.def("schedule", call_schedule, "dtype"_a, "isa"_a, "starts"_a, "threads"_a);

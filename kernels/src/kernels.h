@@ -104,7 +104,8 @@ struct PackArgs {
 };
 
 // One head of one sentence: out = softmax(q kT / sqrt(head_size) + what distances add) v. Row i
-// sees rows i - behind to i + ahead.
+// sees rows i - behind to i + ahead. A call computes one of `parts` parts of the rows, which cost
+// about the same; together they write every row.
 struct AttentionArgs {
   const float* q;         // (length, head_size), rows ld apart; k and v alike
   const float* k;
@@ -116,6 +117,8 @@ struct AttentionArgs {
   std::size_t ahead;
   const float* distances;  // (2 * reach + 1,), for keys at -reach .. reach from a row; or null
   std::size_t reach;
+  std::size_t part;
+  std::size_t parts;
   void* out;              // (length, head_size) outputs
   std::size_t ldo;
   float* scratch;         // attention_scratch(length, head_size) floats
