@@ -107,7 +107,8 @@ struct Product {
     const std::size_t bytes = rows * width * (epilogue == Epilogue::kGelu ? 2 : 4);
     std::memcpy(to, start.data(), bytes);
     k.gemm({.a = a, .lda = padded, .rows = rows, .weight = packed, .bias = bias, .depth = padded,
-            .panels = panels, .out = to, .ldo = width, .epilogue = epilogue});
+            .panels = panels, .out = to, .ldo = width, .epilogue = epilogue,
+            .scratch = nullptr});
     return {to, to + bytes};
   }
 };
@@ -304,7 +305,7 @@ void on_alarm(int) {
   std::memcpy(handled_to, p.start.data(), handled_expected->size());
   unit->gemm({.a = p.a, .lda = p.padded, .rows = p.rows, .weight = p.packed,
                      .bias = p.bias, .depth = p.padded, .panels = p.panels, .out = handled_to,
-                     .ldo = p.width, .epilogue = p.epilogue});
+                     .ldo = p.width, .epilogue = p.epilogue, .scratch = nullptr});
   if (std::memcmp(handled_to, handled_expected->data(), handled_expected->size()) != 0) ++wrong;
   ++signals;
 }

@@ -34,6 +34,7 @@ namespace {
 // as with vectors; few enough that activations stay in the L2 cache.
 constexpr std::size_t kChunkRows = 512;
 constexpr std::size_t kAloneRows = 128;
+constexpr std::size_t kGemmScratch = 0;
 
 // Blocks of 32 rows take a part of the depth one after another, so that this part of the panel
 // (16 KiB) and their results (16 KiB) stay in the L1 cache while the rows pass through it from

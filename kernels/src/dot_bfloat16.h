@@ -21,6 +21,7 @@ struct BfloatDot {
   using Packed = std::uint16_t;
 
   static Words load(const char* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static void put(Words words, char* p) { _mm512_storeu_si512(p, (__m512i)words); }
   static Words broadcast(const char* p) {
     std::int32_t word;
     __builtin_memcpy(&word, p, sizeof word);

@@ -18,6 +18,7 @@ struct FloatDot {
   using Packed = float;
 
   static Words load(const char* p) { return Vec::load(reinterpret_cast<const float*>(p)); }
+  static void put(Words words, char* p) { words.store(reinterpret_cast<float*>(p)); }
   static Words broadcast(const char* p) { return Vec::all(*reinterpret_cast<const float*>(p)); }
   static Vec add_product(Vec acc, Words a, Words b) { return fma(a, b, acc); }
   static void store(Vec x, Activation* p) { x.store(p); }

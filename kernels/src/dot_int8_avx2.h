@@ -27,8 +27,8 @@ struct Int8 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), words);
   }
 
-  // sums (R, 16) = rows of a times a panel, over `steps` words, a multiple of four; asks for one
-  // line of `ahead` in every four steps, and advances by four.
+  // sums (R, 16) = rows of a times a panel, over `steps` words, a multiple of four. A step's share
+  // of the next panel is one line at most.
   template <int R>
   static void multiply(std::int32_t* sums, const char* a, std::size_t lda, const char* weight,
                        std::size_t steps, Ahead ahead) {
@@ -36,10 +36,8 @@ struct Int8 {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
     for (std::size_t k = 0; k < steps; ++k) {
-      if (k % 4 == 0) {
-        _mm_prefetch(ahead.at, _MM_HINT_T1);
-        ahead.at += ahead.advance;
-      }
+      _mm_prefetch(ahead.at, _MM_HINT_T1);
+      ahead.at += ahead.advance;
       const __m256i b[2] = {widened(weight), widened(weight + 16)};
       weight += 32;
 #pragma GCC unroll 8

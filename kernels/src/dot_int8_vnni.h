@@ -23,8 +23,7 @@ struct Int8 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(whole));
   }
 
-  // sums (R, 32) = rows of a times a panel, over `steps` words, a multiple of four; asks for one
-  // line of `ahead` in every four steps, and advances by four.
+  // sums (R, 32) = rows of a times a panel, over `steps` words, a multiple of four.
   //
   // Written out: GCC 12 moves the accumulators of vpdpbusd from register to register, or to the
   // stack, which takes time from the products. 28 accumulators are
@@ -51,8 +50,10 @@ struct Int8 {
         ".endif\n"
         ".endr\n"
         "1:\n"
-        "prefetcht1 (%[ahead])\n"
         ".irp u, 0,4,8,12\n"
+        "  prefetcht1 (%[ahead])\n"
+        "  prefetcht1 64(%[ahead])\n"
+        "  add %[advance], %[ahead]\n"
         "  vmovdqu64 \\u*32(%[weight]), %%zmm28\n"
         "  vmovdqu64 \\u*32+64(%[weight]), %%zmm29\n"
         "  kosine_row 0, 0, 1, \\u(%[a])\n"
@@ -76,7 +77,6 @@ struct Int8 {
         "add $16, %[a6]\n"
         "add $16, %[a9]\n"
         "add $16, %[a12]\n"
-        "add %[advance], %[ahead]\n"
         "sub $4, %[steps]\n"
         "jnz 1b\n"
         ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27\n"

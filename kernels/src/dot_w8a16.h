@@ -14,6 +14,7 @@ struct BytesDot : Wide {
   static constexpr bool kStaged = true;
   static constexpr bool kScaled = true;  // a column's sum is multiplied by its scale
   static constexpr std::size_t kVectorBytes = Vec::kLanes * Wide::kStep;
+  using Operand = Wide;
   using Weight = signed char;
   using Packed = signed char;
 

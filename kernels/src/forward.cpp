@@ -344,18 +344,25 @@ class Walk {
                 char* out, std::size_t out_stride, std::size_t element) {
     const Kernels& kernels = *linear.kernels;
     const auto [begin, end] = member_.share_of(linear.panels);
-    kernels.gemm({
-        .a = a,
-        .lda = stride / kernels.activation,
-        .rows = chunk_.rows,
-        .weight = linear.weight + begin * linear.panel_bytes,
-        .bias = linear.bias + begin * kernels.panel,
-        .depth = linear.depth,
-        .panels = end - begin,
-        .out = out + begin * kernels.panel * element,
-        .ldo = out_stride / element,
-        .epilogue = epilogue,
-    });
+    // Of long texts as many rows at one time as stay in the L2 cache from panel to panel.
+    const std::size_t most = 2 * kernels.chunk_rows;
+    const std::size_t blocks = chunk_.rows > most ? chunk_.rows / kernels.chunk_rows : 1;
+    for (std::size_t i = 0; i < blocks; ++i) {
+      const std::size_t row = chunk_.rows * i / blocks;
+      kernels.gemm({
+          .a = a + row * stride,
+          .lda = stride / kernels.activation,
+          .rows = chunk_.rows * (i + 1) / blocks - row,
+          .weight = linear.weight + begin * linear.panel_bytes,
+          .bias = linear.bias + begin * kernels.panel,
+          .depth = linear.depth,
+          .panels = end - begin,
+          .out = out + row * out_stride + begin * kernels.panel * element,
+          .ldo = out_stride / element,
+          .epilogue = epilogue,
+          .scratch = work_.product_scratch(member_.rank),
+      });
+    }
   }
 
   void round(const Rounding& rounding, const Matrix<float>& x, std::size_t width,

@@ -9,6 +9,10 @@
 //     | ...                           |   W[2k, n], W[2k + 1, n]
 //     +-------------------------------+   weights of bytes: their columns' scales follow
 //
+// Weights of bytes are widened in the registers of a tile where there are one or two tiles of rows.
+// With more, the panel is widened once for all, into a panel of the wide words: widening takes the
+// units that multiply. The arithmetic is the same.
+//
 // The whole weight is read once, front to back, for each batch of rows: panel by panel, each
 // multiplied with all row tiles while it is in the L2 cache, and while the next panel is on its
 // way there.
@@ -28,6 +32,8 @@ constexpr std::size_t kDepthStep = Dot::kStep;
 constexpr std::size_t kChunkRows = 256;
 constexpr std::size_t kAloneRows = 64;
 constexpr std::size_t kProductRows = kTileRows;
+// For a panel of 1024 floats of depth; what is deeper is widened in the tiles' registers.
+constexpr std::size_t kGemmScratch = Dot::kScaled ? 129 * 1024 : 0;
 
 // As many columns for each slice of a feed-forward, 1024 at most.
 std::size_t slice_columns(std::size_t inner) {
@@ -72,18 +78,18 @@ void pack(const kosine::PackArgs& args) {
   }
 }
 
-template <kosine::Epilogue kEpilogue, int R>
-void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, std::size_t row,
-               std::size_t panel, Ahead ahead) {
+// `Operand` says what the words of `weight`, a panel, are.
+template <class Operand, kosine::Epilogue kEpilogue, int R>
+void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, const char* weight,
+               std::size_t row, std::size_t panel, Ahead ahead) {
   constexpr std::size_t kElement = sizeof(Dot::Activation);
+  constexpr std::size_t kStride = 2 * Operand::kVectorBytes;
   const char* a = static_cast<const char*>(args.a) + row * args.lda * kElement;
-  const char* weight = static_cast<const char*>(args.weight) + panel * shape.panel_bytes;
   Vec acc[R][2];
-  multiply<Dot, R, 2, true>(acc, a, args.lda * kElement, {weight, kPanelStride}, shape.steps,
-                        ahead);
+  multiply<Operand, R, 2, true>(acc, a, args.lda * kElement, {weight, kStride}, shape.steps, ahead);
   [[maybe_unused]] Vec scales[2];
   if constexpr (Dot::kScaled) {
-    const auto* from = reinterpret_cast<const float*>(weight + shape.steps * kPanelStride);
+    const auto* from = reinterpret_cast<const float*>(weight + shape.steps * kStride);
     scales[0] = Vec::load(from);
     scales[1] = Vec::load(from + Vec::kLanes);
   }
@@ -103,19 +109,57 @@ void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, std::size_t row
   }
 }
 
-using Tile = void (*)(const kosine::GemmArgs&, const Shape&, std::size_t, std::size_t, Ahead);
+using Tile = void (*)(const kosine::GemmArgs&, const Shape&, const char*, std::size_t, std::size_t,
+                      Ahead);
 
-template <kosine::Epilogue kEpilogue>
+template <class Operand, kosine::Epilogue kEpilogue>
 constexpr Tile kTiles[] = {
-    gemm_tile<kEpilogue, 1>,  gemm_tile<kEpilogue, 2>,  gemm_tile<kEpilogue, 3>,
-    gemm_tile<kEpilogue, 4>,  gemm_tile<kEpilogue, 5>,  gemm_tile<kEpilogue, 6>,
+    gemm_tile<Operand, kEpilogue, 1>,  gemm_tile<Operand, kEpilogue, 2>,
+    gemm_tile<Operand, kEpilogue, 3>,  gemm_tile<Operand, kEpilogue, 4>,
+    gemm_tile<Operand, kEpilogue, 5>,  gemm_tile<Operand, kEpilogue, 6>,
 #if defined(__AVX512F__)
-    gemm_tile<kEpilogue, 7>,  gemm_tile<kEpilogue, 8>,  gemm_tile<kEpilogue, 9>,
-    gemm_tile<kEpilogue, 10>, gemm_tile<kEpilogue, 11>, gemm_tile<kEpilogue, 12>,
-    gemm_tile<kEpilogue, 13>, gemm_tile<kEpilogue, 14>,
+    gemm_tile<Operand, kEpilogue, 7>,  gemm_tile<Operand, kEpilogue, 8>,
+    gemm_tile<Operand, kEpilogue, 9>,  gemm_tile<Operand, kEpilogue, 10>,
+    gemm_tile<Operand, kEpilogue, 11>, gemm_tile<Operand, kEpilogue, 12>,
+    gemm_tile<Operand, kEpilogue, 13>, gemm_tile<Operand, kEpilogue, 14>,
 #endif
 };
 
 }  // namespace
 
 #include "panels.h"
+
+namespace {
+
+// A packed panel to words of `Operand`, its scales behind them; see the top of this file.
+template <class Operand>
+const char* widen_panel(const char* packed, const Shape& shape, char* wide) {
+  char* to = wide;
+  for (std::size_t i = 0; i < 2 * shape.steps; ++i) {
+    Operand::put(Dot::load(packed), to);
+    packed += Dot::kVectorBytes;
+    to += Operand::kVectorBytes;
+  }
+  __builtin_memcpy(to, packed, kPanel * sizeof(float));
+  return wide;
+}
+
+template <class Packed>
+void multiply_packed(const kosine::GemmArgs& args, const Shape& shape) {
+  if constexpr (Packed::kScaled) {
+    using Operand = typename Packed::Operand;
+    const std::size_t wide = shape.steps * 2 * Operand::kVectorBytes + kPanel * sizeof(float);
+    if (args.rows > 2 * kTileRows && args.scratch != nullptr && wide <= kGemmScratch) {
+      auto* const room = static_cast<char*>(args.scratch);
+      multiply_panels<Operand>(args, shape, [&](const char* panel) {
+        return widen_panel<Operand>(panel, shape, room);
+      });
+      return;
+    }
+  }
+  multiply_panels<Packed>(args, shape, [](const char* panel) { return panel; });
+}
+
+void gemm(const kosine::GemmArgs& args) { multiply_packed<Dot>(args, Shape(args.depth)); }
+
+}  // namespace

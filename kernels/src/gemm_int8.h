@@ -26,6 +26,7 @@ constexpr std::size_t kPanelStride = kPanel * Int8::kStep;
 constexpr std::size_t kChunkRows = 196;
 constexpr std::size_t kAloneRows = 64;
 constexpr std::size_t kProductRows = Int8::kRows;
+constexpr std::size_t kGemmScratch = 0;
 
 std::size_t slice_columns(std::size_t inner) { return Slices(inner).width; }
 
@@ -71,14 +72,13 @@ void pack(const kosine::PackArgs& args) {
 }
 
 template <kosine::Epilogue kEpilogue, int R>
-void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, std::size_t row,
-               std::size_t panel, Ahead ahead) {
+void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, const char* weight,
+               std::size_t row, std::size_t panel, Ahead ahead) {
   constexpr std::size_t kElement = sizeof(Dot::Activation);
   constexpr std::size_t kLanes = Vec::kLanes;
   const Slices& slices = shape.slices;
   const std::size_t lda = args.lda * kElement;
   const char* a = static_cast<const char*>(args.a) + row * lda;
-  const char* weight = static_cast<const char*>(args.weight) + panel * shape.panel_bytes;
   const auto* column_sums = reinterpret_cast<const float*>(weight + slices.depth * kPanel);
   const float* column_scales = column_sums + slices.count * kPanel;
   const Vec scales[2] = {Vec::load(column_scales), Vec::load(column_scales + kLanes)};
@@ -91,7 +91,7 @@ void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, std::size_t row
     Int8::multiply<R>(integers, a, lda, weight, width / Int8::kStep, ahead);
     a += width * kElement;
     weight += width * kPanel;
-    ahead.at += width / Int8::kStep / 4 * ahead.advance;
+    ahead.at += width / Int8::kStep * ahead.advance;
     const bool last = s + 1 == slices.count;
     const Vec sums[2] = {Vec::load(column_sums), Vec::load(column_sums + kLanes)};
     column_sums += kPanel;
@@ -117,9 +117,10 @@ void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, std::size_t row
   }
 }
 
-using Tile = void (*)(const kosine::GemmArgs&, const Shape&, std::size_t, std::size_t, Ahead);
+using Tile = void (*)(const kosine::GemmArgs&, const Shape&, const char*, std::size_t, std::size_t,
+                      Ahead);
 
-template <kosine::Epilogue kEpilogue>
+template <class, kosine::Epilogue kEpilogue>
 constexpr Tile kTiles[] = {
     gemm_tile<kEpilogue, 1>,  gemm_tile<kEpilogue, 2>,  gemm_tile<kEpilogue, 3>,
     gemm_tile<kEpilogue, 4>,  gemm_tile<kEpilogue, 5>,
@@ -133,3 +134,11 @@ constexpr Tile kTiles[] = {
 }  // namespace
 
 #include "panels.h"
+
+namespace {
+
+void gemm(const kosine::GemmArgs& args) {
+  multiply_panels<Int8>(args, Shape(args.depth), [](const char* panel) { return panel; });
+}
+
+}  // namespace

@@ -185,6 +185,7 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
       .out = to,
       .ldo = width,
       .epilogue = chosen,
+      .scratch = kernels.gemm_scratch == 0 ? nullptr : call.room(kernels.gemm_scratch),
   });
   return result(rows, columns, [&](std::size_t i, std::size_t j) {
     if (rounded) return call.get(to + (i * width + j) * kernels.activation);

@@ -46,6 +46,7 @@ struct GemmArgs {
   void* out;
   std::size_t ldo;     // elements between rows of out
   Epilogue epilogue;
+  void* scratch;       // gemm_scratch bytes, or null: the same bits, more slowly
 };
 
 // x = (x - mean) / sqrt(variance + eps) * gain + bias, row by row and in place, and the result as
@@ -147,6 +148,7 @@ struct Kernels {
   std::size_t k_step;      // depth is padded to a multiple of this
   std::size_t chunk_rows;  // rows that a thread takes through the layers at one time, about
   std::size_t alone_rows;  // with fewer for each thread, reading the weights is what takes the time
+  std::size_t gemm_scratch;  // bytes that a product can put to use, or 0
   // Columns of a slice of a feed-forward with `inner` columns, whole panels; see
   // packed::FeedForward. Where rows are quantized it is a slice of those too.
   std::size_t (*slice_columns)(std::size_t inner);

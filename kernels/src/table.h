@@ -22,6 +22,7 @@ constexpr kosine::Kernels table(kosine::Isa isa) {
       .k_step = kDepthStep,
       .chunk_rows = kChunkRows,
       .alone_rows = kAloneRows,
+      .gemm_scratch = kGemmScratch,
       .slice_columns = slice_columns,
       .row_elements = row_elements,
       .panel_bytes = panel_bytes,
