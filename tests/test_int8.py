@@ -32,15 +32,19 @@ from kosine.errors import (
     ParityError,
 )
 from kosine.packed import Packed
+from kosine.positions import position_ids
 from kosine.serving.http.models import load_verified
 from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.export import export
 from kosine_export.int8 import MAX_ERROR, quantize_layers
 from kosine_kernels import engine
 from kosine_kernels.quantized import products
+from kosine_kernels.reference import encode
 from native_machine import BYTES_TABLES, needs_native, tables
 from rehash import change_tensor, rehash
 from specs import spec_of_sizes
+from test_kernels_int8 import LEVELS as INT8_LEVELS
+from test_kernels_int8 import check_product
 
 pytestmark = needs_native
 DTYPES = ("w8a16", "int8")
@@ -472,6 +476,34 @@ def test_the_texts_that_are_given_decide(tmp_path, bundle, monkeypatch):
         Bundle(path).tensors(INT8_WEIGHTS)[f"{UP}.smooth"] for path in (done.path, bundle)
     )
     assert np.abs(np.log(ours / theirs)).max() > 0.05
+
+
+def check_products(bundle: Path, isa: str, texts: list[str]) -> int:
+    """Every product of an encoder's layers on what it reads in float32, held to numpy's integers;
+    how many there are.
+    """
+    opened = Bundle(bundle)
+    batch = kosine.load(bundle, backend="native", dtype="float32").prepare(texts, prompt="").batch
+    spec, exact, in_bytes = opened.manifest.spec, opened.tensors(), opened.tensors(INT8_WEIGHTS)
+    steps = lower(spec)
+    reads = products(steps)
+    tensors = {name: exact[name] for name, e in exact.entries.items() if e.dtype == np.float32}
+    inputs: dict[str, np.ndarray] = {}
+    encode(
+        steps, tensors, batch.ids, batch.starts, None,
+        position_ids(batch.ids, batch.starts, spec.embeddings.positions),
+        observe=lambda name, x: inputs.setdefault(name, np.ascontiguousarray(x, np.float32)),
+    )  # fmt: skip
+    for name, source in reads.items():
+        weight, scale = in_bytes[f"{name}.weight"], in_bytes[f"{name}.scale"]
+        bias = tensors.get(f"{name}.bias", np.zeros(weight.shape[1], np.float32))
+        check_product(isa, inputs[source], weight, scale, bias, in_bytes[f"{source}.smooth"])
+    return len(reads)
+
+
+@INT8_LEVELS
+def test_each_product_of_a_trained_encoder_is_numpys(bundle, isa):
+    assert check_products(bundle, isa, TEXTS * 4) == 16
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("w8a16", 0.0005), ("int8", 0.0015)])

@@ -54,6 +54,28 @@ def native_rows(isa: str, x: np.ndarray, smooth=None, guard="after") -> quantize
     )
 
 
+def check_product(
+    isa: str,
+    x: np.ndarray,
+    weight: np.ndarray,
+    scale: np.ndarray,
+    bias: np.ndarray,
+    smooth: np.ndarray,
+    guard: str = "after",
+) -> None:
+    """One product of whole rows against numpy's: the same bytes, scales and zeros, then sums that
+    are off by no more than the roundings of a few scales.
+    """
+    rows = quantized.quantize_rows(x, smooth)
+    for ours, theirs in zip(native_rows(isa, x, smooth, guard), rows, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    out = np.zeros((len(x), weight.shape[1]), np.float32)
+    found = kernels().gemm("int8", isa, x, weight, bias, out, "store", guard, scale, smooth)
+    expected = quantized.multiply(rows, weight, scale, bias)
+    size = quantized.multiply(rows._replace(zero=-rows.zero), np.abs(weight), scale, np.abs(bias))
+    assert (np.abs(found - expected) <= 8 * EPS * size).all()
+
+
 class TestRows:
     @LEVELS
     @settings(max_examples=100, deadline=None)
