@@ -251,8 +251,10 @@ def test_a_visible_gpu_is_measured_too() -> None:
     assert set(GPU_OURS) < set(cuda.contestants)
     assert "torch-compiled-float16-cuda" not in {kind.name for kind in cuda.contestants}
     assert [(part.workload.name, part.size.name) for part in cuda.parts] == [
-        (name, size) for size in ("base", "large") for name in WORKLOADS
+        (name, size) for size in ("base", "large") for name in WORKLOADS if name != "long8k"
     ]
+    named = command.plan(parse("--workload", "long8k"), H200).parts
+    assert [(part.workload.name, part.size.name) for part in named] == [("long8k", "large8k")]
     assert [part.modes[3:] for part in cuda.parts] == [("load",), *[()] * 9]
     assert [plan.device for plan in command.plans(parse("--device", "cpu"))] == ["cpu"]
     assert [plan.device for plan in command.plans(parse("--device", "cuda"))] == ["cuda"]

@@ -33,7 +33,8 @@ def test_the_default_is_the_whole_comparison() -> None:
         ("korsts", "large", ("single", "burst", "bulk")),
         ("long", "large", MODES),
     ]
-    assert {part.workload.name for part in plan.parts if part.modes == MODES} == set(WORKLOADS)
+    whole = {part.workload.name for part in plan.parts if part.modes == MODES}
+    assert whole == set(WORKLOADS) - {"long8k"}
     assert plan.modes == ("single", "burst", "bulk", "load")
     assert plan.parts[0].scopes == ("engine", "end-to-end")
     assert not plan.parts[0].omits
@@ -116,6 +117,27 @@ def test_under_load_each_engine_is_there_once(monkeypatch: pytest.MonkeyPatch, d
     loaded = {kind.name for kind in plan.contestants if whole.loads(kind)}
     assert loaded > {"kosine-native-float32", "kosine-native-bfloat16", "onnxruntime-int8"}
     assert not any(by_key["korsts", "large"].loads(kind) for kind in plan.contestants)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_long8k_is_measured_where_it_is_named(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    monkeypatch.setattr(run_plan, "_has_bfloat16", lambda: dtype == "bfloat16")
+    for words in (("--workload", "long8k"), ("--workload", "all")):
+        plan = command.plan(parse(*words))
+        part = plan.parts[-1]
+        assert (part.workload.name, part.size.name) == ("long8k", "large8k")
+        assert (part.modes, part.scopes) == (("single",), ("end-to-end",))
+        assert [part.takes(number) for number in range(3)] == [True, False, False]
+        assert {kind.name for kind in plan.contestants} - part.omits == {
+            *(f"kosine-native-{dtype}", "kosine-native-int8", "torch-float32"),
+            *(f"openvino-{dtype}", "openvino-int8", "onnxruntime-float32", "onnxruntime-int8"),
+            "ctranslate2-int8",
+        }
+    asked = command.plan(parse("--workload", "long8k", "--mode", "burst")).parts
+    assert [(part.modes, part.omits) for part in asked] == [(("burst",), FORCED)]
+    assert command.plan(parse("--quick")).parts[0].workload.name == "korsts"
+    with pytest.raises(InputError, match="up to 8192 tokens"):
+        command.plan(parse("--workload", "long8k", "--model", "large"))
 
 
 def test_a_mode_may_have_fewer_rounds() -> None:

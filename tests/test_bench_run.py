@@ -26,7 +26,7 @@ from kosine_bench.measuring.plan import FULL, QUICK, Part, Plan
 from kosine_bench.measuring.run import _Run
 from kosine_bench.measuring.samples import agreement
 from kosine_bench.measuring.tuning import affordable_texts, known_setting
-from kosine_bench.measuring.work_file import WorkFile, write_work
+from kosine_bench.measuring.work_file import WorkFile, calibration_ids, write_work
 from kosine_bench.measuring.workload import WORKLOADS, Column, Workload
 from kosine_bench.report import tables
 
@@ -140,6 +140,23 @@ def test_a_slow_contestant_is_given_fewer_texts(checkpoint: Checkpoint, tmp_path
     assert work.flops("bulk", 64) == pytest.approx(
         sum(models.flops_per_text(work.size, n) for n in work.lengths["bulk"][:64])
     )
+
+
+def test_of_texts_of_thousands_of_tokens_one_is_measured_once(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    (part,) = command.plan(parse("--workload", "long8k")).parts
+    work = write_work(part, checkpoint, FULL, tmp_path)
+    assert set(work.lengths["single"]) == {8192}
+    assert affordable_texts(work, "single", 100.0, FULL.seconds["single"]) == 1
+    one = work.flops("single", 1) / (0.65 * CEILINGS["matrix"]["float32"]["flops"])
+    seconds = part_seconds(OnnxRuntime, work, FULL, CEILINGS, 0)
+    assert {mode: round(spent / one, 3) for mode, spent in seconds.items()} == {
+        "single": 2, "tune": 1, "check": 1,
+    }  # fmt: skip
+    assert not part_seconds(OnnxRuntime, work, FULL, CEILINGS, 1).keys() & {"single", "tune"}
+    rows = calibration_ids([part], part.size, checkpoint)
+    assert {len(row) for row in rows} == {512}
 
 
 CEILINGS = {"matrix": {"float32": {"flops": 2.6e11}}, "memory": {"bytes_per_second": 4e10}}

@@ -41,7 +41,10 @@ DEFAULT_SIZES = {
     "faq": ["base"],
     "legal": ["base"],
     "long": ["large"],
+    "long8k": ["large8k"],
 }
+# A text takes up to a minute and gigabytes: measured where it is named.
+ONLY_NAMED = ("long8k",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,14 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workload",
         action="append",
         choices=("all", *WORKLOADS),
-        help="length distribution; repeat for several (default: all, with --quick korsts)",
+        help="length distribution; repeat for several (default: all but long8k, with --quick"
+        " korsts)",
     )
     parser.add_argument(
         "--model",
         action="append",
         choices=tuple(SIZES),
         help="model size; repeat for several (default: base, large for `long`, both for"
-        " `korsts`; with --quick sample)",
+        " `korsts`, large8k for `long8k`; with --quick sample)",
     )
     parser.add_argument(
         "--mode",
@@ -153,7 +157,9 @@ def plans(args: argparse.Namespace) -> list[Plan]:
 
 def plan(args: argparse.Namespace, device: Gpu | None = None) -> Plan:
     """The run on the CPU or, with `device`, on that GPU; raises as `plans` does."""
-    names = args.workload or (["korsts"] if args.quick else ["all"])
+    names = args.workload or [name for name in WORKLOADS if name not in ONLY_NAMED]
+    if args.quick and not args.workload:
+        names = ["korsts"]
     workloads = list(WORKLOADS.values()) if "all" in names else [WORKLOADS[n] for n in names]
     pairs = []
     for workload in workloads:
@@ -161,7 +167,9 @@ def plan(args: argparse.Namespace, device: Gpu | None = None) -> Plan:
         if args.quick:
             default = ["base" if device else "sample"]
         else:
-            default = ["base", "large"] if device else DEFAULT_SIZES[workload.name]
+            default = DEFAULT_SIZES[workload.name]
+            if device and workload.name not in ONLY_NAMED:
+                default = ["base", "large"]
         for name in args.model or default:
             if longest <= SIZES[name].max_tokens:
                 pairs.append((workload, SIZES[name]))
@@ -172,7 +180,7 @@ def plan(args: argparse.Namespace, device: Gpu | None = None) -> Plan:
             f"workload {workloads[0].name!r} has texts of up to"
             f" {max(column.maximum for column in workloads[0].columns)} tokens",
             limit=f"model {args.model or ['sample']} takes fewer",
-            remedy="choose --model base or large",
+            remedy="choose another --model, or leave it out",
         )
     quick, full = (GPU_QUICK, GPU_FULL) if device else (QUICK, FULL)
     effort = quick if args.quick else full

@@ -7,14 +7,24 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kosine_bench.contestants.contestant import Contestant
-from kosine_bench.contestants.registry import FORCED, WRAPPERS
+from kosine_bench.contestants.registry import CONTESTANTS, FORCED, WRAPPERS
 from kosine_bench.measuring.machine import Gpu
 from kosine_bench.measuring.models import ModelSize
 from kosine_bench.measuring.workload import Workload
 
 __all__ = [
-    *("CALL_MODES", "FULL", "GPU_FULL", "GPU_QUICK", "LOAD_SHARES", "MODES", "QUICK", "SCOPES"),
-    *("SEED", "Effort", "Part", "Plan", "default_parts", "gpu_parts", "load_contestants"),
+    *("CALL_MODES", "FULL", "GPU_FULL", "GPU_QUICK", "LOAD_SHARES", "LONG_TOKENS", "MODES"),
+    *(
+        "QUICK",
+        "SCOPES",
+        "SEED",
+        "Effort",
+        "Part",
+        "Plan",
+        "default_parts",
+        "gpu_parts",
+        "load_contestants",
+    ),
 ]
 
 # A mode of calls one after another, and latency under open-loop load.
@@ -26,6 +36,10 @@ SEED = 7
 # A large model on it says nothing that base does not.
 ON_BASE_ONLY = frozenset({"onnxruntime-plain"})
 SHORT = ("matching", "faq")
+LONG_TOKENS = 2_048
+IN_INT8 = frozenset(kind.name for kind in CONTESTANTS["cpu"] if kind.precision == "int8")
+# Run engines that are there by themselves.
+NOT_LONG = frozenset({"kosine-onnx-float32", "tei-float32"})
 # Under little load latency is one text's, which `single` measures.
 FEWER_SHARES = (0.5, 0.7, 0.9)
 FEWEST_SHARES = (0.5, 0.9)
@@ -57,8 +71,12 @@ class Part:
             return False
         return kind.serves if self.under_load is None else kind.name in self.under_load
 
+    def takes(self, number: int) -> bool:
+        """Whether there is anything to do in round `number`."""
+        return any(self.measures(mode, number) for mode in self.modes)
+
     def measures(self, mode: str, number: int) -> bool:
-        """Whether round `number`, counted from 0, measures `mode` (other than load)."""
+        """Whether round `number`, counted from 0, measures `mode`."""
         return mode in self.modes and number < self.rounds.get(mode, number + 1)
 
 
@@ -161,6 +179,8 @@ def default_parts(
     what costs most is cut. Short workloads and large models go end to end alone. Texts of one
     length leave nothing to sort, so bulk is one round. Arrivals are measured for each engine
     once (see `load_contestants`), at fewer rates; korsts on large has none, korsts on base has.
+    Of texts of thousands of tokens, which take up to minutes, one is measured once, by each
+    engine at its usual precision and in int8.
     """
     return tuple(_asked(*pair, modes) if modes is not None else _default(*pair) for pair in pairs)
 
@@ -171,6 +191,10 @@ def _asked(workload: Workload, size: ModelSize, modes: Sequence[str]) -> Part:
 
 
 def _default(workload: Workload, size: ModelSize) -> Part:
+    if workload.mean > LONG_TOKENS:
+        every = frozenset(kind.name for kind in CONTESTANTS["cpu"])
+        omits = every - load_contestants(ON_BASE_ONLY) - IN_INT8 | NOT_LONG
+        return Part(workload, size, ("single",), SCOPES[1:], omits, rounds={"single": 1})
     large = size.name == "large"
     if workload.name == "korsts" and not large:
         return Part(workload, size)

@@ -17,7 +17,7 @@ from kosine_bench.contestants.registry import REFERENCE
 from kosine_bench.measuring import machine, models, result_file
 from kosine_bench.measuring.contestant_state import ContestantState, leave_out_repeated
 from kosine_bench.measuring.duration import TimeEstimate, clock, work_of
-from kosine_bench.measuring.plan import CALL_MODES, SEED, Plan
+from kosine_bench.measuring.plan import CALL_MODES, LONG_TOKENS, SEED, Plan
 from kosine_bench.measuring.samples import Samples, agreement
 from kosine_bench.measuring.tuning import affordable_texts, known_setting
 from kosine_bench.measuring.work_file import WorkFile, calibration_ids, write_work
@@ -59,9 +59,11 @@ class _Run:
             for number in range(self.plan.effort.rounds)
             for size in self.plan.sizes
             for state in self.states
-            if self._work_of(size, state)
+            if any(work.part.takes(number) for work in self._work_of(size, state))
             and number < state.kind.most_rounds.get(size.name, self.plan.effort.rounds)
         ]
+        # Who runs out of memory on long texts has been measured on all others by then.
+        steps.sort(key=lambda step: step[1].max_tokens > LONG_TOKENS)
         remaining = TimeEstimate(self.plan.effort, self.work, self.ceilings)
         remaining.say(steps, self.say)
         for i, (number, size, state) in enumerate(steps):
@@ -110,7 +112,7 @@ class _Run:
     def _convert(
         self, state: ContestantState, size: models.ModelSize, calibration: list[list[int]]
     ) -> None:
-        if state.reason:
+        if state.reason or not self._work_of(size, state):
             return
         try:
             with self._worker(state, size) as worker:

@@ -23,6 +23,7 @@ LEAST_BULK_BURSTS = 2
 CALIBRATION_TEXTS = 128
 CALIBRATION_FLOPS = 2e12
 LEAST_CALIBRATION_TEXTS = 16
+MOST_CALIBRATION_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ class WorkFile:
         burst = self.workload.burst
         tokens = LEAST_TOKENS[mode] / self.workload.mean
         if mode == "single":
-            return min(max(math.ceil(tokens), 2), len(self.lengths[mode]))
+            fewest = 1 if self.workload.mean >= LEAST_TOKENS["bulk"] else 2
+            return min(max(math.ceil(tokens), fewest), len(self.lengths[mode]))
         bursts = max(math.ceil(tokens / burst), LEAST_BULK_BURSTS if mode == "bulk" else 1)
         return min(bursts * burst, len(self.lengths[mode]))
 
@@ -138,14 +140,17 @@ def write_work(part: Part, checkpoint: Checkpoint, effort: Effort, folder: Path)
 def calibration_ids(
     parts: Sequence[Part], size: ModelSize, checkpoint: Checkpoint
 ) -> list[list[int]]:
-    """Ids of texts like all workloads of `parts` on `size`, none of them measured."""
+    """Ids of texts like all workloads of `parts` on `size`, none of them measured; of long ones
+    the beginning.
+    """
     columns = tuple(
         column for part in parts if part.size is size for column in part.workload.columns
     )
     mixed = Workload("calibration", columns, (0,))
     affordable = int(CALIBRATION_FLOPS / flops_per_text(size, round(mixed.mean)))
     count = _within(affordable, LEAST_CALIBRATION_TEXTS, CALIBRATION_TEXTS)
-    return make_texts(mixed, checkpoint.tokenizer(), count, SEED + 100, data=paths.data_dir()).ids
+    made = make_texts(mixed, checkpoint.tokenizer(), count, SEED + 100, data=paths.data_dir())
+    return [row[:MOST_CALIBRATION_TOKENS] for row in made.ids]
 
 
 def _within(wanted: float, least: int, most: int) -> int:

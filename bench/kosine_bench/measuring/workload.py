@@ -96,6 +96,7 @@ WORKLOADS = {
             (0,),
         ),
         Workload("long", (Column(512, 512.0, 512),), (0,), burst=4),
+        Workload("long8k", (Column(8192, 8192.0, 8192),), (0,), burst=1),
     )
 }
 
