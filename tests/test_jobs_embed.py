@@ -197,6 +197,9 @@ def test_standard_input_and_output(kosine_command, sample, sample_bundle, tmp_pa
         ("t.jsonl", b'{"text": "a"}', ("--id-field", "id"), "has no id in 'id'"),
         ("t.jsonl", b'{"text": "a", "id": true}', ("--id-field", "id"), "has no id in 'id'"),
         ("t.jsonl", b'{"text": "a", "id": 9223372036854775808}', ("--id-field", "id"), "no id in"),
+        ("t.csv", b'text\n"a\nb"\n"c\nd\n', (), "not readable as CSV after line 3"),
+        ("t.csv", b'"text\na\n', (), "not readable as CSV after line 0"),
+        ("t.csv", b'text\n"a"b\n', (), "not readable as CSV after line 1"),
         ("t.parquet", b"PAR1", (), "is not readable as Parquet"),
     ],
 )
@@ -206,6 +209,19 @@ def test_records_that_are_none(embed, tmp_path, name, data, words, message):
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert message.format(file=tmp_path / name) in err
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_the_input_is_not_written_over(embed, tmp_path, link):
+    path = write(tmp_path / "t.jsonl")
+    before = path.read_bytes()
+    out = tmp_path / "link.jsonl" if link else path
+    if link:
+        out.symlink_to(path)
+    code, _, err = embed(path, "-o", out)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is the input" in err
+    assert path.read_bytes() == before
 
 
 def test_columns_that_hold_no_texts(embed, tmp_path):

@@ -50,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    for option, least in (("min_cosine", -1.0), ("min_overlap", 0.0)):
+        gate = getattr(args, option)
+        if gate is not None and not least <= gate <= 1:
+            flag = "--" + option.replace("_", "-")
+            raise InputError(
+                f"{flag} is {gate}", limit=f"{least:g} to 1", remedy="choose one of these"
+            )
     source = open_input(args.texts, args.text_field)
     if not source.is_file:
         raise InputError(f"{source.title} is read twice", limit="a file", remedy="save it first")

@@ -128,6 +128,8 @@ def _checked_output(args: argparse.Namespace) -> Path | None:
     if path.exists() and not path.is_file():
         # Replacing it would put a file where a device, a pipe or a folder was.
         raise InputError(f"{args.output!r} is no regular file", remedy="name a file for -o")
+    if path.exists() and Path(args.file).exists() and path.samefile(args.file):
+        raise InputError(f"-o {args.output!r} is the input", remedy="name another file for -o")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UnknownOption(

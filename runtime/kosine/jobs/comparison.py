@@ -51,7 +51,6 @@ class Comparison:
 def compare(a: NDArray[np.float32], b: NDArray[np.float32]) -> Comparison:
     """Compare (n, d) with (n, e), finite, n at least 1; what it holds grows with n, not n²."""
     n = len(a)
-    same = a.shape[1] == b.shape[1]
     k = min(NEIGHBOURS, n - 1)
     changes, overlaps = np.zeros(n, np.float32), np.ones(n, np.float32)
     step = max(1, BLOCK // n)
@@ -64,7 +63,11 @@ def compare(a: NDArray[np.float32], b: NDArray[np.float32]) -> Comparison:
             ours, theirs = (_neighbours(side, rows, k) for side in (a, b))
             kept = (ours[:, :, None] == theirs[:, None, :]).sum(axis=(1, 2))
             overlaps[rows] = kept / k
-    return Comparison(pairwise(a, b) if same else None, changes, overlaps, k)
+    if a.shape[1] != b.shape[1]:
+        return Comparison(None, changes, overlaps, k)
+    own = pairwise(a, b)
+    own[(a == b).all(axis=1)] = 1  # rounding would have it miss a gate of 1
+    return Comparison(own, changes, overlaps, k)
 
 
 def _neighbours(vectors: NDArray[np.float32], rows: NDArray[np.intp], k: int) -> NDArray[np.int64]:

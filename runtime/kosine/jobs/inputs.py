@@ -181,11 +181,14 @@ def _jsonl(source: Input) -> Iterator[Record]:
 def _csv(source: Input) -> Iterator[Record]:
     csv.field_size_limit(MAX_CELL)
     with Path(source.name).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.reader(file)
+        # strict: a quote that is never closed is an error, not one text of all that follows.
+        rows, whole = csv.reader(file, strict=True), 0
         try:
             header = next((row for row in rows if row), [])
+            whole = rows.line_num
             _check_fields(source, header, "its first line names the columns")
             for row in rows:
+                whole = rows.line_num
                 if not row:
                     continue
                 cells = dict(zip(header, row, strict=False))
@@ -196,7 +199,7 @@ def _csv(source: Input) -> Iterator[Record]:
                     yield _record(source, rows.line_num, text, cells)
         except csv.Error as error:
             raise InputError(
-                f"line {rows.line_num} of {source.title} is not readable as CSV: {error}",
+                f"{source.title} is not readable as CSV after line {whole}: {error}",
                 limit=f"cells of at most {MAX_CELL} characters",
                 remedy="look for a quote that is never closed, or write the file as JSON lines",
             ) from None
