@@ -61,6 +61,7 @@ def test_kubernetes():
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert container["resources"]["limits"]["cpu"] == container["resources"]["requests"]["cpu"]
+    assert pod["enableServiceLinks"] is False  # else the Service's links are options of ours
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
     assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
     assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]

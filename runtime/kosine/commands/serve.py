@@ -152,19 +152,32 @@ def _settings(args: argparse.Namespace) -> Any:
 
 
 def _take_environment(parser: argparse.ArgumentParser) -> None:
-    """KOSINE_NAME is the default of --name: checked as what is typed is."""
+    """KOSINE_NAME is the default of --name, whichever of its names: checked as what is typed is."""
     for action in parser._actions:
-        name = "KOSINE_" + action.dest.upper()
-        given = os.environ.get(name)
-        if given is None or action.dest == "help" or action.default is argparse.SUPPRESS:
+        if action.default is argparse.SUPPRESS:
             continue
-        if action.dest == "bundles" or isinstance(action, argparse._AppendAction):
-            action.default = given.split()
-        elif isinstance(action.default, bool):
-            if given.lower() not in ("0", "1", "true", "false"):
-                parser.error(f"{name} is {given!r}: 0, 1, true or false")
-            action.default = given.lower() in ("1", "true")
-        else:
-            action.default = given  # argparse converts it, as it converts what is typed
-            if action.choices is not None and given not in action.choices:
-                parser.error(f"{name} is {given!r}: {', '.join(action.choices)}")
+        for option in action.option_strings or [action.dest]:
+            name = "KOSINE_" + option.lstrip("-").replace("-", "_").upper()
+            given = os.environ.get(name)
+            # Kubernetes writes KOSINE_PORT=tcp://... into every pod beside a Service "kosine".
+            if given is not None and not (name == "KOSINE_PORT" and "://" in given):
+                default = _default(parser, action, option, name, given)
+                parser.set_defaults(**{action.dest: default})
+
+
+def _default(
+    parser: argparse.ArgumentParser, action: argparse.Action, option: str, name: str, given: str
+) -> Any:
+    """What an option is where the environment gives it."""
+    if action.dest == "bundles" or isinstance(action, argparse._AppendAction):
+        return given.split()
+    if action.nargs == 0:  # on or off
+        if given.lower() not in ("0", "1", "true", "false"):
+            parser.error(f"{name} is {given!r}: 0, 1, true or false")
+        on = given.lower() in ("1", "true")
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return on != option.startswith("--no-")
+        return action.const if on else parser.get_default(action.dest)
+    if action.choices is not None and given not in action.choices:
+        parser.error(f"{name} is {given!r}: {', '.join(action.choices)}")
+    return given  # argparse converts it, as it converts what is typed
