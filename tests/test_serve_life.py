@@ -10,14 +10,20 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import pytest
 
+import kosine
+from kosine.errors import InputError
+
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
+from kosine.serving.http.models import Models
+from kosine.serving.http.settings import Settings
 from serve_machine import (
     NAN,
     POISON,
@@ -105,6 +111,20 @@ def test_a_deadline_by_header(thread):
     assert ask(thread.url, "a", {"X-Deadline-Ms": "5000"}).status_code == 200
 
 
+def test_a_deadline_where_nothing_is_computed(thread, monkeypatch):
+    model = thread.service.models.by_name["sample"]
+
+    async def slow(*_: object) -> list[object]:
+        await asyncio.sleep(0.1)
+        return []
+
+    monkeypatch.setattr(model, "pieces", slow)
+    for milliseconds, code in ((20, 504), (20_000, 200)):
+        headers = {"X-Deadline-Ms": str(milliseconds)}
+        answer = httpx.post(f"{thread.url}/tokenize", json={"inputs": "a"}, headers=headers)
+        assert answer.status_code == code
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "1e3", "9999999999"])
 def test_a_deadline_that_is_none(thread, value):
     assert ask(thread.url, "a", {"X-Deadline-Ms": value}).status_code == 400
@@ -190,6 +210,46 @@ def test_health_while_the_model_is_loaded(sample_bundle):
             ready = [status(service.url, f"/health/{p}") for p in ("live", "ready", "startup")]
             service.__exit__()
     assert ready == [200, 200, 200]
+
+
+def test_it_is_not_ready_before_the_last_model_is(sample_bundle, monkeypatch):
+    """Nor does one of them stay behind where another cannot be loaded."""
+    kept: list[weakref.ref[kosine.Encoder]] = []
+    names = iter(["a", "b", "a", "b"])
+
+    async def main() -> None:
+        models = Models({"a": sample_bundle, "b": sample_bundle}, Settings())
+
+        def load(*_: object) -> kosine.Encoder:
+            name = next(names)
+            assert not models.by_name
+            if name == "b" and not kept[1:]:
+                raise InputError("no such luck")
+            encoder = kosine.load(sample_bundle, backend="onnx")
+            kept.append(weakref.ref(encoder))
+            return encoder
+
+        monkeypatch.setattr("kosine.serving.http.models.load_verified", load)
+        with pytest.raises(InputError):
+            await models.load()
+        await asyncio.sleep(0.1)
+        assert [ref() for ref in kept] == [None]
+        await models.load()
+        assert list(models.by_name) == ["a", "b"]
+        await models.close(10)
+
+    asyncio.run(main())
+
+
+def test_whatever_happens_while_it_loads_ends_it(sample_bundle):
+    service = InThread(sample_bundle)
+
+    async def load() -> None:
+        raise RuntimeError("out of something")
+
+    service.service.models.load = load
+    with pytest.raises(RuntimeError, match="out of something"):
+        service.server.start()
 
 
 def test_a_bundle_that_cannot_be_used_ends_it_with_one_line(sample_bundle, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
 import socket
@@ -15,7 +16,7 @@ from kosine.errors import InputError
 
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
-from kosine.commands.serve import named
+from kosine.commands.serve import add_arguments, named
 from kosine.serving.http.problems import Problem
 from kosine.serving.http.settings import Keys, is_loopback
 from kosine.serving.http.wire import check_nesting
@@ -49,6 +50,7 @@ def test_keys_from_a_file_and_the_environment_and_their_rotation(sample_bundle, 
             assert code(Authorization=f"bearer {key}") == 200
             assert code(Authorization=key) == 200  # as llama-index sends it
             assert code(X_Api_Key=key) == 200
+            assert code(Authorization="Basic abc", X_Api_Key=key) == 200  # a proxy's, and ours
         for wrong in ("", "Bearer", f"Bearer {KEYS[0]}x", f"Bearer {KEYS[1]}", "Basic abc"):
             assert code(Authorization=wrong) == 401
         assert code() == 401
@@ -56,8 +58,12 @@ def test_keys_from_a_file_and_the_environment_and_their_rotation(sample_bundle, 
         for keys, good, bad in ((KEYS, KEYS, ()), (KEYS[1:], KEYS[1:], KEYS[:1])):
             file.write_text("\n".join(keys))
             times = service.log.count("fingerprint")
-            service.process.send_signal(signal.SIGHUP)
-            service.wait_for("fingerprint", times + 1)
+            if keys == KEYS:
+                service.process.send_signal(signal.SIGHUP)
+                service.wait_for("fingerprint", times + 1)
+            else:
+                headers = {"Authorization": f"Bearer {KEYS[0]}"}
+                assert httpx.post(f"{service.url}/reload", headers=headers).status_code == 200
             assert [code(Authorization=f"Bearer {key}") for key in good] == [200] * len(good)
             assert [code(Authorization=f"Bearer {key}") for key in bad] == [401] * len(bad)
         # Nothing but what probes ask for is open.
@@ -92,7 +98,13 @@ def test_keys_stay_when_the_new_file_is_wrong(tmp_path):
     file.write_text("short")
     with pytest.raises(InputError):
         keys.read()
+    file.write_bytes(b"\xff\xfe" + KEYS[1].encode("utf-16-le"))
+    with pytest.raises(InputError, match="printable ASCII"):
+        keys.read()
     assert keys.accept(KEYS[0].encode())
+    file.write_text(f"\ufeff{KEYS[1]}\r\n")  # as Notepad writes it
+    keys.read()
+    assert keys.accept(KEYS[1].encode())
 
 
 # The command line
@@ -177,6 +189,55 @@ def test_every_option_can_stand_in_the_environment(sample_bundle, tmp_path, monk
         monkeypatch.setenv(name, value)
         assert message in refused(capfd, sample_bundle)
         monkeypatch.delenv(name)
+
+
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser
+
+
+def test_the_environment_says_what_words_say(monkeypatch):
+    """Each option by each of its names."""
+    tried = 0
+    for action in options()._actions:
+        for option in set(action.option_strings) - {"-h", "--help"}:
+            value = "json" if action.choices else "7"
+            words = [option] if action.nargs == 0 else [option, value]
+            name = "KOSINE_" + option.lstrip("-").upper().replace("-", "_")
+            with monkeypatch.context() as patch:
+                patch.setenv(name, "true" if action.nargs == 0 else value)
+                found = options().parse_args([])
+            typed = options().parse_args(words)
+            assert found == typed, option
+            on_anyway = option in ("--auto-truncate", "--log-requests")
+            assert (found == options().parse_args([])) == on_anyway, option
+            tried += 1
+    assert tried > 25
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "dest", "expected"),
+    [
+        ("KOSINE_NO_LOG_REQUESTS", "0", "log_requests", True),
+        ("KOSINE_LOG_REQUESTS", "False", "log_requests", False),
+        ("KOSINE_JSON_OUTPUT", "false", "log_format", "text"),
+        ("KOSINE_CORS_ALLOW_ORIGIN", "https://a.b https://c.d", "cors_allow_origin", 2),
+        # What Kubernetes writes where a Service is called kosine is no port of ours.
+        ("KOSINE_PORT", "tcp://10.0.0.7:80", "port", 8080),
+    ],
+)
+def test_values_of_the_environment(monkeypatch, name, value, dest, expected):
+    monkeypatch.setenv(name, value)
+    found = getattr(options().parse_args([]), dest)
+    assert (len(found) if isinstance(found, list) else found) == expected
+
+
+def test_what_is_typed_beats_the_environment(monkeypatch):
+    monkeypatch.setenv("KOSINE_PORT", "9000")
+    monkeypatch.setenv("KOSINE_JSON_OUTPUT", "1")
+    found = options().parse_args(["--port", "7", "--log-format", "text"])
+    assert (found.port, found.log_format) == (7, "text")
 
 
 # Sizes and forms
@@ -269,8 +330,19 @@ def test_hostile_nesting_is_refused_in_no_time():
 
 def test_too_many_items(thread):
     assert ask(thread.url, ["a"] * 100).status_code == 200
-    answer = ask(thread.url, ["a"] * 1_000)
-    assert answer.status_code == 400
+    for count in (101, 1_000):
+        answer = ask(thread.url, ["a"] * count)
+        assert answer.status_code == 400
+    many = ["a"] * 101
+    cohere = {"model": "sample", "texts": many, "input_type": "clustering"}
+    for path, body, code in (
+        ("/embed", {"inputs": many}, 422),
+        ("/tokenize", {"inputs": many}, 422),
+        ("/similarity", {"inputs": {"source_sentence": "a", "sentences": many}}, 422),
+        ("/v2/embed", cohere, 400),
+    ):
+        answer = httpx.post(thread.url + path, json=body)
+        assert (answer.status_code, "at most 100" in answer.text) == (code, True), path
 
 
 @pytest.mark.parametrize(
@@ -289,6 +361,8 @@ def test_routes_that_are_none(thread, method, path, code):
     assert answer.status_code == code
     if code > 200:
         assert "error" in answer.json()
+    allow = {"/v1/embeddings": "POST", "/v1/models": "GET, HEAD"}.get(path)
+    assert answer.headers.get("allow") == (allow if code == 405 else None)
 
 
 def test_an_id_comes_back_and_answers_name_no_server(thread):

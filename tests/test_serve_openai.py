@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import httpx
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 openai = pytest.importorskip("openai", reason="openai, whose client is tried, is not installed")
 
+from hostile import edit_manifest  # noqa: E402
 from serve_machine import PROMPTS, ask, running, variant  # noqa: E402
 
 TEXTS = ["한 남자가 기타를 친다.", "A man plays the guitar.", "비행기가 이륙한다.", "¡Olé! 🎸"]
@@ -91,6 +93,22 @@ def test_prompts(client, sample, extra, prompt):
     assert np.abs(expected - sample.encode(TEXTS)).max() > 1e-3  # the prompt changes something
 
 
+def test_the_default_prompt_is_for_requests_that_name_none(sample_bundle, sample, tmp_path):
+    """A document is not given the prompt for queries because it has none of its own."""
+    folder = shutil.copytree(sample_bundle, tmp_path / "m.kosine")
+    edit_manifest(folder, lambda m: m.update(prompts={"query": PROMPTS["query"]}))
+    words = (folder, "--backend", "onnx", "--default-prompt-name", "query")
+    with running(tmp_path / "log", *words) as service:
+        for more, prompt in (
+            ({}, PROMPTS["query"]),
+            ({"input_type": "query"}, PROMPTS["query"]),
+            ({"input_type": "document"}, ""),
+        ):
+            (item,) = ask(service.url, TEXTS[0], model="m", **more).json()["data"]
+            expected = sample.encode(TEXTS[0], prompt=prompt)
+            np.testing.assert_allclose(item["embedding"], expected, atol=2e-6)
+
+
 def test_long_texts_are_cut_and_counted_as_they_ran(client, sample):
     text = "긴 문장입니다. " * 500
     answer = client.embeddings.create(model="ko", input=text)
@@ -113,6 +131,10 @@ def test_models(client, sample):
     assert {model.object for model in found} == {"model"}
     assert found[0].dimensions == sample.dim
     assert found[0].fingerprint == sample.fingerprint
+    for model in found:
+        assert client.models.retrieve(model.id).model_dump() == model.model_dump()
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("no")
 
 
 def test_each_model_answers_by_its_name(client):

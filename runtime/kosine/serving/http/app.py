@@ -8,7 +8,15 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from traceback import extract_tb
@@ -16,6 +24,7 @@ from typing import Any, Final
 
 import msgspec
 
+from kosine.errors import DeadlineExceeded
 from kosine.serving.http.models import Model, Models
 from kosine.serving.http.problems import Problem, problem_of, told
 from kosine.serving.http.settings import Keys, Settings
@@ -86,6 +95,17 @@ class Call:
         self.model = "-"
         self.texts = self.tokens = 0
 
+    def count(self, texts: Sequence[object]) -> None:
+        """Note how many texts it brings.
+
+        Raises:
+            Problem: More than go in one request.
+        """
+        self.texts = len(texts)
+        most = self.service.settings.max_items
+        if self.texts > most:
+            raise Problem("invalid", f"{self.texts} texts; at most {most} go in one request")
+
     @contextmanager
     def using(self, name: str | None) -> Iterator[Model]:
         """The version of a model that answers this request, whatever is loaded meanwhile.
@@ -145,6 +165,15 @@ class Service:
         self._ids = itertools.count(1)
         self._id_prefix = secrets.token_hex(4)
 
+    async def reload(self) -> list[Model]:
+        """Read the keys and load the bundles anew.
+
+        Raises:
+            KosineError, OSError: Keys or a bundle cannot be used. Then the old ones go on.
+        """
+        self.keys.read()
+        return await self.models.reload()
+
     def new_id(self) -> bytes:
         return b"%b-%d" % (self._id_prefix.encode(), next(self._ids))
 
@@ -164,6 +193,8 @@ class Service:
                 route, shape = endpoint.path, endpoint.shape
                 body = await self._body(endpoint, call, receive)
                 reply = await endpoint.handle(call, body)
+                if body is not None and time.monotonic() > call.deadline:
+                    raise DeadlineExceeded("the deadline has passed")
             except Exception as error:  # noqa: BLE001 - whatever it is, it is answered
                 reply = self._refusal(error, shape, call)
             status = reply.status
@@ -205,16 +236,18 @@ class Service:
         if endpoint is None or not endpoint.public:
             self._authorize(call)
         if endpoint is None:
-            raise Problem("method_not_allowed", f"this route takes {', '.join(methods)}")
+            allow = ", ".join([*methods, *(["HEAD"] if "GET" in methods else [])])
+            raise Problem("method_not_allowed", f"this route takes {allow}", allow=allow)
         return endpoint
 
     def _authorize(self, call: Call) -> None:
         if not self.keys:
             return
         headers = call.headers
-        given = headers.get(b"authorization") or headers.get(b"x-api-key") or b""
+        given = headers.get(b"authorization", b"")
         scheme, _, key = given.partition(b" ")
-        if not self.keys.accept(key.strip() if scheme.lower() == b"bearer" else given):
+        own = key.strip() if scheme.lower() == b"bearer" else given
+        if not any([self.keys.accept(own), self.keys.accept(headers.get(b"x-api-key", b""))]):
             raise Problem(
                 "invalid_api_key",
                 "the API key is missing or wrong; send it as: Authorization: Bearer KEY",

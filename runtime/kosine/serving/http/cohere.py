@@ -14,7 +14,6 @@ from kosine.quantization import quantize
 from kosine.serving.http.app import Call, Endpoint
 from kosine.serving.http.embedding import embed, prompt_for, refuse_long
 from kosine.serving.http.models import Model
-from kosine.serving.http.problems import Problem
 from kosine.serving.http.stages import TokenIds
 from kosine.serving.http.wire import Reply, base64_rows, float_rows
 
@@ -70,10 +69,7 @@ def endpoints() -> list[Endpoint]:
 async def embed_(call: Call, body: CohereRequest) -> Reply:
     with call.using(body.model) as model:
         texts = body.texts
-        limit = call.service.settings.max_items
-        if len(texts) > limit:
-            raise Problem("invalid", f"{len(texts)} texts; at most {limit} go in one request")
-        call.texts = len(texts)
+        call.count(texts)
         name = prompt_for(model, ROLES.get(body.input_type, body.input_type))
         if body.truncate == "NONE":
             await refuse_long(model, texts, name)

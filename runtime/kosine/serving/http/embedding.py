@@ -36,14 +36,12 @@ class Embedded:
     Attributes:
         vectors: (n, dim) float32.
         tokens: After truncation, special tokens included.
-        truncated: How many texts were cut.
         tokenize_s, queue_s, run_s: Seconds: tokenising; from then until the batch that completed
             the answer began; that batch. Sums where the request went in several calls.
     """
 
     vectors: Float32
     tokens: int = 0
-    truncated: int = 0
     tokenize_s: float = 0.0
     queue_s: float = 0.0
     run_s: float = 0.0
@@ -55,7 +53,6 @@ class Submitted:
 
     future: BatchFuture[Any]
     tokens: int
-    truncated: int
     tokenize_s: float
     since: float
     ran: tuple[float, float] = (0.0, 0.0)
@@ -143,7 +140,7 @@ async def _submit(
             raise DeadlineExceeded("the deadline has passed")
         future = model.batcher.submit(texts, deadline=left, **options)
         seen = staged.seen
-        call = Submitted(future, seen.tokens, seen.truncated, seen.seconds, time.perf_counter())
+        call = Submitted(future, seen.tokens, seen.seconds, time.perf_counter())
         # Called in the thread that has just run the batch, before it runs another.
         future.add_done_callback(lambda _: setattr(call, "ran", staged.last_run))
         return call
@@ -166,7 +163,6 @@ def _cancel_call(handed: asyncio.Future[Submitted]) -> None:
 def _measured(result: Embedded, call: Submitted) -> Embedded:
     began, ended = call.ran
     result.tokens += call.tokens
-    result.truncated += call.truncated
     result.tokenize_s += call.tokenize_s
     result.queue_s += max(0.0, began - call.since)
     result.run_s += max(0.0, ended - began)

@@ -177,8 +177,8 @@ class Models:
         Raises:
             KosineError: The first that cannot be used.
         """
-        for name in self.paths:
-            self.by_name[name] = await self._loaded(name)
+        async with self._reloading:
+            self.by_name = await self._load_all()
 
     async def reload(self) -> list[Model]:
         """Load every bundle anew; put each new version in the place of the old, which answers
@@ -188,7 +188,7 @@ class Models:
             KosineError: A bundle cannot be used. Then nothing is changed.
         """
         async with self._reloading:
-            fresh = {name: await self._loaded(name) for name in self.paths}
+            fresh = await self._load_all()
             old, self.by_name = self.by_name, fresh
             for model in old.values():
                 task = asyncio.create_task(self._retire(model))
@@ -196,13 +196,24 @@ class Models:
                 task.add_done_callback(self._retiring.discard)
             return list(fresh.values())
 
+    async def _load_all(self) -> dict[str, Model]:
+        """All of them or none: nobody is told that the service is ready while one is missing."""
+        found: dict[str, Model] = {}
+        try:
+            for name in self.paths:
+                found[name] = await self._loaded(name)
+        except BaseException:
+            for model in found.values():
+                await model.retire()
+            _collect_soon()
+            raise
+        return found
+
     @staticmethod
     async def _retire(model: Model) -> None:
         await model.retire()
         del model
-        # Encoders lie in circles of references, and a service makes too few of these to have them
-        # collected: each would hold its weights for hours.
-        asyncio.get_running_loop().call_soon(gc.collect)
+        _collect_soon()
 
     async def close(self, timeout: float) -> None:
         """Serve what is queued, and end."""
@@ -233,6 +244,12 @@ class Models:
                 limit=f"{name} has: {', '.join(encoder.manifest.prompts) or 'none'}",
             )
         return Model(name, encoder, self.lane, settings)
+
+
+def _collect_soon() -> None:
+    """Encoders lie in circles of references, and a service makes too few of these to have them
+    collected: each would hold its weights for hours."""
+    asyncio.get_running_loop().call_soon(gc.collect)
 
 
 def load_verified(path: Path, engine: Mapping[str, Any]) -> Encoder:

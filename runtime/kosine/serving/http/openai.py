@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -91,7 +91,7 @@ class ModelList(Struct):
     data: list[ModelEntry]
 
 
-def endpoints(settings: Settings) -> list[Endpoint]:
+def endpoints(settings: Settings, names: Iterable[str]) -> list[Endpoint]:
     body = TokensRequest if settings.token_input else EmbeddingsRequest
     return [
         Endpoint(
@@ -105,17 +105,18 @@ def endpoints(settings: Settings) -> list[Endpoint]:
             remedies={} if settings.token_input else {"input": NO_TOKENS},
         ),
         Endpoint("GET", "/v1/models", models, "What is served", answer=ModelList, shape="openai"),
+        *map(_model_endpoint, names),
     ]
 
 
 async def embeddings(call: Call, body: EmbeddingsRequest) -> Reply:
     with call.using(body.model) as model:
         texts = _texts(model, body.input)
-        call.texts = len(texts)
-        name = body.prompt_name
-        if name is None and body.input_type is not None:
+        call.count(texts)
+        if body.prompt_name or body.input_type is None:
+            name = body.prompt_name or call.service.settings.default_prompt_name
+        else:
             name = prompt_for(model, body.input_type)
-        name = name or call.service.settings.default_prompt_name
         if not call.service.settings.auto_truncate:
             await refuse_long(model, texts, name)
         if body.dimensions is not None and body.dimensions > model.encoder.dim:
@@ -172,18 +173,30 @@ def _texts(model: Model, given: str | Sequence[Any]) -> list[str]:
 
 
 async def models(call: Call, _: None) -> Reply:
-    entries = [
-        ModelEntry(
-            id=model.name,
-            object="model",
-            created=model.loaded,
-            owned_by="kosine",
-            dimensions=model.encoder.dim,
-            max_tokens=model.encoder.max_tokens,
-            engine=f"{model.encoder.backend.name}/{model.encoder.backend.dtype}",
-            fingerprint=model.fingerprint,
-            prompts=list(model.manifest.prompts),
-        )
-        for model in call.service.models.by_name.values()
-    ]
-    return json_reply(ModelList("list", entries))
+    entries = map(_entry, call.service.models.by_name.values())
+    return json_reply(ModelList("list", list(entries)))
+
+
+def _model_endpoint(name: str) -> Endpoint:
+    """/v1/models/NAME."""
+
+    async def handle(call: Call, _: None) -> Reply:
+        with call.using(name) as model:
+            return json_reply(_entry(model))
+
+    path = f"/v1/models/{name}"
+    return Endpoint("GET", path, handle, f"The model {name}", answer=ModelEntry, shape="openai")
+
+
+def _entry(model: Model) -> ModelEntry:
+    return ModelEntry(
+        id=model.name,
+        object="model",
+        created=model.loaded,
+        owned_by="kosine",
+        dimensions=model.encoder.dim,
+        max_tokens=model.encoder.max_tokens,
+        engine=f"{model.encoder.backend.name}/{model.encoder.backend.dtype}",
+        fingerprint=model.fingerprint,
+        prompts=list(model.manifest.prompts),
+    )

@@ -32,6 +32,7 @@ class Problem(Exception):
         code: For programs; the kind by default, where that says more than the status.
         retry_after: Seconds after which it may go better.
         close: The connection cannot be used further.
+        allow: Methods that the route takes.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Problem(Exception):
         code: str | None = None,
         retry_after: float | None = None,
         close: bool = False,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -51,6 +53,7 @@ class Problem(Exception):
         self.code = code or (None if kind in ("invalid", "empty") else kind)
         self.retry_after = retry_after
         self.close = close
+        self.allow = allow
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -60,6 +63,8 @@ class Problem(Exception):
             found.append((b"retry-after", str(seconds).encode()))
         if self.kind == "invalid_api_key":
             found.append((b"www-authenticate", b"Bearer"))
+        if self.allow is not None:
+            found.append((b"allow", self.allow.encode()))
         if self.close:
             found.append((b"connection", b"close"))
         return found

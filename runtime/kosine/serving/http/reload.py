@@ -32,7 +32,7 @@ async def handle(call: Call, _: None) -> Reply:
         # It makes the service work hard, so it is not for everybody.
         raise Problem("not_found", "this route is off, since the service has no API key")
     try:
-        models = await service.models.reload()
+        models = await service.reload()
     except (KosineError, OSError) as error:
         # It names paths and files: that is for the log alone.
         logger.error("reload failed, the old version goes on: %s", error)

@@ -24,7 +24,7 @@ def make_service(paths: Mapping[str, Path], settings: Settings, keys: Keys) -> S
     models = Models(paths, settings)
     metrics = Metrics()
     endpoints = [
-        *openai.endpoints(settings),
+        *openai.endpoints(settings, paths),
         *tei.endpoints(),
         *cohere.endpoints(),
         *health.endpoints(),
@@ -57,8 +57,7 @@ def make_server(service: Service) -> Server:
         logger.info("serving at %s", address)
 
     async def load_again() -> None:
-        service.keys.read()
-        for model in await service.models.reload():
+        for model in await service.reload():
             _say(model)
 
     app: Any = service

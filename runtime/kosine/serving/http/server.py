@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import uvicorn
 
-from kosine.errors import InputError, KosineError
+from kosine.errors import InputError
 from kosine.serving.http.app import Service
 from kosine.serving.http.connection import Connection
 
@@ -87,14 +87,14 @@ class Server(uvicorn.Server):
         self._service = service
         self._listener = listener
         self._load, self._reload = load, reload
-        self._failed: KosineError | OSError | None = None
+        self._failed: Exception | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Serve until SIGTERM or SIGINT.
 
         Raises:
-            KosineError, OSError: The models cannot be loaded.
+            Exception: Why the models cannot be loaded.
         """
         self.run(sockets=[self._listener])
         if self._failed is not None:
@@ -140,14 +140,14 @@ class Server(uvicorn.Server):
     async def _load_models(self) -> None:
         try:
             await self._load()
-        except (KosineError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - a service that never loads must not linger
             self._failed = error
             self.should_exit = True
 
     async def _reload_again(self) -> None:
         try:
             await self._reload()
-        except (KosineError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the old version goes on
             logger.error("reload failed, the old version goes on: %s", error)
 
     async def _sweep(self) -> None:

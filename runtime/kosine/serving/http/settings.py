@@ -86,7 +86,7 @@ class Keys:
         """Read the file again. Where that fails, the old keys stay."""
         keys = list(self._given)
         if self._file is not None:
-            lines = self._file.read_text("utf-8").split("\n")
+            lines = self._file.read_text("utf-8-sig", "replace").split("\n")
             found = [line.strip() for line in lines]
             found = [line for line in found if line and not line.startswith("#")]
             if not found:

@@ -161,11 +161,7 @@ async def _vectors(
     normalize: bool = True,
 ) -> Embedded:
     settings = call.service.settings
-    call.texts = len(texts)
-    if len(texts) > settings.max_items:
-        raise Problem(
-            "invalid", f"{len(texts)} texts; at most {settings.max_items} go in one request"
-        )
+    call.count(texts)
     name = options.prompt_name or settings.default_prompt_name
     left = options.truncation_direction.lower() == "left"
     truncate = settings.auto_truncate if options.truncate is None else options.truncate
@@ -214,7 +210,7 @@ def _times(call: Call, texts: list[str], found: Embedded) -> list[tuple[bytes, b
 async def tokenize(call: Call, body: TokenizeRequest) -> Reply:
     with call.using(body.model) as model:
         texts = _listed(body.inputs)
-        call.texts = len(texts)
+        call.count(texts)
         pieces = await model.pieces(texts, body.prompt_name, body.add_special_tokens)
         return json_reply([[Token(*piece) for piece in text] for text in pieces])
 
