@@ -79,16 +79,23 @@ class Sight:
     Args:
         allowed: bool, (R, 1, queries, S) for each part that queries are cut into: pairs of tokens
             of one sentence.
-        places: int64 (R, S) or (S,), a token's place in its sentence; None where no layer asks.
+        places: int64 (R, S), a token's place in its sentence; None where no layer asks.
         edges: Where the queries are cut.
+        columns: int64 (1, S), where each row is one sentence: distances are the same, and fewer.
     """
 
     def __init__(
-        self, g: Graph, allowed: Sequence[str], places: str | None, edges: Sequence[int] = ()
+        self,
+        g: Graph,
+        allowed: Sequence[str],
+        places: str | None,
+        edges: Sequence[int] = (),
+        columns: str | None = None,
     ) -> None:
         self._g = g
         self._allowed = allowed
         self._places = places or ""  # an empty name is no input
+        self._columns = columns or self._places
         self.edges = edges
         self._biases: dict[tuple[int | None, bool, Buckets | None], list[str]] = {}
         self._turns: dict[tuple[float, float, int], tuple[str, str]] = {}
@@ -114,8 +121,8 @@ class Sight:
     def _distances(self) -> list[str]:
         """int64 (R, 1, queries, S), how far behind a query a key is, for each part."""
         g = self._g
-        own = g.op("Unsqueeze", self._places, g.ints("axes_1_3", [1, 3]))
-        other = g.op("Unsqueeze", self._places, g.ints("axes_1_2", [1, 2]))
+        own = g.op("Unsqueeze", self._columns, g.ints("axes_1_3", [1, 3]))
+        other = g.op("Unsqueeze", self._columns, g.ints("axes_1_2", [1, 2]))
         return [g.op("Sub", other, part) for part in g.cut(own, self.edges)]
 
     def _near(self, window: int) -> list[str]:

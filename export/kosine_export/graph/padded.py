@@ -11,7 +11,7 @@ from kosine.bundle.tensorfile import TensorEntry
 from kosine.spec import EncoderSpec
 from kosine_export.graph.block import Sight, embed, layers, reads_places, require_supported
 from kosine_export.graph.emit import Graph
-from kosine_export.graph.pooling import pool_padded, unit_vectors
+from kosine_export.graph.pooling import columns, first, pool_padded, unit_vectors
 
 __all__ = ["model_graph"]
 
@@ -27,14 +27,14 @@ def model_graph(
 ) -> onnx.ModelProto:
     """The graph for tools that take a sentence-transformers ONNX folder: padded rectangles.
 
-    Position ids follow transformers: counted from `input_ids != pad` for RoBERTa, 0, 1, 2, ...
-    for the others. Mean and max pooling count the prompt in; a checkpoint that leaves it out
-    needs `packed.onnx`, or a tool that pools `last_hidden_state` itself.
+    Sentences may be padded on either side, or on both: places are counted by the mask, and by
+    `input_ids != pad` for RoBERTa, as transformers does it. Poolings count the prompt in; a
+    checkpoint that leaves it out needs `packed.onnx`, or a tool that pools `last_hidden_state`
+    itself.
     """
     require_supported(spec)
     g = Graph(entries, location, precision, opset=OPSET)
     names = ["input_ids", "attention_mask"]
-    shape = g.op("Shape", "input_ids")
     types = None
     if spec.embeddings.token_types > 1:
         names.append("token_type_ids")
@@ -43,17 +43,20 @@ def model_graph(
     elif spec.embeddings.token_types:
         table = g.weight("embeddings.token_type.weight")
         types = g.op("Gather", table, g.ints("zero", 0), half=True)
+    keep = g.op("Cast", "attention_mask", to=TensorProto.BOOL)
     rule = spec.embeddings.positions.rule
     places = positions = None
+    if rule == "absolute" or reads_places(spec) or "weightedmean" in spec.pooling.modes:
+        # Not CumSum, whose output has the shape of the ids: where ONNX Runtime knows that, it
+        # fuses residuals with LayerNorm, which takes longer on a CPU.
+        within = g.op("Sub", columns(g), first(g, keep))
+        places = g.op("Max", within, g.ints("zero", 0))
     if rule == "roberta":
         pad = g.ints("pad", spec.embeddings.positions.pad_id)
         real = g.op("Not", g.op("Equal", "input_ids", pad))
         real = g.op("Cast", real, to=TensorProto.INT64)
         count = g.op("Mul", g.op("CumSum", real, g.ints("one", 1)), real)
         positions = g.op("Add", count, pad)
-    if rule == "absolute" or reads_places(spec):
-        length = g.op("Gather", shape, g.ints("one", 1))
-        places = g.op("Range", g.ints("zero", 0), length, g.ints("one", 1))
     if rule == "absolute":
         positions = places
     rows = None
@@ -61,12 +64,12 @@ def model_graph(
         rows = g.op("Gather", g.weight("embeddings.position.weight"), positions, half=True)
     words = g.op("Gather", g.weight("embeddings.word.weight"), "input_ids", half=True)
     x = embed(g, spec, words, rows, types)
-    keep = g.op("Cast", "attention_mask", to=TensorProto.BOOL)
     allowed = g.op("Unsqueeze", keep, g.ints("axes_1_2", [1, 2]))
-    if places is not None and reads_places(spec):
-        places = g.op("Unsqueeze", places, g.ints("axes_0", [0]))
-    x = layers(g, spec, x, Sight(g, [allowed], places))
-    pooled = pool_padded(g, spec, x, keep)
+    line = None
+    if reads_places(spec):
+        line = g.op("Unsqueeze", columns(g), g.ints("axes_0", [0]))
+    x = layers(g, spec, x, Sight(g, [allowed], places, columns=line))
+    pooled = pool_padded(g, spec, x, keep, places)
     vectors, _ = unit_vectors(g, spec, pooled)
     return g.build(
         "kosine_model",

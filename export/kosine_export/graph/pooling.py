@@ -8,7 +8,7 @@ from onnx import TensorProto
 from kosine.spec import EncoderSpec
 from kosine_export.graph.emit import Graph
 
-__all__ = ["pool_packed", "pool_padded", "unit_vectors"]
+__all__ = ["columns", "first", "pool_packed", "pool_padded", "unit_vectors"]
 
 COUNT_FLOOR = 1e-9
 NORM_FLOOR = 1e-12
@@ -112,20 +112,22 @@ def _segment_maxima(g: Graph, spec: EncoderSpec, x: str, pool_ids: str) -> str:
     return str(g.op("Gather", kept, "sentence_index"))
 
 
-def pool_padded(g: Graph, spec: EncoderSpec, x: str, keep: str) -> str:
-    """(B, S, H) to (B, modes * H), over the positions where `keep`, (B, S), is true."""
-    parts = [_pool_padded(g, spec, x, keep, mode) for mode in spec.pooling.modes]
+def pool_padded(g: Graph, spec: EncoderSpec, x: str, keep: str, places: str | None) -> str:
+    """(B, S, H) to (B, modes * H), over the positions where `keep`, (B, S), is true.
+
+    `places` are those of tokens in their sentences, (B, S), which weighted means need.
+    """
+    parts = [_pool_padded(g, x, keep, places or "", mode) for mode in spec.pooling.modes]
     return str(g.op("Concat", *parts, axis=-1)) if len(parts) > 1 else parts[0]
 
 
-def _pool_padded(g: Graph, spec: EncoderSpec, x: str, keep: str, mode: str) -> str:
+def _pool_padded(g: Graph, x: str, keep: str, places: str, mode: str) -> str:
     column = g.op("Unsqueeze", keep, g.ints("axes_2", [2]))
     if mode in ("mean", "mean_sqrt_len_tokens", "weightedmean"):
         weights = g.op("Cast", column, to=TensorProto.FLOAT)
         if mode == "weightedmean":
-            places = g.op("Sub", _places(g), _first(g, keep))
-            places = g.op("Cast", g.op("Add", places, g.ints("one", 1)), to=TensorProto.FLOAT)
-            weights = g.op("Mul", weights, g.op("Unsqueeze", places, g.ints("axes_2", [2])))
+            order = g.op("Cast", g.op("Add", places, g.ints("one", 1)), to=TensorProto.FLOAT)
+            weights = g.op("Mul", weights, g.op("Unsqueeze", order, g.ints("axes_2", [2])))
         axis = g.ints("axes_1", [1])
         total = g.op("ReduceSum", g.op("Mul", x, weights), axis, keepdims=0)
         count = g.op("ReduceSum", weights, axis, keepdims=0)
@@ -135,14 +137,11 @@ def _pool_padded(g: Graph, spec: EncoderSpec, x: str, keep: str, mode: str) -> s
             count = g.op("Sqrt", count)
         pooled = g.op("Div", total, count)
     elif mode == "lasttoken":
-        kept = g.op("Mul", g.op("Cast", keep, to=TensorProto.INT64), _places(g))
+        kept = g.op("Mul", g.op("Cast", keep, to=TensorProto.INT64), columns(g))
         last = g.op("ReduceMax", kept, axes=[1], keepdims=1)
         pooled = g.op("GatherND", x, last, batch_dims=1)
-    elif mode == "cls" and spec.embeddings.positions.rule == "absolute":
-        # Nobody pads on the left where that moves the positions.
-        pooled = g.op("Gather", x, g.ints("zero", 0), axis=1)
     elif mode == "cls":
-        pooled = g.op("GatherND", x, _first(g, keep), batch_dims=1)
+        pooled = g.op("GatherND", x, first(g, keep), batch_dims=1)
     else:
         lowest = g.number("lowest", float(np.finfo(np.float32).min))
         masked = g.op("Where", column, x, lowest)
@@ -154,14 +153,14 @@ def _pool_padded(g: Graph, spec: EncoderSpec, x: str, keep: str, mode: str) -> s
     return str(pooled)
 
 
-def _places(g: Graph) -> str:
+def columns(g: Graph) -> str:
     """(S,) 0, 1, 2, ... over the padded sequence."""
     length = g.op("Gather", g.op("Shape", "input_ids"), g.ints("one", 1))
     return str(g.op("Range", g.ints("zero", 0), length, g.ints("one", 1)))
 
 
-def _first(g: Graph, keep: str) -> str:
-    """(B, 1) place of each sentence's first token."""
+def first(g: Graph, keep: str) -> str:
+    """(B, 1) column of each sentence's first token."""
     return str(g.op("ArgMax", g.op("Cast", keep, to=TensorProto.FLOAT), axis=1, keepdims=1))
 
 
