@@ -227,7 +227,7 @@ class Encoder(SentenceTransformerNames):
         truncate: bool = True,
     ) -> Tokenized:
         """Tokenise texts; see `Tokenizer.tokenize` for the errors."""
-        if type(texts) is not list:
+        if not isinstance(texts, list):
             texts = list(as_texts(texts, "texts")[0])
         prefix = self.prompt_text(prompt_name, prompt)
         tokenized = self._tokenizer.tokenize(texts, prefix, truncate=truncate)

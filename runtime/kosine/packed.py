@@ -39,8 +39,9 @@ class Packed:
         """Lay token-id sequences end to end."""
         starts = np.zeros(len(sentences) + 1, np.int32)
         np.cumsum([len(ids) for ids in sentences], out=starts[1:])
-        if sentences and all(isinstance(ids, np.ndarray) for ids in sentences):
-            return cls(np.concatenate(sentences, dtype=np.int32), starts, skip)
+        arrays = [ids for ids in sentences if isinstance(ids, np.ndarray)]
+        if arrays and len(arrays) == len(sentences):
+            return cls(np.concatenate(arrays, dtype=np.int32), starts, skip)
         ids = np.fromiter(chain.from_iterable(sentences), np.int32, int(starts[-1]))
         return cls(ids, starts, skip)
 
