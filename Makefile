@@ -105,11 +105,18 @@ test-libraries: .venvs/libraries/.done .venvs/node/.done test-ray test-spark
 # Clusters on this machine, one worker killed in the middle. Spark needs Java.
 PACKAGES_ray = 'ray[data,serve]'
 PACKAGES_spark = 'pyspark[sql]'
-test-ray test-spark: test-%: .venvs/%/.done engine
-	@mkdir -p out
-	.venv/bin/kosine export export/sample $(SAMPLE) --force
-	PYTHONPATH=runtime:kernels .venvs/$*/bin/python tests/libraries/$*_trial.py $(SAMPLE) \
-	  bench/results/libraries/$*.json
+define cluster_trial
+@mkdir -p out
+.venv/bin/kosine export export/sample $(SAMPLE) --force
+PYTHONPATH=runtime:kernels .venvs/$(1)/bin/python tests/libraries/$(1)_trial.py $(SAMPLE) \
+  bench/results/libraries/$(1).json
+endef
+
+test-ray: .venvs/ray/.done engine
+	$(call cluster_trial,ray)
+
+test-spark: .venvs/spark/.done engine
+	$(call cluster_trial,spark)
 
 # A million short texts through `kosine embed`: ten minutes or more.
 million: .venv/.bench engine
