@@ -100,7 +100,8 @@ def measure(
     Returns:
         By service: requests/s, p50 and p99 in ms, the p50 of one client alone, CPU seconds per
         1,000 requests, resident MiB after them, errors; the ratios of kosine's requests/s to the
-        bare route's and to the batcher's own; and why a service is not there.
+        bare route's, the batcher's own and the engine's, medians of the rounds'; and why a
+        service is not there.
 
     Raises:
         InputError: wrk is not installed.
@@ -108,7 +109,7 @@ def measure(
     if shutil.which("wrk") is None:
         raise InputError("wrk is not installed", remedy="apt install wrk")
     found: dict[str, list[dict[str, float]]] = {}
-    pythons = dict.fromkeys(("bare", "kosine", "kosine_float"), sys.executable)
+    pythons = dict.fromkeys(("bare", "kosine_float", "kosine"), sys.executable)
     absent = {}
     for service, home in HOMES.items() if checkpoint else ():
         try:
@@ -121,30 +122,41 @@ def measure(
         except (Absent, RuntimeError) as error:
             pythons.pop(service, None)
             absent[service] = str(error)[-200:]
-    names = list(pythons)
+    # What kosine is compared with stands beside it: a machine's speed drifts within a round.
+    inside = {"batcher": _batcher, "engine": _engine}
+    names = [*pythons]
+    place = names.index("kosine") + 1
+    names[place:place] = inside
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_scripts(folder)
         _write_answer(folder, bundle)
         for number in range(rounds):
             for service in names if number % 2 == 0 else names[::-1]:
-                with _start(service, pythons[service], folder, bundle, checkpoint) as process:
-                    figures = _load(process, service, folder, seconds, clients)
+                if service in inside:
+                    figures = inside[service](bundle, seconds, clients)
+                else:
+                    with _start(service, pythons[service], folder, bundle, checkpoint) as process:
+                        figures = _load(process, service, folder, seconds, clients)
                 found.setdefault(service, []).append(figures)
-            found.setdefault("batcher", []).append(_batcher(bundle, seconds, clients))
-            found.setdefault("engine", []).append(_engine(bundle, seconds, clients))
     services = {
         service: {key: statistics.median(each[key] for each in runs) for key in runs[0]}
         for service, runs in found.items()
     }
-    rate = {service: figures["requests_per_s"] for service, figures in services.items()}
+
+    def ratio(other: str) -> float:
+        rounds = zip(found["kosine"], found[other], strict=True)
+        rates = [own["requests_per_s"] / its["requests_per_s"] for own, its in rounds]
+        return round(statistics.median(rates), 3)
+
     encoder = kosine.load(bundle)
     return {
         "engine": f"{encoder.backend.name} {encoder.backend.dtype}",
         "services": services,
         "absent": absent,
-        "to_bare": round(rate["kosine"] / rate["bare"], 3),
-        "to_batcher": round(rate["kosine"] / rate["batcher"], 3),
+        "to_bare": ratio("bare"),
+        "to_batcher": ratio("batcher"),
+        "to_engine": ratio("engine"),
         "rounds": found,
     }
 
@@ -251,7 +263,7 @@ def _load(
         return [float(word) for word in line.split()[1:]]
 
     loaded(clients, 2)  # warms up
-    alone = loaded(1, max(1, seconds // 4))
+    alone = loaded(1, max(3, seconds // 4))
     before = process.cpu_seconds()
     requests, micros, errors, p50, p99 = loaded(clients, seconds)
     return {
