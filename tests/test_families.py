@@ -97,6 +97,15 @@ CASES = {
         "family": "modernbert",
         "sizes": {"norm_bias": True, "attention_bias": True, "mlp_bias": True},
     },
+    "modernbert, SwiGLU": {
+        "family": "modernbert",
+        "pooling": "cls",
+        "sizes": {"hidden_activation": "silu"},
+    },
+    "modernbert, tanh": {
+        "family": "modernbert",
+        "sizes": {"hidden_activation": "gelu_pytorch_tanh"},
+    },
     "modernbert of transformers 5": {
         "family": "modernbert",
         "sizes": {

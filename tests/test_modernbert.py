@@ -128,7 +128,7 @@ def test_both_spellings_say_the_same():
 @pytest.mark.parametrize(
     ("entries", "error", "named"),
     [
-        ({"hidden_activation": "silu"}, UnsupportedCheckpoint, "hidden_activation 'silu'"),
+        ({"hidden_activation": "relu"}, UnsupportedCheckpoint, "hidden_activation 'relu'"),
         ({"layer_types": ["full_attention"] * 3}, CorruptCheckpoint, "layer_types"),
         ({"layer_types": ["chunked"] * 4}, UnsupportedCheckpoint, "layer type 'chunked'"),
         ({"global_attn_every_n_layers": 0}, CorruptCheckpoint, "global_attn_every_n_layers is 0"),

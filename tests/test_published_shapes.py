@@ -1,4 +1,4 @@
-"""The decoders that people serve, by the shapes in their published configs: no weights needed."""
+"""The encoders that people serve, by the shapes in their published configs: no weights needed."""
 
 from __future__ import annotations
 
@@ -79,12 +79,54 @@ GTE_BASE = {
     "type_vocab_size": 1,
     "vocab_size": 250048,
 }
+MODERNBERT_BASE = {
+    "model_type": "modernbert",
+    "architectures": ["ModernBertForMaskedLM"],
+    "attention_bias": False,
+    "classifier_activation": "gelu",
+    "classifier_pooling": "mean",
+    "decoder_bias": True,
+    "deterministic_flash_attn": False,
+    "global_attn_every_n_layers": 3,
+    "global_rope_theta": 160000.0,
+    "hidden_activation": "gelu",
+    "hidden_size": 768,
+    "initializer_cutoff_factor": 2.0,
+    "intermediate_size": 1152,
+    "layer_norm_eps": 1e-05,
+    "local_attention": 128,
+    "local_rope_theta": 10000.0,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "norm_bias": False,
+    "norm_eps": 1e-05,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 22,
+    "pad_token_id": 50283,
+    "position_embedding_type": "absolute",
+    "reference_compile": False,
+    "repad_logits_with_grad": False,
+    "sparse_prediction": False,
+    "vocab_size": 50368,
+}
+MODERNBERT_LARGE = {
+    **MODERNBERT_BASE,
+    "hidden_size": 1024,
+    "intermediate_size": 2624,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+}
+# A.X-Encoder reads 16,384 tokens.
+MODERNBERT_16K = {**MODERNBERT_BASE, "max_position_embeddings": 16384}
 # Numbers in their weights, without heads and modules after the pooling.
 PUBLISHED = {
     "qwen3-0.6b": (QWEN3_600M, 595_776_512),
     "qwen3-4b": (QWEN3_4B, 4_021_774_336),
     "embeddinggemma-300m": (GEMMA_300M, 302_863_104),
     "gte-multilingual-base": (GTE_BASE, 305_368_320),
+    "modernbert-base": (MODERNBERT_BASE, 149_014_272),
+    "modernbert-large": (MODERNBERT_LARGE, 394_781_696),
+    "modernbert of 16,384 tokens": (MODERNBERT_16K, 149_014_272),
 }
 
 
@@ -98,9 +140,9 @@ class Entries(dict[str, TensorEntry]):
 def numbers(spec: EncoderSpec) -> int:
     """How many the checkpoint holds, by the sizes of the spec."""
     hidden, embeddings = spec.hidden_size, spec.embeddings
-    both = 2 if embeddings.norm is not None else 1  # LayerNorm has a bias as well
     total = (embeddings.vocab_size + embeddings.token_types) * embeddings.size
-    total += both * hidden
+    for norm in (embeddings.norm, spec.final_norm):
+        total += 0 if norm is None else (1 + norm.bias) * hidden
     for block in spec.layers:
         attention, forward = block.attention, block.feed_forward
         columns = attention.width + 2 * attention.shared_width
@@ -108,14 +150,15 @@ def numbers(spec: EncoderSpec) -> int:
         if attention.bias:
             total += columns + hidden
         total += hidden if forward.bias else 0
-        total += (4 if block.norm_placement == "sandwich" else 2) * both * hidden
+        norms = (4 if block.norm_placement == "sandwich" else 2) - (not block.attention_norm)
+        total += norms * (1 + block.norm.bias) * hidden
         total += 2 * attention.head_size if attention.query_key_norm else 0
     return total
 
 
 def of_a_layer(spec: EncoderSpec) -> set[str]:
-    """The first layer's tensors, as `kosine.spec` lists them."""
-    block = spec.layers[0]
+    """The last layer's tensors, as `kosine.spec` lists them."""
+    block, at = spec.layers[-1], f"layers.{len(spec.layers) - 1}"
     linear = {"attention.qkv", "attention.output"} if block.attention.bias else set()
     linear |= {"ffn.up", "ffn.gate", "ffn.down"} if block.feed_forward.bias else set()
     norms = {"attention.norm", "ffn.norm"}
@@ -125,9 +168,7 @@ def of_a_layer(spec: EncoderSpec) -> set[str]:
     if block.attention.query_key_norm is not None:
         norms |= {"attention.query.norm", "attention.key.norm"}
     weights = norms | {"attention.qkv", "attention.output", "ffn.up", "ffn.gate", "ffn.down"}
-    return {f"layers.0.{name}.weight" for name in weights} | {
-        f"layers.0.{name}.bias" for name in biased
-    }
+    return {f"{at}.{name}.weight" for name in weights} | {f"{at}.{name}.bias" for name in biased}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -143,4 +184,5 @@ def test_a_published_config_is_lowered_whole(name):
         data = graph.SerializeToString()
         assert len(data) < MAX_GRAPH_BYTES
         named = {tensor.name for tensor in scan_graph(data, "graph")}
-        assert {name for name in named if name.startswith("layers.0.")} == of_a_layer(spec)
+        last = f"layers.{len(spec.layers) - 1}."
+        assert {name for name in named if name.startswith(last)} == of_a_layer(spec)

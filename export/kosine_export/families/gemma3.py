@@ -70,7 +70,8 @@ NORMS = {
 
 def spec(stated: Mapping[str, Any]) -> EncoderSpec:
     config = without_nulls(stated)
-    refuse_other_models(config, "hidden_activation", "gelu_pytorch_tanh", "the form with tanh")
+    wanted = ("gelu_pytorch_tanh",)
+    refuse_other_models(config, "hidden_activation", wanted, ", the form with tanh, is")
     if "attn_logit_softcapping" in config:
         raise UnsupportedCheckpoint(
             f"config.json: attn_logit_softcapping is {config['attn_logit_softcapping']!r}",

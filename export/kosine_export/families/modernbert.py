@@ -9,7 +9,7 @@ The defaults are those of transformers' ModernBertConfig. Rotary positions are s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -51,6 +51,11 @@ DEFAULTS: Mapping[str, int] = {
     "local_attention": 128,
     "global_attn_every_n_layers": 3,
 }
+ACTIVATIONS: Mapping[str, Literal["gelu", "gelu_tanh", "silu"]] = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+}
 WHOLE, LOCAL = "full_attention", "sliding_attention"
 THETAS: Mapping[str, tuple[str, float]] = {
     WHOLE: ("global_rope_theta", 160_000.0),
@@ -60,7 +65,7 @@ THETAS: Mapping[str, tuple[str, float]] = {
 
 def spec(stated: Mapping[str, Any]) -> EncoderSpec:
     config = without_nulls(stated)
-    refuse_other_models(config, "hidden_activation")
+    refuse_other_models(config, "hidden_activation", ACTIVATIONS, " are")
 
     def size(key: str, minimum: int = 1) -> int:
         return integer(key, config.get(key, DEFAULTS[key]), minimum=minimum)
@@ -77,7 +82,7 @@ def spec(stated: Mapping[str, Any]) -> EncoderSpec:
     )
     feed_forward = FeedForward(
         size("intermediate_size"),
-        "gelu",
+        ACTIVATIONS[config.get("hidden_activation", "gelu")],
         gated=True,
         bias=flag("mlp_bias", config.get("mlp_bias", False)),
     )

@@ -58,7 +58,7 @@ NORMS = {"attention.norm": "input_layernorm", "ffn.norm": "post_attention_layern
 
 def spec(stated: Mapping[str, Any]) -> EncoderSpec:
     config = without_nulls(stated)
-    refuse_other_models(config, "hidden_act", "silu", "that of SwiGLU")
+    refuse_other_models(config, "hidden_act", ("silu",), ", that of SwiGLU, is")
 
     def size(key: str, minimum: int = 1) -> int:
         return integer(key, config.get(key, DEFAULTS[key]), minimum=minimum)

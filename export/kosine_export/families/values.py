@@ -10,7 +10,6 @@ from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
 __all__ = ["flag", "integer", "layer_count", "layer_types", "ratio", "refuse_other_models"]
 
 MAX_LAYERS = 1024
-EXACT = "the exact erf form"
 
 
 def integer(key: str, value: object, *, minimum: int = 1) -> int:
@@ -67,13 +66,16 @@ def layer_types(
 
 
 def refuse_other_models(
-    config: Mapping[str, Any], activation: str, wanted: str = "gelu", meaning: str = EXACT
+    config: Mapping[str, Any],
+    activation: str,
+    wanted: Collection[str] = ("gelu",),
+    meaning: str = ", the exact erf form, is",
 ) -> None:
     """Refuse, by name, what is no plain encoder.
 
     Args:
         activation: The family's key of the feed-forward's activation.
-        wanted: What it has to be, and `meaning` in words.
+        wanted: What it may be, and `meaning` in words.
     """
     for key in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
         if config.get(key):
@@ -89,10 +91,10 @@ def refuse_other_models(
                 limit="plain float weights of the full size are supported",
                 remedy="export from the original checkpoint",
             )
-    stated = config.get(activation, wanted)
-    if stated != wanted:
+    stated = config.get(activation)
+    if stated is not None and stated not in wanted:
         raise UnsupportedCheckpoint(
             f"{activation} {stated!r}",
-            limit=f"{wanted}, {meaning}, is supported",
-            remedy="use a checkpoint trained with it",
+            limit=f"{', '.join(wanted)}{meaning} supported",
+            remedy="use a checkpoint trained so",
         )
