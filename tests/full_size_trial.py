@@ -1,0 +1,147 @@
+"""Encoders at the sizes that are published, random weights: what export and loading take, and how
+far each engine is from PyTorch. Outside `make test`: gigabytes, and minutes for each step.
+
+    python tests/full_size_trial.py make    modernbert-base FOLDER
+    python tests/full_size_trial.py export  modernbert-base FOLDER
+    python tests/full_size_trial.py compare modernbert-base FOLDER [--lengths 2,128,2048]
+
+Each step is a process of its own and prints one line of JSON with its seconds and its peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import factories
+import kosine
+from test_published_shapes import GEMMA_300M, GTE_BASE, MODERNBERT_BASE, QWEN3_600M
+
+XLM_R_LARGE = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "max_position_embeddings": 8194,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "vocab_size": 250002,
+}
+# Family, config, pooling, Dense modules, and the most tokens.
+MODELS: dict[str, tuple[str, dict[str, Any], str, list[dict[str, Any]], int]] = {
+    "xlm-roberta-large-8192": ("xlm-roberta", XLM_R_LARGE, "cls", [], 8192),
+    "modernbert-base": ("modernbert", MODERNBERT_BASE, "cls", [], 8192),
+    # As transformers spells it: sentence-transformers loads no NewModel without its own code.
+    "gte-multilingual-base": (
+        "gte",
+        {**GTE_BASE, **factories.GTE_OF_ITS_OWN["gte"], "model_type": "gte"},
+        "cls",
+        [],
+        8192,
+    ),
+    "qwen3-0.6b": ("qwen3", QWEN3_600M, "lasttoken", [], 8192),
+    "embeddinggemma-300m": (
+        "gemma3_text",
+        GEMMA_300M,
+        "mean",
+        [
+            {"outputs": 3072, "bias": False, "activation": "torch.nn.modules.linear.Identity"},
+            {"outputs": 768, "bias": False, "activation": "torch.nn.modules.linear.Identity"},
+        ],
+        2048,
+    ),
+}
+
+
+def make(name: str, folder: Path) -> dict[str, Any]:
+    family, config, pooling, dense, longest = MODELS[name]
+    factories.build(
+        folder / name,
+        family=family,
+        pooling=pooling,
+        normalize=True,
+        dense=dense,
+        generation="5.4",
+        max_length=longest,
+        sizes=dict(config),
+    )
+    return {"bytes": sum(each.stat().st_size for each in (folder / name).rglob("*.safetensors"))}
+
+
+def export(name: str, folder: Path) -> dict[str, Any]:
+    """As on a machine without PyTorch: `compare` is what holds the vectors against it."""
+    from kosine_export import export as exporting
+
+    exporting.missing_packages = lambda **_: ("torch",)
+    done = exporting.export(folder / name, folder / f"{name}.kosine", force=True)
+    return {"bytes": sum(entry.bytes for entry in done.manifest.files().values())}
+
+
+def compare(name: str, folder: Path, backend: str, lengths: list[int]) -> dict[str, Any]:
+    """Seconds to load, and for each length the seconds and the largest difference of a number."""
+    began = time.perf_counter()
+    encoder = kosine.load(folder / f"{name}.kosine", backend=backend, dtype="float32")
+    loaded = time.perf_counter() - began
+    texts = [text_of(encoder, length) for length in lengths]
+    found, seconds = [], []
+    for text in texts:
+        began = time.perf_counter()
+        found.append(encoder.encode(text))
+        seconds.append(round(time.perf_counter() - began, 2))
+    result = {"load_s": round(loaded, 2), "load_mib": peak(), "lengths": lengths}
+    encoder.backend.close()
+    model = factories.referee(folder / name)
+    theirs = []
+    for text, own in zip(texts, found, strict=True):
+        expected = factories.referee_vectors(model, [text], threads=2, normalize_embeddings=True)[0]
+        theirs.append(float(np.abs(expected - own).max()))
+    return {**result, "encode_s": seconds, "max_abs_error": theirs}
+
+
+def text_of(encoder: kosine.Encoder, length: int) -> str:
+    """A text of that many tokens, special ones included."""
+    words, least = [], encoder.count_tokens("")
+    while len(words) + least < length:
+        words.append("xyzuvw"[len(words) ** 2 % 6])
+    text = "".join(words)
+    if encoder.count_tokens(text) != length:  # where neighbours would be joined
+        text = " ".join(words)
+    counted = encoder.count_tokens(text)
+    while counted > length:
+        words = words[: len(words) * length // counted]
+        text = " ".join(words)
+        counted = encoder.count_tokens(text)
+    return text
+
+
+def peak() -> int:
+    """MiB of memory that this process held at most."""
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("step", choices=("make", "export", "compare"))
+    parser.add_argument("model", choices=tuple(MODELS))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--lengths", default="2,128,512,2048")
+    parser.add_argument("--backend", default="native")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    if args.step == "compare":
+        lengths = [int(each) for each in args.lengths.split(",")]
+        result = compare(args.model, args.folder, args.backend, lengths)
+    else:
+        result = {"make": make, "export": export}[args.step](args.model, args.folder)
+    seconds = round(time.perf_counter() - began, 1)
+    line = {"step": args.step, "model": args.model, "seconds": seconds, "peak_mib": peak()}
+    sys.stdout.write(json.dumps({**line, **result}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
