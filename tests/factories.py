@@ -897,6 +897,22 @@ def write_dense(
     write_weights(folder, state, kind=kind)
 
 
+def write_heads(
+    folder: Path, width: int, *, multi: int | None = None, dtype: str = "float16", seed: int = 0
+) -> None:
+    """BGE-M3's two linear layers, as FlagEmbedding saves them: a state dict each."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    for file, columns in (("sparse_linear.pt", 1), ("colbert_linear.pt", multi or width)):
+        state = {
+            "weight": torch.randn((columns, width), generator=generator) / width**0.5,
+            "bias": 0.1 * torch.randn((columns,), generator=generator),
+        }
+        state = {name: value.to(getattr(torch, dtype)) for name, value in state.items()}
+        torch.save(state, folder / file)
+
+
 def write_root(
     path: Path,
     generation: str,

@@ -19,11 +19,20 @@ PACKAGES = {
 # under `TYPE_CHECKING` counts.
 FLOORS = [
     {"errors", "packed", "spec", "threads", "progress", "clock", "exit_gate"},
-    {"backend", "batching", "positions", "quantization", "tensors", "texts", "native_search"},
+    {
+        "backend",
+        "batching",
+        "positions",
+        "quantization",
+        "tensors",
+        "texts",
+        "native_search",
+        "token_scores",
+    },
     {"bundle", "scoring"},
     {"tokenizer", "mining", "backends", "backends.rows"},
     {"backends.onnx", "backends.tensorrt", "computing", "counting", "encode_options"},
-    {"sentence_transformer"},
+    {"sentence_transformer", "heads"},
     {"encoder"},
     {"loading", "serving", "jobs"},
     {"__init__", "batcher_stats", "testing"},

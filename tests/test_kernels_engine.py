@@ -111,6 +111,42 @@ def test_decoders(dtype, isa, shape, threads):
 
 
 @each_table()
+@pytest.mark.parametrize("lengths", [LENGTHS, [40]], ids=["apart", "together"])
+@pytest.mark.parametrize("shape", [{}, {"modern": True}, {"hidden": 48, "heads": 3}], ids=str)
+def test_the_rows_that_pooling_reads(dtype, isa, lengths, shape):
+    encoder = Encoder(pooling="cls", **shape)
+    batch = encoder.batch(lengths)
+    expected = np.empty((len(batch[0]), encoder.engine(dtype, isa).hidden), np.float32)
+    encoder.reference(*batch, states=expected)
+    plain = encoder.engine(dtype, isa, threads=2).forward(*batch)
+    found = []
+    for threads in (1, 3):
+        states = np.full_like(expected, np.nan)
+        made = encoder.engine(dtype, isa, threads=threads, guard="after")
+        vectors, norms = made.forward(*batch, None, states)
+        assert np.array_equal(vectors, plain[0])
+        assert np.array_equal(norms, plain[1])
+        found.append(states)
+    assert np.array_equal(*found)
+    a, b = found[0].astype(np.float64), expected.astype(np.float64)
+    if dtype == "float32":
+        assert np.abs(a - b).max() <= 2e-5
+    cosines = np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert cosines.min() >= 0.9995
+
+
+@needs_native
+def test_rows_of_another_shape_are_refused():
+    encoder = Encoder()
+    batch = encoder.batch([3, 4])
+    for states in (np.empty((6, 64), np.float32), np.empty((7, 63), np.float32)):
+        with pytest.raises(ValueError, match=r"states has \d+ elements; 448 are needed"):
+            encoder.engine().forward(*batch, None, states)
+    with pytest.raises(TypeError):
+        encoder.engine().forward(*batch, None, np.empty((7, 64)))
+
+
+@each_table()
 def test_a_decoder_has_the_same_bits_with_any_threads_and_company(dtype, isa):
     for shape in ({}, {"sandwich": True, "shared": 1, "causal": False}):
         encoder = Encoder.decoder(**shape)

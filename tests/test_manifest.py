@@ -24,7 +24,7 @@ from kosine.bundle.manifest import (
 from kosine.bundle.plans import PlanProfile, TensorRTPlan
 from kosine.bundle.typed_json import build
 from kosine.errors import KosineError, ManifestError, SchemaTooNew
-from kosine.spec import Buckets, Dense, EncoderSpec, Norm, Pooling, leaves
+from kosine.spec import Buckets, Dense, EncoderSpec, Heads, Norm, Pooling, leaves
 from specs import spec_of_sizes
 
 SMALL = small_manifest().spec
@@ -51,6 +51,7 @@ FULL = small_manifest(
             dataclasses.replace(SMALL.layers[0], attention=BUCKETS),
         ),
         final_norm=Norm("layer_norm", 1e-5, bias=False),
+        heads=Heads(sparse=True, multi=24),
     ),
     ranges={"min": [-1.0, -0.5, -1.0, -1.0], "max": [1.0, 0.5, 1.0, 1.0]},
     default_prompt_name="query",
@@ -144,12 +145,13 @@ PATHS = paths(value_of())
 NULLABLE = (
     "default_prompt_name", "ranges", "parity", "spec.layers.0.attention.window", "spec.final_norm",
     "spec.layers.2.attention.buckets", "spec.layers.0.attention.query_key_norm", "int8",
+    "spec.heads", "spec.heads.multi",
 )  # fmt: skip
 OPTIONAL = (
     "parity", "certificates", "plans", "plans.0.evidence", "int8", "int8.errors.a", "prompts.query",
     "special_ids.mask", "special_ids.unk", "special_ids.cls",
     "spec.layers.0.attention.rope_divisor", "spec.layers.0.attention.causal",
-    "spec.layers.0.attention.query_key_norm",
+    "spec.layers.0.attention.query_key_norm", "spec.heads",
 )  # fmt: skip
 
 
@@ -219,7 +221,7 @@ def test_missing_keys(path):
     "path",
     [
         "", "spec", "spec.embeddings", "spec.layers.0", "spec.layers.0.attention", "spec.pooling",
-        "spec.dense.0", "artifacts.0", "artifacts.0.files.0", "plans.0",
+        "spec.dense.0", "spec.heads", "artifacts.0", "artifacts.0.files.0", "plans.0",
         "plans.0.profiles.0",
     ],
 )  # fmt: skip
@@ -232,6 +234,8 @@ def test_unknown_keys(path):
 @pytest.mark.parametrize(
     ("path", "wrong"),
     [
+        ("spec.heads", {"sparse": False, "multi": None}),
+        ("spec.heads.multi", 0),
         ("spec.pooling.modes", ["median"]),
         ("spec.pooling.modes", []),
         ("spec.pooling.modes", ["mean"] * (1 << 18)),

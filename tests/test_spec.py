@@ -10,7 +10,7 @@ import pytest
 
 from kosine.bundle.tensorfile import TensorEntry
 from kosine.errors import UnsupportedCheckpoint
-from kosine.spec import Dense, EncoderSpec, Norm, leaves, unsupported
+from kosine.spec import Dense, EncoderSpec, Heads, Norm, leaves, unsupported
 from kosine_export.graph.block import RUNS
 from kosine_export.graph.packed import packed_graph
 from kosine_export.graph.padded import model_graph
@@ -24,7 +24,10 @@ NORMED = dataclasses.replace(
     ),
 )
 SPEC = dataclasses.replace(
-    EQUAL, layers=(NORMED,) * 2, final_norm=Norm("layer_norm", 1e-5, bias=False)
+    EQUAL,
+    layers=(NORMED,) * 2,
+    final_norm=Norm("layer_norm", 1e-5, bias=False),
+    heads=Heads(sparse=True, multi=8),
 )
 # Sizes that every engine takes as they come, and what engines do not look at.
 FREE = {
@@ -39,7 +42,7 @@ FREE = {
     "embeddings.positions.pad_id", "embeddings.norm.eps", "layers.norm.eps",
     "layers.attention.num_heads", "layers.attention.head_size",
     "layers.feed_forward.intermediate_size", "dense.in_features", "dense.out_features",
-    "dense.bias", "dense.use_residual",
+    "dense.bias", "dense.use_residual", "heads.sparse", "heads.multi",
 }  # fmt: skip
 # The last layer differs from what engines run.
 UNKNOWN = {

@@ -24,6 +24,8 @@ encoder.encode(["한 문장"], truncate_dim="32")
 kosine.top_k([[1.0]], [[1.0]], similarity="jaccard")
 encoder.count_tokens("한 문장").append(1)
 kosine.Batcher(encoder).submit("한 문장").result().no_such_method()
+encoder.encode("한 문장", output="colbert")
+encoder.encode("한 문장", output="sparse").shape
 """
 
 

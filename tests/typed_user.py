@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 import kosine
 from kosine import errors
+from kosine.token_scores import lexical_scores, max_sim
 
 
 def nearest(encoder: kosine.Encoder, texts: list[str], question: str) -> list[tuple[str, float]]:
@@ -20,6 +21,17 @@ def nearest(encoder: kosine.Encoder, texts: list[str], question: str) -> list[tu
 def small(encoder: kosine.Encoder, texts: list[str]) -> npt.NDArray[np.float32]:
     bits = encoder.encode(texts, precision="ubinary", show_progress_bar=False)
     return encoder.similarity(encoder.encode(texts[0], truncate_dim=None), bits)
+
+
+def by_tokens(encoder: kosine.Encoder, texts: list[str]) -> float:
+    weights: list[dict[int, float]] = encoder.encode(texts, output="sparse", batch_size=8)
+    one: dict[int, float] = encoder.encode(texts[0], output="sparse", prompt_name="query")
+    vectors: list[np.ndarray[tuple[int, int], np.dtype[np.float32]]] = encoder.encode(
+        texts, output="multi"
+    )
+    own = encoder.encode(texts[0], output="multi")
+    best = max_sim(own, vectors)
+    return sum(one.values()) + float(lexical_scores(one, weights).max() + best.max())
 
 
 def tokens(encoder: kosine.Encoder) -> int:

@@ -298,7 +298,12 @@ class _Export:
         write_graphs(folder, self.spec, entries, precision, max_tokens=longest)
 
     def _write_fp16(self) -> None:
-        tensors = self.checkpoint.tensors
+        # The float16 graph gives no vectors of tokens for heads to read.
+        tensors = {
+            name: tensor
+            for name, tensor in self.checkpoint.tensors.items()
+            if not name.startswith("heads.")
+        }
         check_weights(tensors)
         folder = self.folder / "fp16"
         folder.mkdir()

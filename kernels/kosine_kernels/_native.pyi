@@ -14,6 +14,7 @@ def select_isa(dtype: str, isa: str) -> str: ...
 
 class Engine:
     dim: int
+    hidden: int
     dtype: str
     isa: str
     threads: int
@@ -39,6 +40,7 @@ class Engine:
         skip: NDArray[np.int32] | None,
         vectors: NDArray[np.float32],
         norms: NDArray[np.float32],
+        states: NDArray[np.float32] | None,
     ) -> None: ...
 
 class kernels:  # noqa: N801  (a submodule)

@@ -107,13 +107,19 @@ class Engine:
         except native.Unavailable as error:
             raise Unavailable(str(error)) from None
         self.dim: int = self._engine.dim
+        self.hidden: int = self._engine.hidden
         self.dtype: str = self._engine.dtype
         self.isa: str = self._engine.isa
         self.threads: int = self._engine.threads
         self.packed_bytes: int = self._engine.packed_bytes
 
     def forward(
-        self, ids: Int32, starts: Int32, positions: Int32, skip: Int32 | None = None
+        self,
+        ids: Int32,
+        starts: Int32,
+        positions: Int32,
+        skip: Int32 | None = None,
+        states: Float32 | None = None,
     ) -> tuple[Float32, Float32]:
         """Encode packed sentences; the GIL is released meanwhile.
 
@@ -123,6 +129,8 @@ class Engine:
             positions: (T,) int32 rows of the position table.
             skip: (B,) int32 leading tokens that pooling leaves out, or None. Where nothing is
                 left, cls falls back to the first token and the other poolings give zeros.
+            states: (T, hidden) float32, filled with the rows of tokens that pooling reads; None
+                where nobody needs them.
 
         Returns:
             vectors (B, dim) float32 of unit length and norms (B,) float32 before normalising.
@@ -134,7 +142,7 @@ class Engine:
         count = max(len(starts) - 1, 0)
         vectors = np.empty((count, self.dim), np.float32)
         norms = np.empty(count, np.float32)
-        self._engine.forward(ids, starts, positions, skip, vectors, norms)
+        self._engine.forward(ids, starts, positions, skip, vectors, norms, states)
         return vectors, norms
 
     def __repr__(self) -> str:

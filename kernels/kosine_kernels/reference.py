@@ -134,6 +134,7 @@ def encode(
     quantized: bool = False,
     bytes_only: Collection[str] = (),
     observe: Callable[[str, Array], object] | None = None,
+    states: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Encode packed sentences.
 
@@ -151,6 +152,8 @@ def encode(
             the engine's "int8". Else it is its "w8a16".
         observe: Called with the name of each linear layer and its input, (rows, in). A gate's
             input is that of `up`, and is not shown again.
+        states: (T, hidden) float32, filled with the rows of tokens that pooling reads; None
+            where nobody needs them.
 
     Returns:
         vectors (B, dim) float32 of unit length and norms (B,) float32 before normalising.
@@ -195,6 +198,8 @@ def encode(
                     inner = inner * linear(step.gate, y, bias=step.bias, reads=step.up)
                 x = x + _norm(step.norm, t, linear(step.down, inner, bias=step.bias))
             case Pool():
+                if states is not None:
+                    states[:] = x
                 sentences = zip(bounds, skips, strict=True)
                 x = np.stack(
                     [

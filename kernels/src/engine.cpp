@@ -138,7 +138,7 @@ Engine::Engine(const Tensors& tensors, const std::vector<Step>& steps, const std
 void Engine::forward(std::span<const std::int32_t> ids, std::span<const std::int32_t> starts,
                      std::span<const std::int32_t> positions,
                      std::optional<std::span<const std::int32_t>> skip, std::span<float> vectors,
-                     std::span<float> norms) const {
+                     std::span<float> norms, std::optional<std::span<float>> states) const {
   // Copies: the caller's arrays may be written by another thread once they have been checked.
   const std::vector<std::int32_t> own_ids(ids.begin(), ids.end());
   const std::vector<std::int32_t> own_starts(starts.begin(), starts.end());
@@ -150,6 +150,7 @@ void Engine::forward(std::span<const std::int32_t> ids, std::span<const std::int
   check_size("positions", own_positions.size(), own_ids.size());
   check_size("vectors", vectors.size(), sentences * model_.dim);
   check_size("norms", norms.size(), sentences);
+  if (states.has_value()) check_size("states", states->size(), own_ids.size() * model_.hidden);
   check_table("ids", own_ids, model_.vocab_size);
   if (model_.has_positions) check_table("positions", own_positions, model_.num_positions);
   for (std::size_t i = 0; i < sentences; ++i) {
@@ -167,7 +168,8 @@ void Engine::forward(std::span<const std::int32_t> ids, std::span<const std::int
     }
   }
   const Batch batch{own_ids.data(), own_positions.data(),
-                    skip.has_value() ? own_skip.data() : nullptr, vectors.data(), norms.data()};
+                    skip.has_value() ? own_skip.data() : nullptr, vectors.data(), norms.data(),
+                    states.has_value() ? states->data() : nullptr};
   const Schedule schedule = schedule_batch(own_starts.data(), sentences,
                                            static_cast<std::size_t>(threads_), model_.kernels);
   if (schedule.together) {

@@ -25,12 +25,13 @@ class Engine {
   // Encodes packed sentences. Any number of threads may call it together.
   //
   // ids, positions (tokens,), starts (sentences + 1,), skip (sentences,) where there is any;
-  // vectors (sentences, dim) and norms (sentences,) are written. Throws std::invalid_argument
-  // before anything is computed where a number is out of range.
+  // vectors (sentences, dim) and norms (sentences,) are written, and states (tokens, model().hidden),
+  // the rows that pooling reads, where they are asked for. Throws std::invalid_argument before
+  // anything is computed where a number is out of range.
   void forward(std::span<const std::int32_t> ids, std::span<const std::int32_t> starts,
                std::span<const std::int32_t> positions,
                std::optional<std::span<const std::int32_t>> skip, std::span<float> vectors,
-               std::span<float> norms) const;
+               std::span<float> norms, std::optional<std::span<float>> states) const;
 
   const Model& model() const { return model_; }
   int threads() const { return threads_; }

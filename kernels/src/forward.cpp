@@ -306,6 +306,7 @@ class Walk {
     for (std::size_t i = 0; i < end; ++i) {
       const Sentence& sentence = chunk_.sentences[i];
       if (i >= begin) {
+        keep_states(sentence, row, step.width);
         const std::size_t skip =
             batch_.skip == nullptr ? 0 : static_cast<std::size_t>(batch_.skip[sentence.index]);
         float* out = pooled_.row(i);
@@ -315,6 +316,14 @@ class Walk {
         }
       }
       row += sentence.length;
+    }
+  }
+
+  // What pooling reads, for callers who read it too.
+  void keep_states(const Sentence& sentence, std::size_t row, std::size_t width) {
+    if (batch_.states == nullptr) return;
+    for (std::size_t i = 0; i < sentence.length; ++i) {
+      std::copy_n(work_.x.row(row + i), width, batch_.states + (sentence.begin + i) * width);
     }
   }
 

@@ -18,6 +18,7 @@ struct Batch {
   const std::int32_t* skip;       // (sentences,) or null
   float* vectors;                 // (sentences, dim)
   float* norms;                   // (sentences,)
+  float* states;                  // (tokens, width of rows before pooling) or null
 };
 
 // One thread of those that take a chunk through the layers together.

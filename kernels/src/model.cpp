@@ -417,7 +417,7 @@ class Model::Packer {
     expect("Pool", {State::kRows, State::kRowsAndInput});
     state_ = State::kSentences;
     if (step.modes.empty()) refuse("Pool has no mode", "at least one is needed");
-    const std::size_t width = width_;
+    const std::size_t width = model_.hidden = width_;
     width_ *= step.modes.size();
     keep_most(model_.widths.pooled, width_);
     return {step.modes, width};

@@ -139,6 +139,7 @@ struct Model {
   std::size_t vocab_size, num_positions;
   bool has_positions;
   std::size_t max_length;  // of a sentence, where steps turn rows by their place
+  std::size_t hidden;      // width of the rows that are pooled
   std::size_t dim;
 
   // The most that any step needs in a row.

@@ -141,7 +141,7 @@ void make_engine(Engine* self, const nb::dict& arrays, const nb::sequence& steps
 
 void forward_engine(const Engine& self, const Ints& ids, const Ints& starts, const Ints& positions,
                 const std::optional<Ints>& skip, const OutVectors& vectors,
-                const OutNorms& norms) {
+                const OutNorms& norms, const std::optional<OutVectors>& states) {
   if (vectors.shape(0) != norms.shape(0)) {
     throw std::invalid_argument("vectors and norms have " + std::to_string(vectors.shape(0)) +
                                 " and " + std::to_string(norms.shape(0)) +
@@ -149,9 +149,11 @@ void forward_engine(const Engine& self, const Ints& ids, const Ints& starts, con
   }
   std::optional<std::span<const std::int32_t>> left_out;
   if (skip.has_value()) left_out = span_of(*skip);
+  std::optional<std::span<float>> kept;
+  if (states.has_value()) kept = {states->data(), states->size()};
   const nb::gil_scoped_release released;
   self.forward(span_of(ids), span_of(starts), span_of(positions), left_out,
-               {vectors.data(), vectors.size()}, {norms.data(), norms.size()});
+               {vectors.data(), vectors.size()}, {norms.data(), norms.size()}, kept);
 }
 
 }  // namespace
@@ -192,8 +194,9 @@ NB_MODULE(_native, m) {
            "isa"_a, "threads"_a, "spin"_a, "guard"_a)
       .def("forward", forward_engine, "ids"_a.noconvert(), "starts"_a.noconvert(),
            "positions"_a.noconvert(), "skip"_a.noconvert().none(), "vectors"_a.noconvert(),
-           "norms"_a.noconvert())
+           "norms"_a.noconvert(), "states"_a.noconvert().none())
       .def_prop_ro("dim", [](const Engine& self) { return self.model().dim; })
+      .def_prop_ro("hidden", [](const Engine& self) { return self.model().hidden; })
       .def_prop_ro("isa", [](const Engine& self) { return name_of(self.model().kernels.isa); })
       .def_prop_ro("dtype", [](const Engine& self) { return name_of(self.model().kernels.dtype); })
       .def_prop_ro("threads", &Engine::threads)

@@ -13,7 +13,7 @@ from kosine.batching import split_batches
 from kosine.errors import BackendError, NonFiniteVector
 from kosine.packed import Float32, Packed, Pooled
 
-__all__ = ["compute_finite", "compute_in_batches"]
+__all__ = ["calls", "compute_finite", "compute_in_batches", "not_finite_error"]
 
 
 def compute_finite(backend: Backend, batch: Packed, dim: int) -> Pooled:
@@ -42,7 +42,7 @@ def compute_finite(backend: Backend, batch: Packed, dim: int) -> Pooled:
         bad = _not_finite(vectors, norms)
         pooled = Pooled(vectors, norms)
     if bad:
-        raise _not_finite_error(bad, pooled)
+        raise not_finite_error(bad, pooled)
     return pooled
 
 
@@ -70,7 +70,7 @@ def compute_in_batches(
     vectors = np.empty((len(batch), dim), np.float32)
     norms = np.empty(len(batch), np.float32)
     bad: list[int] = []
-    for indices in _calls(batch, max_tokens, max_texts):
+    for indices in calls(batch, max_tokens, max_texts):
         # A batch that fits goes as it is: backends need no particular order.
         whole = len(indices) == len(batch) and max_texts is None
         try:
@@ -82,11 +82,12 @@ def compute_in_batches(
         vectors[target], norms[target] = pooled.vectors, pooled.norms
         done(len(indices))
     if bad:
-        raise _not_finite_error(tuple(sorted(bad)), Pooled(vectors, norms))
+        raise not_finite_error(tuple(sorted(bad)), Pooled(vectors, norms))
     return Pooled(vectors, norms)
 
 
-def _calls(batch: Packed, max_tokens: int, max_texts: int | None) -> Iterator[NDArray[np.intp]]:
+def calls(batch: Packed, max_tokens: int, max_texts: int | None) -> Iterator[NDArray[np.intp]]:
+    """Which sentences go together, with at most `max_tokens` and `max_texts` in a call."""
     for indices in split_batches(batch.lengths, max_tokens):
         step = max_texts or len(indices)
         for begin in range(0, len(indices), step):
@@ -98,7 +99,8 @@ def _not_finite(vectors: Float32, norms: Float32) -> tuple[int, ...]:
     return tuple(np.flatnonzero(~finite).tolist())
 
 
-def _not_finite_error(bad: tuple[int, ...], pooled: Pooled) -> NonFiniteVector:
+def not_finite_error(bad: tuple[int, ...], pooled: Pooled) -> NonFiniteVector:
+    """Of the rows `bad`."""
     return NonFiniteVector(
         f"{len(bad)} of {len(pooled.norms)} vectors came out NaN or infinite (first: {bad[0]})",
         indices=bad,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 
 from kosine.errors import InputError, UnknownOption
+from kosine.packed import Output
 from kosine.quantization import Precision, Ranges
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = [
     "Matrix",
     "PromptedEncoding",
     "Texts",
+    "TokenOptions",
     "Vector",
     "check_options",
 ]
@@ -41,6 +43,18 @@ class EncodeOptions(TypedDict, total=False):
     device: Any
     output_value: Literal["sentence_embedding"]
     pool: None
+    chunk_size: int | None
+
+
+class TokenOptions(TypedDict, total=False):
+    """What `encode` takes by name where it gives other outputs than dense vectors."""
+
+    prompt_name: str | None
+    prompt: str | None
+    batch_size: int | None
+    show_progress_bar: bool | None
+    truncate: bool
+    device: Any
     chunk_size: int | None
 
 
@@ -83,6 +97,7 @@ class PromptedEncoding:
         convert_to_numpy: bool = ...,
         convert_to_tensor: bool = ...,
         inputs: Texts = ...,
+        output: Output | Sequence[Output] = ...,
         **options: Unpack[EncodeOptions],
     ) -> Any: ...
     def encode_query(
@@ -105,6 +120,7 @@ class PromptedEncoding:
         pool: None = None,
         chunk_size: int | None = None,
         inputs: Texts = None,
+        output: Output | Sequence[Output] = "dense",
     ) -> Any:
         """`encode` with the prompt named "query", where the manifest has one."""
         return self._encode_as(("query",), **_without_self(locals()))
@@ -141,6 +157,7 @@ class PromptedEncoding:
         convert_to_numpy: bool = ...,
         convert_to_tensor: bool = ...,
         inputs: Texts = ...,
+        output: Output | Sequence[Output] = ...,
         **options: Unpack[EncodeOptions],
     ) -> Any: ...
     def encode_document(
@@ -163,6 +180,7 @@ class PromptedEncoding:
         pool: None = None,
         chunk_size: int | None = None,
         inputs: Texts = None,
+        output: Output | Sequence[Output] = "dense",
     ) -> Any:
         """`encode` with the prompt named "document", "passage" or "corpus", the first there is."""
         return self._encode_as(DOCUMENT_PROMPTS, **_without_self(locals()))

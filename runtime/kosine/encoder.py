@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal, Unpack, overload
 
@@ -18,11 +18,14 @@ from kosine.encode_options import (
     EncodeOptions,
     Matrix,
     Texts,
+    TokenOptions,
     Vector,
     check_options,
 )
 from kosine.errors import InputError, UnknownPrompt
-from kosine.packed import Float32, Packed, Pooled
+from kosine.heads import Outputs
+from kosine.packed import Float32, Output, Packed, Pooled, TokenWeights
+from kosine.packed import Matrix as FloatMatrix
 from kosine.progress import progress_bar
 from kosine.quantization import (
     INTEGERS,
@@ -104,6 +107,38 @@ class Encoder(SentenceTransformerNames):
         **options: Unpack[EncodeOptions],
     ) -> Matrix: ...
     @overload
+    def encode(  # type: ignore[overload-overlap]
+        self,
+        sentences: str,
+        *,
+        output: Literal["sparse"],
+        **options: Unpack[TokenOptions],
+    ) -> TokenWeights: ...
+    @overload
+    def encode(
+        self,
+        sentences: Iterable[str],
+        *,
+        output: Literal["sparse"],
+        **options: Unpack[TokenOptions],
+    ) -> list[TokenWeights]: ...
+    @overload
+    def encode(  # type: ignore[overload-overlap]
+        self,
+        sentences: str,
+        *,
+        output: Literal["multi"],
+        **options: Unpack[TokenOptions],
+    ) -> FloatMatrix: ...
+    @overload
+    def encode(
+        self,
+        sentences: Iterable[str],
+        *,
+        output: Literal["multi"],
+        **options: Unpack[TokenOptions],
+    ) -> list[FloatMatrix]: ...
+    @overload
     def encode(
         self,
         sentences: Texts = ...,
@@ -115,6 +150,7 @@ class Encoder(SentenceTransformerNames):
         convert_to_numpy: bool = ...,
         convert_to_tensor: bool = ...,
         inputs: Texts = ...,
+        output: Output | Sequence[Output] = ...,
         **options: Unpack[EncodeOptions],
     ) -> Any: ...
     def encode(
@@ -137,6 +173,7 @@ class Encoder(SentenceTransformerNames):
         pool: None = None,
         chunk_size: int | None = None,
         inputs: Texts = None,
+        output: Output | Sequence[Output] = "dense",
     ) -> Any:
         """Encode one text or many.
 
@@ -165,9 +202,13 @@ class Encoder(SentenceTransformerNames):
             device, output_value, pool, chunk_size: Taken for sentence-transformers' sake: what
                 would change anything is an error.
             inputs: The texts, by another name.
+            output: "dense" for sentence vectors. With a bundle that has BGE-M3's heads also
+                "sparse", a dict of weights by token id for each text, and "multi", a (tokens, d)
+                array of unit vectors for each text; or several of them, in one pass.
 
         Returns:
-            (n, d) float32, or the integer type of `precision`; an empty input gives (0, d).
+            (n, d) float32, or the integer type of `precision`; an empty input gives (0, d). Of
+            "sparse" and "multi" a list; of several outputs a dict by name.
 
         Raises:
             TextError, TextTooLong, UnknownPrompt, UnknownOption, InputError: what was passed.
@@ -177,6 +218,16 @@ class Encoder(SentenceTransformerNames):
         del chunk_size
         sentences = check_options(self.device, device, output_value, pool, inputs, sentences)
         precision = precision or "float32"
+        outputs = None if output == "dense" else Outputs(self.bundle, self.backend, output)
+        if outputs is not None:
+            outputs.check_options(
+                precision=None if precision == "float32" else precision,
+                normalize_embeddings=normalize_embeddings,
+                truncate_dim=truncate_dim,
+                ranges=ranges,
+                convert_to_tensor=convert_to_tensor or None,
+                convert_to_numpy=None if convert_to_numpy else False,
+            )
         if normalize_embeddings is None:
             normalize_embeddings = self.normalize_embeddings
         texts, single, total = as_texts(sentences)
@@ -196,14 +247,11 @@ class Encoder(SentenceTransformerNames):
                     window, prefix, truncate=truncate, first=counts.texts
                 )
                 counts.add(tokenized)
-                pooled = compute_in_batches(
-                    self.compute,
-                    tokenized.batch,
-                    self.dim,
-                    self.max_batch_tokens,
-                    batch_size,
-                    int if bar is None else bar.update,
-                )
+                limits = self.max_batch_tokens, batch_size, int if bar is None else bar.update
+                if outputs is None:
+                    pooled = compute_in_batches(self.compute, tokenized.batch, self.dim, *limits)
+                else:
+                    pooled = outputs.compute_tokens(tokenized.batch, *limits)
                 vectors = self.finish(
                     pooled, truncate_dim=dim, normalize_embeddings=normalize_embeddings
                 )
@@ -214,7 +262,8 @@ class Encoder(SentenceTransformerNames):
         self._counter.count(counts)
         result = np.concatenate(parts)
         vectors = np.asarray(result[0]) if single else result
-        return as_asked(vectors, convert_to_numpy, convert_to_tensor)
+        dense = as_asked(vectors, convert_to_numpy, convert_to_tensor)
+        return dense if outputs is None else outputs.result(dense, single)
 
     # The stages of `encode`, for schedulers
 

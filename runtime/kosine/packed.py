@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Float32", "Int32", "Matrix", "Packed", "Pooled", "Vector"]
+__all__ = [
+    "Float32",
+    "Int32",
+    "Matrix",
+    "Output",
+    "Packed",
+    "Pooled",
+    "TokenWeights",
+    "Vector",
+]
 
 Int32: TypeAlias = NDArray[np.int32]
 Float32: TypeAlias = NDArray[np.float32]
 Vector: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float32]]
 Matrix: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+Output: TypeAlias = Literal["dense", "sparse", "multi"]
+TokenWeights: TypeAlias = dict[int, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,6 +27,8 @@ Tensors go by canonical names, float32, in the layout that all engines read: a l
     final.norm.{weight,bias}                 (hidden_size,), only where there is a final norm
     attention.buckets.weight                 (buckets.count, num_heads), of all layers; with buckets
     dense.N.weight, dense.N.bias             (in, out), (out,); bias absent where there is none
+    heads.sparse.{weight,bias}               (hidden_size, 1), (1,); with heads.sparse
+    heads.multi.{weight,bias}                (hidden_size, heads.multi), (heads.multi,)
 
 A bias is absent where the spec says that there is none. Token types are always row 0: a single
 sentence has no second segment.
@@ -46,6 +48,7 @@ __all__ = [
     "Embeddings",
     "EncoderSpec",
     "FeedForward",
+    "Heads",
     "Norm",
     "Pooling",
     "PoolingMode",
@@ -221,6 +224,20 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True)
+class Heads:
+    """What reads the vector x of each token, beside pooling: BGE-M3's linear layers.
+
+    Attributes:
+        sparse: Whether there is one that gives a token's weight, `max(x @ weight + bias, 0)`.
+        multi: Columns of the one that gives a token's own vector, `x @ weight + bias`; None
+            without it.
+    """
+
+    sparse: bool
+    multi: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class EncoderSpec:
     """Shape and semantics of a sentence encoder, from token ids to the vector before unit length.
 
@@ -228,6 +245,7 @@ class EncoderSpec:
         family: How its checkpoints are spelled; engines do not look at it.
         final_norm: Of what the last layer gives, or None.
         normalize: Whether the checkpoint itself ends in a Normalize module.
+        heads: Of tokens, or None.
     """
 
     family: str
@@ -238,11 +256,19 @@ class EncoderSpec:
     pooling: Pooling
     dense: tuple[Dense, ...]
     normalize: bool
+    heads: Heads | None = None
 
     @property
     def pooled_size(self) -> int:
         """Length of what pooling gives."""
         return self.hidden_size * len(self.pooling.modes)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What a text can become: "dense", a sentence vector, and what heads give."""
+        heads = self.heads or Heads(sparse=False, multi=None)
+        there = {"dense": True, "sparse": heads.sparse, "multi": heads.multi is not None}
+        return tuple(name for name, given in there.items() if given)
 
     @property
     def dim(self) -> int:

@@ -18,6 +18,7 @@ from kosine.errors import CorruptCheckpoint, InputError
 from kosine.spec import EncoderSpec, Pooling
 from kosine_export.checkpoint.adapter import ADAPTER_CONFIG, Adapter, read_adapter
 from kosine_export.checkpoint.dense import dense_tensors
+from kosine_export.checkpoint.heads import ReadHeads, read_heads
 from kosine_export.checkpoint.limits import Limits, read_limits, resolve_max_tokens
 from kosine_export.checkpoint.location import Located, locate
 from kosine_export.checkpoint.modules import Modules, read_modules, require_widths
@@ -177,6 +178,10 @@ def assemble(
     for index, (dense, folder) in enumerate(modules.dense):
         opened[f"{folder.name}/"] = dense_weights = open_weights(folder, allow_pickle=allow_pickle)
         tensors.update(dense_tensors(index, dense, dense_weights, folder.name))
+    heads = ReadHeads()
+    if adapter is None:  # made for the states of the model that they lie beside
+        heads = read_heads(transformer, encoder.hidden_size, allow_pickle=allow_pickle)
+    tensors.update(heads.tensors)
     require_widths(encoder, modules)
     limits, stated = Limits(None, False), dict[str, Any]()
     if modules.generation is not None:  # sentence-transformers reads them with modules.json alone
@@ -198,13 +203,14 @@ def assemble(
     named, default = read_prompts(stated, prompts)
     if adapter is not None:
         opened["adapter"] = adapter.weights
-    pickled = any(one.pickled for one in opened.values())
+    pickled = bool(heads.files) or any(one.pickled for one in opened.values())
     return Checkpoint(
         spec=replace(
             encoder,
             pooling=Pooling(modes, modules.pooling.include_prompt),
             dense=tuple(dense for dense, _ in modules.dense),
             normalize=modules.normalize,
+            heads=heads.heads,
         ),
         max_tokens=length,
         tensors=tensors,
@@ -215,7 +221,7 @@ def assemble(
         similarity=read_similarity(stated),
         do_lower_case=tokenizer.lowers,
         source={
-            **source_of(located, own, opened, base, stated),
+            **source_of(located, own, opened, base, stated, heads.files),
             "tokenizer": tokenizer.source,
         },
         pooling_stated=modules.pooling.modes is not None,
@@ -226,6 +232,7 @@ def assemble(
             *tokenizer.notes,
             *unused,
             *notes,
+            *heads.notes,
             *(("weights came from a pickle, read with weights_only=True",) if pickled else ()),
         ),
     )
@@ -263,8 +270,11 @@ def source_of(
     opened: Mapping[str, Weights],
     base: Located | None,
     stated: Mapping[str, Any],
+    beside: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Where it all came from. `opened`: weights by the folder they were in, and "adapter"."""
+    """Where it all came from. `opened`: weights by the folder they were in, and "adapter";
+    `beside`: sha256 of files beside the weights.
+    """
     form = "transformers" if own.generation is None else f"sentence-transformers {own.generation}"
     versions = stated.get("__version__")
     model = {
@@ -272,7 +282,7 @@ def source_of(
         for folder, weights in opened.items()
         if folder != "adapter"
         for file, digest in weights.files.items()
-    }
+    } | dict(beside)
     source: dict[str, Any] = {
         "name": located.name,
         "revision": located.revision,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kosine.errors import CheckpointNotFound, InputError
 from kosine_export.checkpoint.adapter import ADAPTER_CONFIG
+from kosine_export.checkpoint.heads import HEAD_FILES
 from kosine_export.checkpoint.limits import LIMIT_FILES
 from kosine_export.checkpoint.modules import module_list
 from kosine_export.files.folder import optional_object
@@ -35,7 +36,7 @@ HUB_PATTERNS = (
     "*spm.model",
     "*tokenizer.model",
 )
-HUB_PICKLE_PATTERNS = ("*pytorch_model*.bin", "*adapter_model.bin")
+HUB_PICKLE_PATTERNS = ("*pytorch_model*.bin", "*adapter_model.bin", *HEAD_FILES.values())
 # Other runtimes' copies of the same weights, which a reader of safetensors never opens.
 HUB_IGNORED = ("onnx/*", "openvino/*", "coreml/*", "tf_model*", "flax_model*")
 ROOT_FILES = {"modules.json", "config_sentence_transformers.json"}

@@ -31,6 +31,8 @@ def packed_graph(
     """The packed-rows graph for texts of up to `max_tokens`, and the names of its float16
     activations.
 
+    With heads that read tokens the float32 graph gives these too, as `last_hidden_state`.
+
     Symbolic sizes: rows R, width S, slots K, sentences n.
     """
     require_supported(spec)
@@ -61,11 +63,13 @@ def packed_graph(
     shapes = dict.fromkeys(rectangles, ("rows", "width")) | read
     inputs: list[tuple[str, Sequence[str | int]]] = list(shapes.items())
     vectors, norms = unit_vectors(g, spec, pooled)
-    model = g.build(
-        "kosine_packed",
-        inputs,
-        [("vectors", vectors, ["sentences", spec.dim]), ("norms", norms, ["sentences"])],
-    )
+    outputs: list[tuple[str, str, Sequence[str | int]]] = [
+        ("vectors", vectors, ["sentences", spec.dim]),
+        ("norms", norms, ["sentences"]),
+    ]
+    if spec.heads is not None and precision == "float32":
+        outputs.append(("last_hidden_state", x, ["rows", "width", spec.hidden_size]))
+    model = g.build("kosine_packed", inputs, outputs)
     return model, g.half_outputs
 
 

@@ -22,7 +22,7 @@ from kosine.errors import (
     UnknownOption,
 )
 from kosine.exit_gate import awaited_at_exit
-from kosine.packed import Packed, Pooled
+from kosine.packed import Float32, Packed, Pooled
 from kosine.positions import position_ids
 from kosine.threads import usable_cpus
 from kosine_kernels.engine import ISA_VARIABLE, Engine, Unavailable, isa_levels, select_isa
@@ -118,10 +118,19 @@ class NativeBackend:
         self.dtype = dtype
         self.threads = engine.threads
         self._positions = spec.embeddings.positions
+        self._hidden_size = spec.hidden_size
 
-    @awaited_at_exit
     def run(self, batch: Packed) -> Pooled:
         """See `Backend.run`; the GIL is released meanwhile."""
+        return self._call_engine(batch)
+
+    def run_tokens(self, batch: Packed) -> tuple[Pooled, Float32]:
+        """See `kosine.heads.TokenBackend`."""
+        hidden = np.empty((batch.num_tokens, self._hidden_size), np.float32)
+        return self._call_engine(batch, hidden), hidden
+
+    @awaited_at_exit
+    def _call_engine(self, batch: Packed, hidden: Float32 | None = None) -> Pooled:
         engine = self._engine
         if engine is None:
             raise closed_error()
@@ -129,7 +138,7 @@ class NativeBackend:
             ids, starts = (np.ascontiguousarray(p, np.int32) for p in (batch.ids, batch.starts))
             skip = None if batch.skip is None else np.ascontiguousarray(batch.skip, np.int32)
             positions = position_ids(ids, starts, self._positions)
-            return Pooled(*engine.forward(ids, starts, positions, skip))
+            return Pooled(*engine.forward(ids, starts, positions, skip, hidden))
         except ValueError as error:
             raise BackendError(
                 f"the native engine refused a batch of {len(batch)} texts: {error}",

@@ -235,6 +235,8 @@ def _check_spec(spec: EncoderSpec) -> None:
         raise bad("$.spec.embeddings.positions.pad_id", str(positions.pad_id), "a vocabulary id")
     if not spec.pooling.modes:
         raise bad("$.spec.pooling.modes", "empty", "at least one")
+    if spec.heads is not None and not spec.heads.sparse and spec.heads.multi is None:
+        raise bad("$.spec.heads", "an object with neither head", "null without heads")
     dim = spec.pooled_size
     if dim > MAX_DIMENSION:
         modes = f"{len(spec.pooling.modes)} of them"

@@ -97,6 +97,7 @@ def _summary(spec: EncoderSpec) -> dict[str, Any]:
         },
         "dense": [dataclasses.asdict(layer) for layer in spec.dense],
         "normalized": spec.normalize,
+        "outputs": list(spec.outputs),
     }
 
 
@@ -119,6 +120,8 @@ def _text(bundle: Bundle, engines: list[dict[str, Any]], chosen: dict[str, str] 
         f"  targets      {', '.join(m.targets)}; {len(m.files())} files, {size / 1e6:.1f} MB",
         "  parity       " + _parity(m),
     ]
+    if spec.heads is not None:
+        lines.insert(2, f"  outputs      {', '.join(spec.outputs)}")
     for dtype, other in ({} if m.parity is None else m.parity.get("others", {})).items():
         lines.append(f"    in {dtype:<8} {_measured(other)}")
     for entry in engines:

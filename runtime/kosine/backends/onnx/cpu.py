@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from kosine.backend import CPU_BATCH_TOKENS, closed_error
 from kosine.backends.device import check_cpu, explain
@@ -16,7 +18,7 @@ from kosine.backends.rows.plan import RowPlan, plan_rows
 from kosine.bundle import Bundle
 from kosine.errors import BackendError, KosineError
 from kosine.exit_gate import awaited_at_exit
-from kosine.packed import Int32, Packed, Pooled
+from kosine.packed import Float32, Int32, Packed, Pooled
 from kosine.threads import usable_cpus
 
 __all__ = ["OnnxBackend", "start_session"]
@@ -24,6 +26,8 @@ __all__ = ["OnnxBackend", "start_session"]
 # In trials its fused residual and LayerNorm took about five times as long on a CPU as the two
 # apart; what that makes of an encoder is in bench/results/onnx.
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
+OUTPUTS = ("vectors", "norms")
+TOKENS = "last_hidden_state"  # of bundles with heads for tokens
 
 
 class OnnxBackend:
@@ -70,6 +74,8 @@ class OnnxBackend:
         self._closed = False
         self._session: Any = self._open()
         self._inputs = [node.name for node in self._session.get_inputs()]
+        self._hands_out_tokens = len(self._session.get_outputs()) > len(OUTPUTS)
+        self._hidden_size = bundle.manifest.spec.hidden_size
         watch_forks(self.forked)
 
     def _options(self, ort: Any) -> Any:
@@ -126,12 +132,33 @@ class OnnxBackend:
         """See `Backend.run`; rows are laid out by `plan_rows`, one session call a rectangle."""
         return self._rows.run(batch, plan_rows(batch.lengths), self._run_rows)
 
+    def run_tokens(self, batch: Packed) -> tuple[Pooled, Float32]:
+        """See `kosine.heads.TokenBackend`."""
+        if not self._hands_out_tokens:
+            raise BackendError(
+                f"{self._graph.name} gives no vectors of tokens in {self.dtype}",
+                limit="the float32 graph of a bundle with heads for tokens",
+                remedy="load the bundle with dtype='float32'",
+            )
+        hidden: Float32 = np.empty((batch.num_tokens, self._hidden_size), np.float32)
+
+        def keep(batch: Packed, positions: Int32, plan: RowPlan) -> Any:
+            vectors, norms, found = self._run_rows(batch, positions, plan, (*OUTPUTS, TOKENS))
+            for index, row, offset in zip(plan.indices, plan.row, plan.offset, strict=True):
+                begin, end = batch.starts[index], batch.starts[index + 1]
+                hidden[begin:end] = found[row, offset : offset + end - begin]
+            return vectors, norms
+
+        return self._rows.run(batch, plan_rows(batch.lengths), keep), hidden
+
     @awaited_at_exit
-    def _run_rows(self, batch: Packed, positions: Int32, plan: RowPlan) -> Any:
+    def _run_rows(
+        self, batch: Packed, positions: Int32, plan: RowPlan, outputs: Sequence[str] = OUTPUTS
+    ) -> Any:
         try:
             rows = fill_rows(batch, positions, plan, self._rows.pad_id)
             feed = {name: getattr(rows, name) for name in self._inputs}
-            return self._session_here().run(None, feed)
+            return self._session_here().run(outputs, feed)
         except KosineError:
             raise
         except Exception as error:
