@@ -10,8 +10,8 @@ import pytest
 
 from kosine.serving.latency import LatencyModel
 from kosine.serving.limits import Limits
-from kosine.serving.queue import Batch, Queue
-from kosine.serving.request import BatchFuture, Call, pack
+from kosine.serving.queue import Queue
+from kosine.serving.request import Batch, BatchFuture, Call, pack
 
 NOW = 100.0
 

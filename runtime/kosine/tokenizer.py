@@ -149,30 +149,32 @@ class Tokenizer:
         sequences = self._ids(full)
         for i, ids in heads.items():
             sequences[i] = ids
-        long = [i for i, ids in enumerate(sequences) if len(ids) > self.max_tokens]
-        if long and not truncate:
-            raise TextTooLong(
-                f"text {first + long[0]} has {len(sequences[long[0]])} tokens",
-                limit=f"at most {self.max_tokens}, special tokens included",
-                remedy="shorten it, or let it be truncated with truncate=True",
-            )
-        for i in long:
-            sequences[i] = [*sequences[i][: self.max_tokens - 1], sequences[i][-1]]
-        # Python's own max and count: for the one text of a request NumPy's take ten times as long.
-        highest = [*map(max, sequences)]
-        if highest and max(highest) >= self._vocab_size:
-            row = highest.index(max(highest))
-            raise TextError(
-                f"text {first + row} has the token id {highest[row]}",
-                limit=f"the model knows ids below {self._vocab_size}",
-                remedy="leave the text out, or export the bundle again with the tokenizer that "
-                "belongs to the model",
-            )
-        unknown = sum([ids.count(self._unk) for ids in sequences])
+        truncated = unknown = 0
+        for i, ids in enumerate(sequences):
+            if len(ids) > self.max_tokens:
+                if not truncate:
+                    raise TextTooLong(
+                        f"text {first + i} has {len(ids)} tokens",
+                        limit=f"at most {self.max_tokens}, special tokens included",
+                        remedy="shorten it, or let it be truncated with truncate=True",
+                    )
+                truncated += 1
+                sequences[i] = ids = [*ids[: self.max_tokens - 1], ids[-1]]
+            # Python's own max and count: for the one text of a request NumPy's take ten times as
+            # long.
+            highest = max(ids)
+            if highest >= self._vocab_size:
+                raise TextError(
+                    f"text {first + i} has the token id {highest}",
+                    limit=f"the model knows ids below {self._vocab_size}",
+                    remedy="leave the text out, or export the bundle again with the tokenizer that "
+                    "belongs to the model",
+                )
+            unknown += ids.count(self._unk)
         skip = 0
         if prompt and not self._include_prompt:
             skip = self.prompt_length(prompt)
-        return Tokenized(sequences, len(long), unknown, skip)
+        return Tokenized(sequences, truncated, unknown, skip)
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens of a prompt as sentence-transformers counts them: [CLS] in, closing [SEP] out."""

@@ -16,30 +16,20 @@ Every method takes the time as an argument and returns a decision; the caller ca
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 from kosine.serving.latency import LatencyModel
 from kosine.serving.limits import Limits, Refusal
 from kosine.serving.order import Deadlines, Level
-from kosine.serving.request import BatchFuture, Call, Text
+from kosine.serving.request import Batch, BatchFuture, Call, Text
 
-__all__ = ["Batch", "Queue"]
+__all__ = ["Queue"]
 
 # A request is admitted, and a batch grown, if the answer is predicted within this part of the
 # time that is left: under overload the queue settles at the limit, and predictions are not exact.
 # A machine may become a tenth slower at any time, and then everybody in the queue is late together.
 # A shorter queue serves no fewer: as many have to be refused, only earlier.
 HEADROOM = 0.85
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """What runs next, and what is dropped on the way to it."""
-
-    texts: list[Text] = field(default_factory=list)
-    tokens: int = 0
-    shed: list[Text] = field(default_factory=list)
 
 
 class Queue:
@@ -96,7 +86,8 @@ class Queue:
             share = (held + extra - limit) / held
             worst = Refusal(what, held + extra, limit, self._backlog_s(now) * share)
         assert worst is not None, "some bound is broken"
-        return worst._replace(retry_after=max(worst.retry_after, self._batch_s()))
+        a_batch = self.latency.predict(limits.batch_tokens) if self.latency else 1.0
+        return worst._replace(retry_after=max(worst.retry_after, a_batch))
 
     def push(self, call: Call, now: float) -> None:
         """Take a call in; `refusal` had nothing against it."""
@@ -140,9 +131,6 @@ class Queue:
     def _backlog_s(self, now: float) -> float:
         left = max(0.0, self.busy_until - now)
         return left + self.latency.drain(self.tokens, self.limits.batch_tokens)
-
-    def _batch_s(self) -> float:
-        return self.latency.predict(self.limits.batch_tokens) if self.latency else 1.0
 
     # Going out
 

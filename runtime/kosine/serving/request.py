@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from kosine.errors import BatcherError
 from kosine.packed import Float32, Packed
 
-__all__ = ["BatchFuture", "Call", "Owner", "Text", "pack"]
+__all__ = ["Batch", "BatchFuture", "Call", "Owner", "Text", "futures_of", "pack"]
 
 
 Answer = TypeVar("Answer")
@@ -197,8 +198,22 @@ class Text(NamedTuple):
     tokens: int
 
 
+@dataclass(slots=True, eq=False)
+class Batch:
+    """What runs next, and what is dropped on the way to it."""
+
+    texts: list[Text] = field(default_factory=list)
+    tokens: int = 0
+    shed: list[Text] = field(default_factory=list)
+
+
 def pack(texts: Sequence[Text]) -> Packed:
     """The tokens of texts, which may come from several calls, as one batch in their order."""
     sentences = [text.call.sentences[text.place] for text in texts]
     skips = [text.call.skip for text in texts]
     return Packed.of(sentences, np.array(skips, np.int32) if any(skips) else None)
+
+
+def futures_of(texts: Iterable[Text]) -> list[BatchFuture[Any]]:
+    """Each future once, in order."""
+    return list({text.future: None for text in texts})

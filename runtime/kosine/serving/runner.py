@@ -7,7 +7,7 @@ Whoever claims a future under the lock is the only one to settle it afterwards.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from kosine.clock import Clock
 from kosine.errors import BackendError, BatcherClosed, DeadlineExceeded, NonFiniteVector
 from kosine.packed import Float32, Packed, Pooled
 from kosine.serving.limits import Limits
-from kosine.serving.queue import Batch, Queue
-from kosine.serving.request import BatchFuture, Text, pack
+from kosine.serving.queue import Queue
+from kosine.serving.request import Batch, BatchFuture, Text, futures_of, pack
 from kosine.serving.stages import StagedEncoder
 from kosine.serving.stats import Counters
 
@@ -81,7 +81,8 @@ class Runner:
         counters.batches += 1
         counters.batch_tokens += batch.tokens
         counters.batch_texts += len(batch.texts)
-        counters.stages["queue"].observe_many([now - text.call.arrived for text in batch.texts])
+        for text in batch.texts:
+            counters.stages["queue"].observe(now - text.call.arrived)
 
     def _answer_batch(self, batch: Batch) -> None:
         packed = pack(batch.texts)
@@ -259,11 +260,6 @@ class Runner:
             future.settle_error(expired_error())
         with self.lock:
             self.expiring = [future for future in self.expiring if future not in late]
-
-
-def futures_of(texts: Iterable[Text]) -> list[BatchFuture[Any]]:
-    """Each future once, in order."""
-    return list({text.future: None for text in texts})
 
 
 def closed_error(when: str) -> BatcherClosed:

@@ -5,7 +5,7 @@ Counts and durations only: nothing in here comes from a text.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
@@ -51,19 +51,6 @@ class Histogram:
     def observe(self, seconds: float) -> None:
         self._counts[bisect_left(BUCKETS_S, seconds)] += 1
         self.total_s += seconds
-
-    def observe_many(self, durations: list[float]) -> None:
-        if len(durations) == 1:
-            self.observe(durations[0])
-            return
-        durations.sort()
-        below = 0
-        for index, bound in enumerate(BUCKETS_S):
-            at_most = bisect_right(durations, bound, below)
-            self._counts[index] += at_most - below
-            below = at_most
-        self._counts[-1] += len(durations) - below
-        self.total_s += sum(durations)
 
     def snapshot(self) -> HistogramSnapshot:
         counts = list(self._counts)

@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import Any
 
 from kosine.errors import BatcherError, ForkedBatcher, WorkerCrashed
-from kosine.serving.request import BatchFuture, Call
-from kosine.serving.runner import Runner, closed_error, expired_error, futures_of
+from kosine.serving.request import BatchFuture, Call, futures_of
+from kosine.serving.runner import Runner, closed_error, expired_error
 from kosine.serving.stats import BatcherStats, Health
 
 __all__ = ["Workers", "forked_error"]
