@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <map>
 #include <optional>
 #include <set>
 #include <string>
@@ -12,18 +11,9 @@
 #include "arena.h"
 #include "kernels.h"
 #include "steps.h"
+#include "tensors.h"
 
 namespace kosine {
-
-// An array in C order, by its canonical name: float32, or signed bytes.
-struct Tensor {
-  const void* data;
-  bool bytes;
-  std::vector<std::size_t> shape;
-
-  const float* floats() const { return static_cast<const float*>(data); }
-};
-using Tensors = std::map<std::string, Tensor>;
 
 // activations (., depth) x weight (depth, columns) + bias, in packed panels.
 struct Linear {
