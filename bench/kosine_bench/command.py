@@ -36,12 +36,13 @@ from kosine_bench.report import cost, page, pictures, tables
 __all__ = ["add_arguments", "plan", "plans", "run"]
 
 DEFAULT_SIZES = {
-    "korsts": ["base", "large"],
+    "korsts": ["base", "large", "modernbert-base"],
     "matching": ["base"],
     "faq": ["base"],
     "legal": ["base"],
     "long": ["large"],
     "long8k": ["large8k"],
+    "documents": ["modernbert-base"],
 }
 # A text takes up to a minute and gigabytes: measured where it is named.
 ONLY_NAMED = ("long8k",)
@@ -61,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=tuple(SIZES),
         help="model size; repeat for several (default: base, large for `long`, both for"
-        " `korsts`, large8k for `long8k`; with --quick sample)",
+        " `korsts`, large8k for `long8k`, modernbert-base for `documents` and `korsts`; with"
+        " --quick sample)",
     )
     parser.add_argument(
         "--mode",
@@ -167,9 +169,12 @@ def plan(args: argparse.Namespace, device: Gpu | None = None) -> Plan:
         if args.quick:
             default = ["base" if device else "sample"]
         else:
-            default = DEFAULT_SIZES[workload.name]
-            if device and workload.name not in ONLY_NAMED:
-                default = ["base", "large"]
+            on_gpu = [name for name in ("base", "large") if longest <= SIZES[name].max_tokens]
+            default = (
+                on_gpu
+                if device and workload.name not in ONLY_NAMED
+                else DEFAULT_SIZES[workload.name]
+            )
         for name in args.model or default:
             if longest <= SIZES[name].max_tokens:
                 pairs.append((workload, SIZES[name]))

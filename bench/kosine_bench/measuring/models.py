@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kosine_bench import paths
+from kosine_bench.measuring import modernbert
 
 __all__ = ["SIZES", "ModelSize", "build", "flops_per_text", "weight_bytes"]
 
@@ -26,7 +27,10 @@ SEED = 20_240_117
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Shape of an encoder. `position_rows` counts RoBERTa's two unused ones."""
+    """Shape of an encoder. `position_rows` counts RoBERTa's two unused ones.
+
+    `family` is "roberta" or "modernbert".
+    """
 
     name: str
     vocab_size: int
@@ -35,19 +39,22 @@ class ModelSize:
     heads: int
     intermediate: int
     position_rows: int
+    family: str = "roberta"
 
     @property
     def max_tokens(self) -> int:
-        return self.position_rows - 2
+        return self.position_rows - (2 if self.family == "roberta" else 0)
 
     @property
     def linear_weights(self) -> int:
         """Weights of the linear layers, which one forward pass reads whatever the text."""
-        return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
+        forward = 2 if self.family == "roberta" else 3  # gated
+        return self.layers * (4 * self.hidden**2 + forward * self.hidden * self.intermediate)
 
     def describe(self) -> dict[str, Any]:
         """For the result file."""
         return {
+            "family": self.family,
             "layers": self.layers,
             "hidden": self.hidden,
             "heads": self.heads,
@@ -64,6 +71,7 @@ SIZES = {
         ModelSize("base", 32_000, 768, 12, 12, 3072, 514),
         ModelSize("large", 32_000, 1024, 24, 16, 4096, 514),
         ModelSize("large8k", 32_000, 1024, 24, 16, 4096, 8_194),
+        ModelSize("modernbert-base", 50_368, 768, 22, 12, 1152, 8192, "modernbert"),
     )
 }
 
@@ -71,7 +79,13 @@ SIZES = {
 def flops_per_text(size: ModelSize, num_tokens: int) -> float:
     """Floating-point operations of one text alone, with no padding: linear layers, attention."""
     linear = 2.0 * size.linear_weights * num_tokens
-    attention = 4.0 * size.layers * size.hidden * float(num_tokens) ** 2
+    seen = [
+        num_tokens
+        if size.family == "roberta" or modernbert.sees_all(layer)
+        else min(num_tokens, modernbert.WINDOW + 1)
+        for layer in range(size.layers)
+    ]
+    attention = 4.0 * size.hidden * float(num_tokens) * sum(seen)
     return linear + attention
 
 
@@ -146,6 +160,9 @@ def _random_weights(size: ModelSize) -> Iterator[tuple[str, NDArray[np.float32]]
         yield f"{prefix}.weight", normal(outer, inner, std=inner**-0.5)
         yield f"{prefix}.bias", normal(outer)
 
+    if size.family == "modernbert":
+        yield from modernbert.random_weights(size, normal)
+        return
     h, f = size.hidden, size.intermediate
     yield "embeddings.word_embeddings.weight", normal(size.vocab_size, h)
     yield "embeddings.position_embeddings.weight", normal(size.position_rows, h)
@@ -169,7 +186,9 @@ def _write_configs(size: ModelSize, folder: Path) -> None:
 
     write(
         "config.json",
-        {
+        modernbert.config(size)
+        if size.family == "modernbert"
+        else {
             "architectures": ["RobertaModel"],
             "model_type": "roberta",
             "attention_probs_dropout_prob": 0.1,

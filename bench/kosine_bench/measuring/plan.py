@@ -199,6 +199,9 @@ def _default(workload: Workload, size: ModelSize) -> Part:
     if workload.name == "korsts" and not large:
         return Part(workload, size)
     omits = WRAPPERS | _levels(workload, size) | (ON_BASE_ONLY if large else frozenset())
+    if size.family == "modernbert":
+        modes = ("single", "bulk") if workload.equal else ("bulk",)
+        return Part(*(workload, size, modes, SCOPES[1:], omits), rounds={"bulk": 1})
     if workload.equal:
         return Part(
             *(workload, size, MODES, SCOPES[1:], omits),
@@ -218,7 +221,8 @@ def _default(workload: Workload, size: ModelSize) -> Part:
 
 def _levels(workload: Workload, size: ModelSize) -> frozenset[str]:
     """Forced instruction sets, but for korsts on base or smaller, which alone measures them."""
-    return frozenset() if workload.name == "korsts" and size.name != "large" else FORCED
+    shown = workload.name == "korsts" and size.name in ("sample", "base")
+    return frozenset() if shown else FORCED
 
 
 def load_contestants(omits: frozenset[str] = frozenset()) -> frozenset[str]:

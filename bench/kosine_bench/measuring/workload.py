@@ -97,6 +97,7 @@ WORKLOADS = {
         ),
         Workload("long", (Column(512, 512.0, 512),), (0,), burst=4),
         Workload("long8k", (Column(8192, 8192.0, 8192),), (0,), burst=1),
+        Workload("documents", (Column(2048, 2048.0, 2048),), (0,), burst=2),
     )
 }
 
