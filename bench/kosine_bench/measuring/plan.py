@@ -196,12 +196,13 @@ def _default(workload: Workload, size: ModelSize) -> Part:
         omits = every - load_contestants(ON_BASE_ONLY) - IN_INT8 | NOT_LONG
         return Part(workload, size, ("single",), SCOPES[1:], omits, rounds={"single": 1})
     large = size.name == "large"
+    if size.family == "modernbert":
+        modes = ("single", "bulk") if workload.equal else ("bulk",)
+        omits = WRAPPERS | _levels(workload, size)
+        return Part(*(workload, size, modes, SCOPES[1:], omits), rounds={"bulk": 1})
     if workload.name == "korsts" and not large:
         return Part(workload, size)
     omits = WRAPPERS | _levels(workload, size) | (ON_BASE_ONLY if large else frozenset())
-    if size.family == "modernbert":
-        modes = ("single", "bulk") if workload.equal else ("bulk",)
-        return Part(*(workload, size, modes, SCOPES[1:], omits), rounds={"bulk": 1})
     if workload.equal:
         return Part(
             *(workload, size, MODES, SCOPES[1:], omits),
