@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from conftest import ROOT
 
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
 from kosine_bench.load import service as bench
+from kosine_bench.load import service_chart
 from kosine_bench.load.service_process import free_port, started
 from kosine_bench.reliability import hostile_http, service_soak
 
@@ -69,3 +75,42 @@ def test_the_measurement_beside_a_bare_route(sample_bundle):
         assert figures["requests_per_s"] > 0
         assert figures.get("errors", 0) == 0
     assert report["to_bare"] > 0
+
+
+RESULTS = ROOT / "bench" / "results" / "service"
+PAGE = ROOT / "docs" / "service.md"
+
+
+def newest(pattern: str) -> tuple[Path, dict[str, Any]]:
+    path = max(RESULTS.glob(pattern))
+    return path, json.loads(path.read_text("utf-8"))
+
+
+def test_the_page_shows_the_newest_run():
+    path, report = newest("*cpu.json")
+    page = PAGE.read_text("utf-8")
+    assert service_chart.table(report) in page
+    for linked in (path, path.with_suffix(".svg")):
+        assert f"(../{linked.relative_to(ROOT).as_posix()})" in page
+    assert not report["made"]["dirty"]
+
+
+def test_the_picture_is_that_of_the_newest_run(tmp_path):
+    pytest.importorskip("matplotlib", reason="pictures need the bench extra")
+    path, report = newest("*cpu.json")
+    service_chart.plot(report, tmp_path / "drawn.svg")
+    drawn = (tmp_path / "drawn.svg").read_text("utf-8")
+    kept = path.with_suffix(".svg").read_text("utf-8")
+    for figures in report["models"].values():
+        for service in figures["services"].values():
+            assert f"<!-- {service['requests_per_s']:,.0f} -->" in kept
+    assert drawn.count("<path") == kept.count("<path")
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*soak*.json")), ids=lambda path: path.stem)
+def test_the_soaks_that_are_kept_passed(path):
+    report = json.loads(path.read_text("utf-8"))
+    experiments = [report[name] for name in service_soak.NAMES if name in report]
+    assert experiments
+    assert all(each["passed"] for each in experiments)
+    assert f"(../{path.relative_to(ROOT).as_posix()})" in PAGE.read_text("utf-8")

@@ -37,7 +37,7 @@ def table(report: dict[str, Any]) -> str:
         for service in LABELS:
             figures = found["services"].get(service)
             if figures is not None:
-                cells = [f"{figures[field]:,.4g}" if field in figures else "" for field in FIELDS]
+                cells = [f"{figures[field]:,.4g}" if figures.get(field) else "" for field in FIELDS]
                 rows.append([model, LABELS[service], *cells])
     return markdown(HEADS, rows)
 
