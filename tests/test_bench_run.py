@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,11 @@ def test_of_texts_of_thousands_of_tokens_one_is_measured_once(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     (part,) = command.plan(parse("--workload", "long8k")).parts
+    folder = shutil.copytree(checkpoint.folder, tmp_path / "long")
+    settings = folder / "sentence_bert_config.json"
+    limit = json.loads(settings.read_text("utf-8")) | {"max_seq_length": 8192}
+    settings.write_text(json.dumps(limit), "utf-8")
+    checkpoint = Checkpoint(folder, folder)
     work = write_work(part, checkpoint, FULL, tmp_path)
     assert set(work.lengths["single"]) == {8192}
     assert affordable_texts(work, "single", 100.0, FULL.seconds["single"]) == 1
