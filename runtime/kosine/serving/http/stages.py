@@ -36,7 +36,7 @@ class StagedModel:
         lane: Held while a batch is computed: models take turns, since each uses every processor.
 
     Attributes:
-        seen: Per thread, what its last call of `prepare` found: `tokens`, `truncated`, `seconds`.
+        seen: Per thread, what its last call of `prepare` found: `tokens`, `seconds`.
         last_run: When the last batch began and ended, by `time.perf_counter`.
     """
 
@@ -59,7 +59,6 @@ class StagedModel:
         else:
             tokenized = self.encoder.prepare(texts, prompt_name=prompt_name, prompt=prompt)
         self.seen.tokens = tokenized.num_tokens
-        self.seen.truncated = tokenized.truncated
         self.seen.seconds = time.perf_counter() - started
         return tokenized
 
