@@ -1,6 +1,6 @@
 """What GPU tests share: whether there is one, and stand-ins for CUDA and TensorRT without one.
 
-The stand-ins have the methods of `kosine.backends.tensorrt.gpu.Cuda` and
+The stand-ins have the methods of `kosine.backends.gpu.Cuda` and
 `kosine.backends.tensorrt.engine.PlanEngine`. Their device memory is host memory at real addresses,
 and the plan is the bundle's float32 `packed.onnx` in ONNX Runtime, so everything that
 `TensorRTBackend` does between ids and vectors is the real thing.
@@ -22,7 +22,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from kosine.backends.tensorrt import gpu as cuda_module
+from kosine.backends import gpu as cuda_module
 from kosine.bundle.canary import Canary
 from kosine.bundle.plans import PlanProfile, TensorRTPlan
 from kosine.bundle.writing import artifact_of

@@ -27,7 +27,7 @@ from gpu_machine import (
 from kosine.backend import Backend
 from kosine.backends.onnx.cpu import OnnxBackend
 from kosine.backends.tensorrt import backend as backend_module
-from kosine.backends.tensorrt import gpu as cuda_module
+from kosine.backends import gpu as cuda_module
 from kosine.backends.tensorrt.backend import TensorRTBackend
 from kosine.bundle import Bundle
 from kosine.bundle.canary import Canary, replay

@@ -11,7 +11,7 @@ import pytest
 
 import gpu_machine
 from kosine.backends.tensorrt import engine as trt_engine
-from kosine.backends.tensorrt import gpu as cuda_module
+from kosine.backends import gpu as cuda_module
 from kosine.bundle.plans import TensorRTPlan
 from kosine.errors import BackendError
 

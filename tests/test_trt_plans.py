@@ -9,7 +9,7 @@ import pytest
 import kosine
 from gpu_machine import PROFILES, VERSION, missing_gpu, stand_in, with_plan
 from kosine.backends.tensorrt import backend as backend_module
-from kosine.backends.tensorrt import gpu as cuda_module
+from kosine.backends import gpu as cuda_module
 from kosine.backends.tensorrt.backend import TensorRTBackend
 from kosine.backends.tensorrt.selection import choose_plan
 from kosine.bundle import Bundle
@@ -117,7 +117,7 @@ def test_no_gpu(planned, monkeypatch):
 
 
 def test_no_cuda_python(monkeypatch):
-    monkeypatch.setattr("kosine.backends.tensorrt.gpu.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("kosine.backends.gpu.importlib.util.find_spec", lambda _: None)
     with pytest.raises(MissingExtra, match="cuda-python"):
         cuda_module.Cuda(0)
 

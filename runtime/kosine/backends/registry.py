@@ -24,6 +24,7 @@ __all__ = ["BACKENDS", "DTYPES", "candidates", "capabilities", "make_backend", "
 # In the order in which "auto" tries them.
 BACKENDS = {
     "native": "kosine.backends.native:NativeBackend",
+    "cuda": "kosine.backends.cuda.backend:CudaBackend",
     "tensorrt": "kosine.backends.tensorrt.backend:TensorRTBackend",
     "onnx": "kosine.backends.onnx.devices:make_onnx",
 }

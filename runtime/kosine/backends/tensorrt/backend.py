@@ -21,7 +21,7 @@ from kosine.backends.rows.buckets import Piece, Shape, fill_piece, input_shape, 
 from kosine.backends.rows.fill import Rows
 from kosine.backends.rows.loop import RowLoop
 from kosine.backends.tensorrt.engine import PlanContext, PlanEngine
-from kosine.backends.tensorrt.gpu import Cuda, check_gpu
+from kosine.backends.gpu import Cuda, check_gpu
 from kosine.backends.tensorrt.selection import choose_plan, find_flavours, installed_flavours
 from kosine.bundle import Bundle
 from kosine.bundle.plans import TensorRTPlan

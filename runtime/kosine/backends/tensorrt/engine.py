@@ -9,7 +9,7 @@ import numpy as np
 
 from kosine.backends.device import first_line
 from kosine.backends.rows.fill import Rows
-from kosine.backends.tensorrt.gpu import Cuda
+from kosine.backends.gpu import Cuda
 from kosine.bundle.plans import TensorRTPlan
 from kosine.errors import BackendError
 

@@ -1,0 +1,1 @@
+"""kosine's own encoder on an NVIDIA GPU, on packed tokens."""
