@@ -143,7 +143,13 @@ def test_nothing_is_said_of_what_is_taken_where_nothing_is(bundle, native, caplo
 # What is tried
 
 
-CUDA = [("tensorrt", "float16"), ("onnx", "float16"), ("onnx", "float32")]
+CUDA = [
+    ("cuda", "float16"),
+    ("cuda", "bfloat16"),
+    ("tensorrt", "float16"),
+    ("onnx", "float16"),
+    ("onnx", "float32"),
+]
 
 
 @pytest.mark.parametrize(
@@ -157,15 +163,18 @@ CUDA = [("tensorrt", "float16"), ("onnx", "float16"), ("onnx", "float32")]
         (("auto", "bfloat16", "auto"), [("native", "bfloat16")]),
         (("auto", "float16", "auto"), [("onnx", "float16")]),
         (("auto", "auto", "cuda:1"), CUDA),
-        (("auto", "float16", "cuda"), CUDA[:2]),
+        (("auto", "float16", "cuda"), [CUDA[0], *CUDA[2:4]]),
+        (("auto", "bfloat16", "cuda"), CUDA[1:2]),
+        (("cuda", "auto", "auto"), CUDA[:2]),
         (("native", "auto", "auto"), [("native", "bfloat16"), ("native", "float32")]),
         (("onnx", "auto", "auto"), [("onnx", "float32")]),
-        (("onnx", "auto", "cuda"), CUDA[1:]),
+        (("onnx", "auto", "cuda"), CUDA[3:]),
         (("onnx", "float16", "cpu"), [("onnx", "float16")]),
-        (("tensorrt", "auto", "auto"), CUDA[:1]),
+        (("tensorrt", "auto", "auto"), CUDA[2:3]),
         # These refuse the device themselves.
         (("native", "auto", "cuda"), [("native", "float32")]),
-        (("tensorrt", "auto", "cpu"), CUDA[:1]),
+        (("tensorrt", "auto", "cpu"), CUDA[2:3]),
+        (("cuda", "float16", "cpu"), CUDA[:1]),
         (("auto", "float32", "tpu"), [("native", "float32"), ("onnx", "float32")]),
     ],
 )
@@ -177,9 +186,9 @@ def test_candidates(options, expected):
     ("options", "message"),
     [
         (
-            ("auto", "bfloat16", "cuda"),
-            "device 'cuda' has no dtype 'bfloat16'; tensorrt runs in float16; onnx runs in "
-            "float32, float16; ",
+            ("auto", "int8", "cuda"),
+            "device 'cuda' has no dtype 'int8'; cuda runs in float16, bfloat16; tensorrt runs in "
+            "float16; onnx runs in float32, float16; ",
         ),
         (("native", "float16", "auto"), "backend 'native' has no dtype 'float16'; native runs in "),
         (("onnx", "bfloat16", "auto"), "backend 'onnx' has no dtype 'bfloat16'; onnx runs in "),

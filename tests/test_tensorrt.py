@@ -25,9 +25,9 @@ from gpu_machine import (
     with_plan,
 )
 from kosine.backend import Backend
+from kosine.backends import gpu as cuda_module
 from kosine.backends.onnx.cpu import OnnxBackend
 from kosine.backends.tensorrt import backend as backend_module
-from kosine.backends import gpu as cuda_module
 from kosine.backends.tensorrt.backend import TensorRTBackend
 from kosine.bundle import Bundle
 from kosine.bundle.canary import Canary, replay

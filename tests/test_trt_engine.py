@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import gpu_machine
-from kosine.backends.tensorrt import engine as trt_engine
 from kosine.backends import gpu as cuda_module
+from kosine.backends.tensorrt import engine as trt_engine
 from kosine.bundle.plans import TensorRTPlan
 from kosine.errors import BackendError
 

@@ -8,8 +8,8 @@ import pytest
 
 import kosine
 from gpu_machine import PROFILES, VERSION, missing_gpu, stand_in, with_plan
-from kosine.backends.tensorrt import backend as backend_module
 from kosine.backends import gpu as cuda_module
+from kosine.backends.tensorrt import backend as backend_module
 from kosine.backends.tensorrt.backend import TensorRTBackend
 from kosine.backends.tensorrt.selection import choose_plan
 from kosine.bundle import Bundle

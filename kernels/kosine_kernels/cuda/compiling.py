@@ -112,7 +112,7 @@ def compile_kernel(
     warps: int = 4,
     stages: int = 3,
 ) -> Compiled:
-    """The kernel of that name in `kosine_kernels.cuda.kernels`, from Triton's cache where it can be.
+    """The kernel of that name in `kosine_kernels.cuda.kernels`; Triton keeps a cache of them.
 
     Args:
         constants: Its upper-case parameters.

@@ -27,7 +27,15 @@ __all__ = [
 
 @triton.jit
 def _normed(
-    x, columns, inside, weight, bias, eps, WIDTH: tl.constexpr, BIAS: tl.constexpr, RMS: tl.constexpr
+    x,
+    columns,
+    inside,
+    weight,
+    bias,
+    eps,
+    WIDTH: tl.constexpr,
+    BIAS: tl.constexpr,
+    RMS: tl.constexpr,
 ):
     """LayerNorm or RMSNorm of one row of WIDTH numbers, float32."""
     if not RMS:
@@ -111,9 +119,7 @@ def add_norm(
     if ADD:
         more = tl.load(added + row * WIDTH + columns, inside, other=0.0).to(tl.float32)
         for part in tl.static_range(1, PARTS):
-            more += tl.load(
-                added + (part * tokens + row) * WIDTH + columns, inside, other=0.0
-            )
+            more += tl.load(added + (part * tokens + row) * WIDTH + columns, inside, other=0.0)
         if PARTS_BIAS:
             more += tl.load(added_bias + columns, inside, other=0.0).to(tl.float32)
         if INNER:
@@ -146,8 +152,7 @@ def _erf(x):
     a = tl.abs(x)
     t = 1 / (1 + 0.3275911 * a)
     series = t * (
-        0.254829592
-        + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))
+        0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))
     )
     far = 1 - series * tl.exp2(-1.4426950408889634 * a * a)
     return tl.where(x < 0, -far, far)
@@ -215,7 +220,7 @@ def narrow_product(
     BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """out = activation(x @ weight.T + bias), for few rows: what counts is to read weights at once.
+    """out = activation(x @ weight.T + bias) for few rows: what counts is to read weights at once.
 
     With PARTS above 1 each program takes a part of INNER, and `out` is float32, (PARTS, tokens,
     COLUMNS), without bias and activation: `add_norm` sums it.
@@ -332,7 +337,7 @@ def attention(
     CAUSAL: tl.constexpr,
     REACH: tl.constexpr,
 ):
-    """out = softmax(scale * q kT) v inside each sentence, one program a tile of ROWS rows and head.
+    """out = softmax(scale * q kT) v inside each sentence; one program a head and tile of ROWS.
 
     Args:
         starts: (B + 1,) int32 offsets of sentences.
@@ -356,9 +361,7 @@ def attention(
     rows = first + tl.arange(0, ROWS)
     inside = (rows < end)[:, None]
     places = rows.to(tl.int64)
-    q = tl.load(
-        qkv + places[:, None] * STRIDE + head * HEAD + columns[None, :], inside, other=0.0
-    )
+    q = tl.load(qkv + places[:, None] * STRIDE + head * HEAD + columns[None, :], inside, other=0.0)
     shared = HEADS + head // (HEADS // KV_HEADS)
     k_begin = qkv + shared * HEAD + columns[:, None]
     v_begin = qkv + (shared + KV_HEADS) * HEAD + columns[None, :]
@@ -420,10 +423,10 @@ def pool(
     MODE: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """pooled[sentence, OFFSET:OFFSET + WIDTH] = the rows of x that are not skipped, as one; float32.
+    """pooled[sentence, OFFSET:OFFSET + WIDTH] = the rows of x that are not skipped, as one.
 
-    One program a sentence and block of columns. Where nothing is left, "cls" falls back to the
-    first row and all else gives zeros.
+    Float32; one program a sentence and block of columns. Where nothing is left, "cls" falls back
+    to the first row and all else gives zeros.
     """
     sentence = tl.program_id(0)
     begin = tl.load(starts + sentence)

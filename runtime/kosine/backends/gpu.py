@@ -63,7 +63,6 @@ class Cuda:
     Attributes:
         name: The GPU's name.
         architecture: Its compute capability, for example "9.0".
-        capability: The same as a number, for example 90.
         stream: The stream's handle.
 
     Raises:
@@ -75,13 +74,10 @@ class Cuda:
         self._index = index
         self._device: list[int] = []
         self._pinned: list[int] = []
-        self._events: list[Any] = []
-        self._modules: list[Any] = []
         self.activate()
         properties = self._call("cudaGetDeviceProperties", index)
         self.name: str = properties.name.decode().rstrip("\0")
         self.architecture = f"{properties.major}.{properties.minor}"
-        self.capability = 10 * properties.major + properties.minor
         self._stream = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
         self.stream = int(self._stream)
 
@@ -110,91 +106,6 @@ class Cuda:
         """Queue a copy of bytes on the device to the beginning of pinned memory."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", host.ctypes.data, address, nbytes, kind, self._stream)
-
-    def copy_in(self, address: int, host: NDArray[Any]) -> None:
-        """Copy an array to the device, and wait until it is there."""
-        whole = np.ascontiguousarray(host)
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._call("cudaMemcpy", address, whole.ctypes.data, whole.nbytes, kind)
-
-    def clear(self, address: int, nbytes: int) -> None:
-        """Queue zeros into device memory."""
-        self._call("cudaMemsetAsync", address, 0, nbytes, self._stream)
-
-    def mark(self, event: Any = None) -> Any:
-        """An event that is reached once the stream has done what is queued so far.
-
-        Args:
-            event: One that was reached, to be used again.
-        """
-        if event is None:
-            event = self._call("cudaEventCreateWithFlags", self._cuda.cudaEventDisableTiming)
-            self._events.append(event)
-        self._call("cudaEventRecord", event, self._stream)
-        return event
-
-    def wait(self, event: Any) -> None:
-        """Wait for an event; the GIL is released meanwhile."""
-        self._call("cudaEventSynchronize", event)
-
-    def seconds(self, enqueue: Callable[[], None], runs: int = 8) -> float:
-        """How long the GPU takes for what `enqueue` queues, the mean of `runs` in one graph: a
-        processor that queues them one by one would be slower than a small kernel.
-        """
-
-        def several() -> None:
-            for _ in range(runs):
-                enqueue()
-
-        graph = self.capture(several)
-        events = [self._call("cudaEventCreate") for _ in range(2)]
-        try:
-            self.replay(graph)
-            self._call("cudaEventRecord", events[0], self._stream)
-            self.replay(graph)
-            self._call("cudaEventRecord", events[1], self._stream)
-            self._call("cudaEventSynchronize", events[1])
-            return float(self._call("cudaEventElapsedTime", *events)) / 1e3 / runs
-        finally:
-            for event in events:
-                self._call("cudaEventDestroy", event)
-            self.drop(graph)
-
-    def load(self, kernel: Any) -> Any:
-        """The function of a `kosine_kernels.cuda.compiling.Compiled`."""
-        driver = import_module("cuda.bindings.driver")
-        module = self._drive(driver, "cuModuleLoadData", kernel.code)
-        self._modules.append(module)
-        function = self._drive(driver, "cuModuleGetFunction", module, kernel.name.encode())
-        limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        self._drive(driver, "cuFuncSetAttribute", function, limit, kernel.shared)
-        return function
-
-    def launch(
-        self,
-        function: Any,
-        grid: tuple[int, int],
-        threads: int,
-        shared: int,
-        arguments: tuple[tuple[Any, ...], tuple[Any, ...]],
-    ) -> None:
-        """Queue a kernel.
-
-        Args:
-            arguments: Their values, and their types of ctypes.
-        """
-        driver = import_module("cuda.bindings.driver")
-        self._drive(
-            driver,
-            "cuLaunchKernel",
-            function,
-            *(*grid, 1),
-            *(threads, 1, 1),
-            shared,
-            self.stream,
-            arguments,
-            0,
-        )
 
     def synchronize(self) -> None:
         """Wait for the stream; the GIL is released meanwhile."""
@@ -233,24 +144,11 @@ class Cuda:
         """Free everything. Errors are left out: the memory goes with the process at the latest."""
         self._cuda.cudaSetDevice(self._index)
         self._cuda.cudaStreamSynchronize(self._stream)
-        while self._events:
-            self._cuda.cudaEventDestroy(self._events.pop())
-        while self._modules:
-            import_module("cuda.bindings.driver").cuModuleUnload(self._modules.pop())
         while self._device:
             self._cuda.cudaFree(self._device.pop())
         while self._pinned:
             self._cuda.cudaFreeHost(self._pinned.pop())
         self._cuda.cudaStreamDestroy(self._stream)
-
-    def _drive(self, driver: Any, function: str, *args: Any) -> Any:
-        error, *values = getattr(driver, function)(*args)
-        if error != driver.CUresult.CUDA_SUCCESS:
-            raise BackendError(
-                f"{function} failed: {error.name}",
-                remedy="check free GPU memory with nvidia-smi; after a fault, load it again",
-            )
-        return values[0] if values else None
 
     def _call(self, function: str, *args: Any) -> Any:
         error, *values = getattr(self._cuda, function)(*args)

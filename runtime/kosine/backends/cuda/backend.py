@@ -10,16 +10,18 @@ from collections import OrderedDict
 from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kosine.backend import Capabilities, closed_error
 from kosine.backends.capture_gate import GATE
+from kosine.backends.cuda.device import KernelDevice
 from kosine.backends.cuda.shape import Shape, cut, shape_of, token_steps
 from kosine.backends.device import check_threads, cuda_index, first_line
 from kosine.backends.forks import check_process, watch_forks
-from kosine.backends.gpu import Cuda, check_gpu
+from kosine.backends.gpu import check_gpu
 from kosine.backends.lowering import RUNS as STEPS_RUN
 from kosine.backends.lowering import lower
 from kosine.bundle import Bundle
@@ -29,6 +31,9 @@ from kosine.packed import Float32, Int32, Packed, Pooled
 from kosine.positions import position_ids
 from kosine.spec import unsupported
 from kosine.threads import usable_cpus
+
+if TYPE_CHECKING:
+    from kosine.backends.cuda.forward import Forward
 
 __all__ = ["CAPABILITIES", "CudaBackend", "probe"]
 
@@ -54,12 +59,19 @@ def probe(bundle: Bundle, dtype: str) -> None:  # noqa: ARG001
             limit=found[1],
             remedy="use backend='onnx'",
         )
+    forward_class()
+    check_gpu(0)
+
+
+def forward_class() -> type[Forward]:
+    """`Forward`, whose module needs Triton; or the error that says how to get it."""
     if importlib.util.find_spec("triton") is None:
         raise MissingExtra(
             "backend 'cuda' needs Triton, which is not installed",
             remedy="pip install 'kosine[cuda]'",
         )
-    check_gpu(0)
+    found: type[Forward] = import_module("kosine.backends.cuda.forward").Forward
+    return found
 
 
 @dataclass(slots=True)
@@ -124,13 +136,10 @@ class CudaBackend:
         self._open = False
         weights = bundle.tensors()
         with GATE.shared():
-            self._gpu = Cuda(index)
+            self._gpu = KernelDevice(index)
             try:
                 self._require_architecture()
-                # It imports Triton, which is there by now.
-                from kosine.backends.cuda.forward import Forward
-
-                self._forward = Forward(
+                self._forward = forward_class()(
                     self._gpu,
                     lower(spec),
                     {

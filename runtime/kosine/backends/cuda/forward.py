@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kosine.backends.cuda.device import KernelDevice
 from kosine.backends.cuda.products import WORKSPACE_BYTES, Product, Products
 from kosine.backends.cuda.shape import MAX_SENTENCES, TILES, Shape
 from kosine.backends.cuda.weights import LOG2_E, Weights
-from kosine.backends.gpu import Cuda
 from kosine_kernels.cuda.compiling import Compiled, compile_kernel
 from kosine_kernels.steps import Attention, Dense, Embed, FeedForward, Linear, Norm, Pool, Step
 
@@ -55,7 +55,7 @@ class Forward:
 
     def __init__(
         self,
-        gpu: Cuda,
+        gpu: KernelDevice,
         steps: Sequence[Step],
         tensors: Mapping[str, NDArray[np.float32]],
         *,
@@ -384,7 +384,14 @@ class Forward:
         return rows <= NARROW_TOKENS
 
     def _narrow(
-        self, name: str, rows: int, x: int, out: int, *, activation: str = "identity", parts: int = 1
+        self,
+        name: str,
+        rows: int,
+        x: int,
+        out: int,
+        *,
+        activation: str = "identity",
+        parts: int = 1,
     ) -> int:
         """out = activation(linear(x)) in a kernel of our own; in how many parts."""
         linear = self._weights.linear[name]
@@ -414,9 +421,7 @@ class Forward:
     def _multiply_by_cublas(self, name: str, rows: int, x: int, out: int, dtype: str) -> None:
         linear = self._weights.linear[name]
         self._products.multiply(
-            Product(
-                rows, linear.inner, linear.columns, dtype, x, linear.weight, linear.bias, out
-            )
+            Product(rows, linear.inner, linear.columns, dtype, x, linear.weight, linear.bias, out)
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kosine.backends.gpu import Cuda
+from kosine.backends.cuda.device import KernelDevice
 from kosine.errors import BackendError
 from kosine.positions import rotary_frequencies
 from kosine_kernels.steps import Attention, Dense, Embed, FeedForward, Linear, Norm, Rotary, Step
@@ -48,7 +48,7 @@ class Weights:
 
     def __init__(
         self,
-        gpu: Cuda,
+        gpu: KernelDevice,
         steps: Sequence[Step],
         tensors: Mapping[str, NDArray[np.float32]],
         dtype: str,

@@ -17,11 +17,11 @@ from kosine.backend import Capabilities, closed_error
 from kosine.backends.capture_gate import GATE
 from kosine.backends.device import check_threads, cuda_index, first_line
 from kosine.backends.forks import check_process, never_destroy, watch_forks
+from kosine.backends.gpu import Cuda, check_gpu
 from kosine.backends.rows.buckets import Piece, Shape, fill_piece, input_shape, pieces
 from kosine.backends.rows.fill import Rows
 from kosine.backends.rows.loop import RowLoop
 from kosine.backends.tensorrt.engine import PlanContext, PlanEngine
-from kosine.backends.gpu import Cuda, check_gpu
 from kosine.backends.tensorrt.selection import choose_plan, find_flavours, installed_flavours
 from kosine.bundle import Bundle
 from kosine.bundle.plans import TensorRTPlan

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from kosine.backends.device import first_line
-from kosine.backends.rows.fill import Rows
 from kosine.backends.gpu import Cuda
+from kosine.backends.rows.fill import Rows
 from kosine.bundle.plans import TensorRTPlan
 from kosine.errors import BackendError
 
