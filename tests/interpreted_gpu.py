@@ -37,6 +37,8 @@ class InterpretedCuda(HostCuda):
         threads: int,  # noqa: ARG002
         shared: int,  # noqa: ARG002
         arguments: tuple[tuple[Any, ...], tuple[Any, ...]],
+        *,
+        chained: bool = False,  # noqa: ARG002
     ) -> None:
         *values, _, _ = arguments[0]
         assert len(values) == len(kernel.types)
@@ -90,9 +92,10 @@ class TorchProducts:
 def compile_kernel(name: str, constants: Mapping[str, Any], *, dtype: str, **_: Any) -> Any:
     types = tuple(compiling.argument_types(name, constants, dtype).values())
     function = getattr(kernels, name)
+    constants = {**constants, "CHAINED": False}
     assert set(function.arg_names) == {*compiling.SIGNATURES[name], *constants}
     return SimpleNamespace(
-        function=function, constants=dict(constants), types=types, threads=128, shared=0
+        function=function, constants=constants, types=types, threads=128, shared=0
     )
 
 

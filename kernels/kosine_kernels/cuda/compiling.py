@@ -12,9 +12,10 @@ from triton.compiler import ASTSource
 
 from kosine_kernels.cuda import kernels
 
-__all__ = ["Compiled", "argument_types", "compile_kernel"]
+__all__ = ["CHAINING", "Compiled", "argument_types", "compile_kernel"]
 
 WARP = 32
+CHAINING = 90  # the compute capability that can, times ten
 HALF, WHOLE, INDEX = "*half", "*fp32", "*i32"
 # The type behind each address or number that a kernel takes, in its order.
 SIGNATURES: Mapping[str, Mapping[str, str]] = {
@@ -115,18 +116,19 @@ def compile_kernel(
     """The kernel of that name in `kosine_kernels.cuda.kernels`; Triton keeps a cache of them.
 
     Args:
-        constants: Its upper-case parameters.
+        constants: Its upper-case parameters but CHAINED, which the architecture decides.
         dtype: "float16", "bfloat16" or "float32", of what `SIGNATURES` calls half.
         architecture: The GPU's compute capability times ten, such as 90.
         warps: Of a block.
         stages: How many tiles are under way to shared memory at once.
     """
     function = getattr(kernels, name)
+    constants = {**constants, "CHAINED": architecture >= CHAINING}
     types = argument_types(name, constants, dtype)
     source = ASTSource(
         function,
         types | dict.fromkeys(constants, "constexpr"),
-        dict(constants),
+        constants,
         # Every address that is passed is a multiple of 16 bytes.
         {
             (number,): [["tt.divisibility", 16]]

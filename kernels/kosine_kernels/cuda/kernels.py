@@ -5,13 +5,16 @@ softmax and pooling are float32. A kernel that walks rows takes one program a ro
 less than it looks: a row is 0.5 to 4 KB, and rows are read and written once.
 
 Lower-case parameters are addresses and numbers that may change from call to call; upper-case ones
-are compiled in. `x` is what one layer hands to the next, `y` what products read.
+are compiled in. `x` is what one layer hands to the next, `y` what products read. CHAINED kernels
+may be started before the kernel in front of them has ended (programmatic dependent launch, from
+compute capability 9.0 on), so that small ones follow each other without a gap.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 __all__ = [
     "activate",
@@ -23,6 +26,13 @@ __all__ = [
     "pool",
     "rotate",
 ]
+
+
+@triton.jit
+def _await_previous():
+    """Wait for the kernel before, whose end this one did not wait for to be started."""
+    gdc_wait()
+    gdc_launch_dependents()
 
 
 @triton.jit
@@ -65,8 +75,11 @@ def embed(
     NORM: tl.constexpr,
     BIAS: tl.constexpr,
     RMS: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     """x[row] = norm(word[ids[row]] + position[positions[row]] + token_type[0])"""
+    if CHAINED:
+        _await_previous()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
@@ -107,11 +120,14 @@ def add_norm(
     INNER_BIAS: tl.constexpr,
     INNER_RMS: tl.constexpr,
     KEEPS_X: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     """x += added (normed itself with INNER); y = norm(x). Without KEEPS_X only y is written.
 
     With PARTS, `added` is float32, (PARTS, tokens, WIDTH), to be summed, and has no bias yet.
     """
+    if CHAINED:
+        _await_previous()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
@@ -186,12 +202,15 @@ def activate(
     ACTIVATION: tl.constexpr,
     GATED: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     """out = activation(inner), times the second half of inner's columns with a gate.
 
     `inner` has rows of WIDTH columns, or of 2 * WIDTH with a gate. Without one, `out` may be
     `inner`. With RESIDUAL the row of `residual` is added.
     """
+    if CHAINED:
+        _await_previous()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < WIDTH
@@ -219,12 +238,15 @@ def narrow_product(
     PARTS: tl.constexpr,
     BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     """out = activation(x @ weight.T + bias) for few rows: what counts is to read weights at once.
 
     With PARTS above 1 each program takes a part of INNER, and `out` is float32, (PARTS, tokens,
     COLUMNS), without bias and activation: `add_norm` sums it.
     """
+    if CHAINED:
+        _await_previous()
     block = tl.program_id(0) // PARTS
     part = tl.program_id(0) % PARTS
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
@@ -273,11 +295,14 @@ def rotate(
     KEY_NORM: tl.constexpr,
     KEY_BIAS: tl.constexpr,
     RMS: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     """Norm each head of q and of k, then turn it by its place in the sentence; in place.
 
     `positions` are places in the sentence; `cosines` and `sines` have HEAD / 2 columns a place.
     """
+    if CHAINED:
+        _await_previous()
     HALF: tl.constexpr = HEAD // 2
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -336,6 +361,7 @@ def attention(
     WINDOW: tl.constexpr,
     CAUSAL: tl.constexpr,
     REACH: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     """out = softmax(scale * q kT) v inside each sentence; one program a head and tile of ROWS.
 
@@ -348,6 +374,8 @@ def attention(
             and int32 (2 * REACH + 1,) its row by distance.
         WINDOW: The farthest keys, to both sides; 0 sees all.
     """
+    if CHAINED:
+        _await_previous()
     tile = tl.program_id(0)
     head = tl.program_id(1)
     sentence = tl.load(tile_sentence + tile)
@@ -422,12 +450,15 @@ def pool(
     OFFSET: tl.constexpr,
     MODE: tl.constexpr,
     ROWS: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     """pooled[sentence, OFFSET:OFFSET + WIDTH] = the rows of x that are not skipped, as one.
 
     Float32; one program a sentence and block of columns. Where nothing is left, "cls" falls back
     to the first row and all else gives zeros.
     """
+    if CHAINED:
+        _await_previous()
     sentence = tl.program_id(0)
     begin = tl.load(starts + sentence)
     end = tl.load(starts + sentence + 1)
@@ -475,8 +506,10 @@ def pool(
 
 
 @triton.jit
-def normalize(pooled, vectors, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def normalize(pooled, vectors, WIDTH: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr):
     """vectors[sentence] = the row of pooled at length 1, and behind it its length; all float32."""
+    if CHAINED:
+        _await_previous()
     sentence = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH

@@ -28,6 +28,10 @@ class KernelDevice(Cuda):
         super().__init__(index)
         self._driver = import_module("cuda.bindings.driver")
         self.capability = int(self.architecture.replace(".", ""))
+        self._chaining = self._driver.CUlaunchAttribute()
+        kinds = self._driver.CUlaunchAttributeID
+        self._chaining.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        self._chaining.value.programmaticStreamSerializationAllowed = 1
 
     def copy_in(self, address: int, host: NDArray[Any]) -> None:
         """Copy an array to the device, and wait until it is there."""
@@ -90,22 +94,24 @@ class KernelDevice(Cuda):
         threads: int,
         shared: int,
         arguments: tuple[tuple[Any, ...], tuple[Any, ...]],
+        *,
+        chained: bool = False,
     ) -> None:
         """Queue a kernel.
 
         Args:
             arguments: Their values, and their types of ctypes.
+            chained: Start it before the kernel in front of it has ended: it waits itself.
         """
-        self._drive(
-            "cuLaunchKernel",
-            function,
-            *(*grid, 1),
-            *(threads, 1, 1),
-            shared,
-            self.stream,
-            arguments,
-            0,
-        )
+        config = self._driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = *grid, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+        config.sharedMemBytes = shared
+        config.hStream = self.stream
+        if chained:
+            config.attrs = [self._chaining]
+            config.numAttrs = 1
+        self._drive("cuLaunchKernelEx", config, function, arguments, 0)
 
     def close(self) -> None:
         """See `Cuda.close`."""

@@ -14,17 +14,19 @@ from kosine.backends.cuda.device import KernelDevice
 from kosine.backends.cuda.products import WORKSPACE_BYTES, Product, Products
 from kosine.backends.cuda.shape import MAX_SENTENCES, TILES, Shape
 from kosine.backends.cuda.weights import LOG2_E, Weights
-from kosine_kernels.cuda.compiling import Compiled, compile_kernel
+from kosine_kernels.cuda.compiling import CHAINING, Compiled, compile_kernel
 from kosine_kernels.steps import Attention, Dense, Embed, FeedForward, Linear, Norm, Pool, Step
 
 __all__ = ["Forward"]
 
 ACTIVATE_COLUMNS = 1_024  # of a row that one program takes
 POOL_COLUMNS, POOL_ROWS = 128, 16
+CHAINED_TOKENS = 1_024  # above it kernels are long, and their gaps short
 C_TYPES = {"fp32": ctypes.c_float, "i32": ctypes.c_int}
 # Up to so many rows products are kernels of our own, see `_narrow`: (columns, depth, warps,
 # stages) of a program, and the parts that it cuts the depth of a layer's last product into.
 NARROW_TOKENS = 64
+NARROW_ROWS = 64  # of a program
 NARROW = (32, 128, 4, 4)
 NARROW_PARTS = 4
 NO_NORM = Norm("", 0.0, bias=False)
@@ -101,6 +103,7 @@ class Forward:
         The first time that sizes or constants occur, kernels are compiled and products timed, so
         the first call of a shape is not for a capture.
         """
+        self._chained = shape.tokens <= CHAINED_TOKENS and self._gpu.capability >= CHAINING
         at = {name: self.inputs + 4 * begin for name, (begin, _) in shape.places.items()}
         x, y, width = self._x, self._x, self._width
         added: _Added | None = None
@@ -362,6 +365,8 @@ class Forward:
             compiled.threads,
             compiled.shared,
             ((*arguments, 0, 0), tuple(types)),
+            # The first of all follows no kernel.
+            chained=self._chained and name != "embed",
         )
 
     def _multiply(self, name: str, rows: int, x: int, out: int) -> None:
@@ -398,7 +403,7 @@ class Forward:
         columns, depth, warps, stages = NARROW
         while linear.inner % (depth * parts):
             depth, parts = (depth // 2, parts) if depth > 16 else (NARROW[1], parts // 2)
-        height = min(NARROW_TOKENS, max(16, _power(rows)))
+        height = min(NARROW_ROWS, max(16, _power(rows)))
         self._launch(
             "narrow_product",
             (-(-linear.columns // columns) * parts, -(-rows // height)),
