@@ -17,7 +17,7 @@ from kosine.errors import InputError
 from kosine_bench import command
 from kosine_bench.contestants import environment
 from kosine_bench.contestants.contestant import Absent, Checkpoint, Setting
-from kosine_bench.contestants.kosine import KosineOnnxCuda
+from kosine_bench.contestants.kosine import KosineOnnxCuda, KosineOwnCuda
 from kosine_bench.contestants.onnxruntime_cuda import OnnxRuntimeCuda
 from kosine_bench.contestants.pytorch_cuda import (
     SentenceTransformersFloat32Cuda,
@@ -353,14 +353,47 @@ def test_every_shape_is_warm_before_the_clock_starts(
         samples = made.measure("burst", scope, setting, 96)
         assert contestant.calls == [*warm, 32, 32, 32]
         assert len(samples["seconds"]) == 3
+        contestant.calls.clear()
+        made.measure("burst", scope, setting, 96)
+        assert contestant.calls == [32, 32, 32]  # again at once: warm already
+
+
+def test_a_few_bursts_settle_how_bursts_are_cut(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = Part(WORKLOADS["korsts"], models.SIZES["sample"], ("burst",))
+    work = write_work(part, checkpoint, replace(GPU_FULL, bulk_texts=64), tmp_path)
+    contestant = Counting()
+    monkeypatch.setattr(worker, "find", lambda _: contestant)
+    made = worker.Worker("counting", str(checkpoint.folder), str(checkpoint.converted))
+    made.texts(str(work.path))
+    settings = len(contestant.settings("burst"))
+    made.tune("burst", tokens=32_768)
+    assert contestant.calls == settings * [32] * (3 * worker.MOST_TUNING_BURSTS + 1)
 
 
 NO_GPU = machine.visible_gpu() is None
 
 
+@pytest.mark.skipif(not NO_GPU, reason="there is a GPU here")
+def test_kosines_own_kernels_are_absent_where_they_cannot_run(
+    checkpoint: Checkpoint, sample_bundle: Path
+) -> None:
+    folder = checkpoint.converted / "kosine-cuda"
+    folder.mkdir()
+    (folder / "encoder.kosine").symlink_to(sample_bundle)
+    try:
+        with pytest.raises(Absent, match="cuda"):
+            KosineOwnCuda().load(checkpoint, threads=1)
+    finally:
+        shutil.rmtree(folder)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(NO_GPU, reason="no CUDA device is visible")
-@pytest.mark.parametrize("kind", [TorchPadded, TorchVarlen, OnnxRuntimeCuda, KosineOnnxCuda])
+@pytest.mark.parametrize(
+    "kind", [TorchPadded, TorchVarlen, OnnxRuntimeCuda, KosineOnnxCuda, KosineOwnCuda]
+)
 def test_float16_on_the_gpu_agrees_with_the_reference(
     kind: type[Any], checkpoint: Checkpoint, reference: dict[str, Any]
 ) -> None:

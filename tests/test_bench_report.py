@@ -51,6 +51,8 @@ def test_other_files_are_refused(tmp_path: Path, content: str, message: str) -> 
 def test_the_latest_is_the_newest_full_run(result: dict[str, Any], path: Path) -> None:
     later = {**result, "made": {**result["made"], "date": "2031-01-01T00:00:00Z", "quick": True}}
     result_file.write(later, path.with_name("later.json"))
+    cut_off = {**later, "made": {**later["made"], "quick": False, "unfinished": True}}
+    result_file.write(cut_off, path.with_name("cut-off.json"))
     assert result_file.latest(path.parent) == path
     with pytest.raises(InputError, match="no full result"):
         result_file.latest(path.parent.parent)

@@ -33,7 +33,14 @@ from kosine_bench.report import tables
 
 BENCH = Path(__file__).parent.parent / "bench"
 TINY = replace(
-    QUICK, single_texts=4, bursts=2, bulk_texts=32, load_seconds=0.1, tune_tokens=256, seconds={}
+    QUICK,
+    single_texts=4,
+    bursts=2,
+    bulk_texts=32,
+    load_seconds=0.1,
+    tune_tokens=256,
+    seconds={},
+    repeats=2,
 )
 
 
@@ -82,11 +89,22 @@ def test_a_run_holds_figures_for_each_and_reasons_for_the_rest(
     )
     monkeypatch.setattr(command, "plans", lambda _: [plan])
     output = tmp_path / "result.json"
+    left: list[tuple[Any, int]] = []
+    write = result_file.write
+
+    def note(content: dict[str, Any], path: Path) -> None:
+        write(content, path)
+        kept = result_file.read(path)
+        left.append((kept["made"].get("unfinished"), len(kept["figures"][0]["rounds"])))
+
+    monkeypatch.setattr(result_file, "write", note)
     assert command.run(parse("--json", "--output", str(output))) == 0
     out = capsys.readouterr()
     result: dict[str, Any] = json.loads(out.out)
     assert result == {k: v for k, v in result_file.read(output).items() if k != "schema"}
     assert "round 2/2 sample" in out.err
+    # What a run that is cut off leaves: all that was measured until then.
+    assert left == [(True, 2), (True, 4), (None, 4)]
 
     keys = {(f["contestant"], f["mode"], f["scope"]) for f in result["figures"]}
     assert keys == {
@@ -95,7 +113,7 @@ def test_a_run_holds_figures_for_each_and_reasons_for_the_rest(
         for scope in ("engine", "end-to-end")
     }
     for figure in result["figures"]:
-        assert len(figure["rounds"]) == (1 if figure["mode"] == "bulk" else 2)
+        assert len(figure["rounds"]) == TINY.repeats * (1 if figure["mode"] == "bulk" else 2)
         assert figure["summary"]["tokens_per_second"] > 0
         assert 0 < figure["summary"]["limit_share"] < 1
     (load,) = result["load"]
@@ -214,6 +232,7 @@ def test_bursts_settle_bulk_on_texts_of_one_length(checkpoint: Checkpoint, tmp_p
     tuning = {("x", work.key, "burst"): burst}
     settled = known_setting(tuning, [work], "x", work, "bulk")
     assert settled == {**burst, "trials": [], "settled_by": "burst"}
+    assert known_setting(tuning, [work], "x", work, "bulk", on_gpu=True) is None
     assert known_setting(tuning, [work], "x", work, "burst") is None
     mixed = work_file(checkpoint, tmp_path)
     tuning = {("x", mixed.key, "burst"): burst}

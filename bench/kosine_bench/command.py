@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from kosine.errors import InputError, UnknownOption
@@ -88,7 +89,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="threads of everyone (default: usable CPUs)")
     parser.add_argument("--quick", action="store_true", help="a rough comparison, in minutes")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="result file (quick runs write none without)"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="result file (quick runs write none without), written after each contestant",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
@@ -114,12 +118,13 @@ def run(args: argparse.Namespace) -> int:
     asked = plans(args)
     for chosen in asked:
         start = time.monotonic()
-        result = done[chosen.device] = measure(chosen, _say)
         path = args.output
+        if path is not None and len(asked) > 1 and chosen.device == "cuda":
+            path = path.with_name(f"{path.stem}-cuda{path.suffix}")
+        save = partial(result_file.write, path=path) if path is not None else None
+        result = done[chosen.device] = measure(chosen, _say, save)
         if path is None and not args.quick:
             path = result_file.path_for(result)
-        elif path is not None and len(asked) > 1 and chosen.device == "cuda":
-            path = path.with_name(f"{path.stem}-cuda{path.suffix}")
         if path is not None:
             result_file.write(result, path)
             _say(f"wrote {_relative(path)}")

@@ -22,7 +22,7 @@ from kosine_bench.contestants.contestant import (
 __all__ = [
     *("Kosine", "KosineNativeAvx2", "KosineNativeAvx512", "KosineNativeBfloat16"),
     *("KosineNativeFloat32", "KosineNativeInt8", "KosineNativeW8A16", "KosineOnnx"),
-    *("KosineOnnxCuda", "KosineTensorrt"),
+    *("KosineOnnxCuda", "KosineOwnCuda", "KosineTensorrt"),
 ]
 
 
@@ -213,6 +213,20 @@ class KosineOnnxCuda(KosineCuda):
     backend = "onnx"
     converts = ("kosine-cuda",)
     packages = (*Kosine.packages, "onnxruntime-gpu")
+
+
+class KosineOwnCuda(KosineCuda):
+    """kosine's own kernels, which pad nothing but the end of a batch."""
+
+    name = "kosine-cuda-float16"
+    label = "kosine cuda fp16"
+    backend = "cuda"
+    converts = ("kosine-cuda",)
+    options: ClassVar[dict[str, Any]] = {}
+    packages = (*Kosine.packages, "triton")
+
+    def computed_tokens(self, lengths: Sequence[int], setting: Setting) -> int:
+        return sum(lengths)
 
 
 class KosineTensorrt(KosineCuda):

@@ -12,6 +12,7 @@ from kosine_bench.contestants.kosine import (
     KosineNativeW8A16,
     KosineOnnx,
     KosineOnnxCuda,
+    KosineOwnCuda,
     KosineTensorrt,
 )
 from kosine_bench.contestants.onnxruntime_cuda import OnnxRuntimeCuda, OnnxRuntimePlainCuda
@@ -68,7 +69,7 @@ RIVALS: tuple[type[Contestant], ...] = (
     TextEmbeddingsInference,
 )
 
-GPU_OURS: tuple[type[Contestant], ...] = (KosineOnnxCuda, KosineTensorrt)
+GPU_OURS: tuple[type[Contestant], ...] = (KosineOwnCuda, KosineOnnxCuda, KosineTensorrt)
 
 GPU_REFERENCE: type[Contestant] = SentenceTransformersFloat32Cuda
 

@@ -142,7 +142,7 @@ def part_seconds(
             warm = one
         seconds[mode] = len(scopes) * (warm + min(total, max(budget, least)))
         if kind.device == "cuda":  # Calls wait for the GPU: the time goes by calls, not operations.
-            seconds[mode] = (len(scopes) + 2) * budget
+            seconds[mode] = (len(scopes) * effort.repeats + 2) * budget
             if number == 0:
                 seconds["tune"] = seconds.get("tune", 0.0) + TRIED_SETTINGS.get(mode, 1) * 0.2
             continue

@@ -42,7 +42,10 @@ def write(result: dict[str, Any], path: Path) -> None:
         else:
             text = json.dumps(content, ensure_ascii=False, indent=1)
         lines.append(f'"{section}": {text}{"," if section != SECTIONS[-1] else ""}')
-    path.write_text("\n".join([*lines, "}\n"]), "utf-8")
+    # A run that is cut off while it writes leaves the file of before.
+    part = path.with_name(path.name + ".part")
+    part.write_text("\n".join([*lines, "}\n"]), "utf-8")
+    part.replace(path)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def device(result: dict[str, Any]) -> str:
 
 
 def latest(folder: Path | None = None, *, wanted: str = "cpu") -> Path:
-    """The newest full result of device `wanted` in `folder`, by its date.
+    """The newest full result of device `wanted` in `folder`, by its date; no unfinished one.
 
     Raises:
         InputError: There is none.
@@ -83,7 +86,9 @@ def latest(folder: Path | None = None, *, wanted: str = "cpu") -> Path:
     full = [
         path
         for path in folder.glob("*.json")
-        if not (content := read(path))["made"]["quick"] and device(content) == wanted
+        if not (content := read(path))["made"]["quick"]
+        and not content["made"].get("unfinished")
+        and device(content) == wanted
     ]
     if not full:
         raise InputError(

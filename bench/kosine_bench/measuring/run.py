@@ -26,22 +26,25 @@ from kosine_bench.measuring.worker_process import WorkerFailed, WorkerProcess, i
 __all__ = ["measure"]
 
 Say = Callable[[str], None]
+Save = Callable[[dict[str, Any]], None]
 
 
-def measure(plan: Plan, say: Say) -> dict[str, Any]:
+def measure(plan: Plan, say: Say, save: Save | None = None) -> dict[str, Any]:
     """Run `plan`; the whole content of a result file.
 
-    `say` takes progress lines. A contestant that cannot be installed, fails, or is too slow
-    stays in the result with the reason; it never ends the run.
+    `say` takes progress lines. `save` takes what there is after each contestant, marked
+    `made.unfinished`: what a run that is cut off leaves. A contestant that cannot be installed,
+    fails, or is too slow stays in the result with the reason; it never ends the run.
     """
     with TemporaryDirectory(prefix="kosine-bench-") as folder:
-        return _Run(plan, say, Path(folder)).run()
+        return _Run(plan, say, Path(folder), save).run()
 
 
 class _Run:
-    def __init__(self, plan: Plan, say: Say, folder: Path) -> None:
+    def __init__(self, plan: Plan, say: Say, folder: Path, save: Save | None = None) -> None:
         self.plan = plan
         self.say = say
+        self.save = save
         self.folder = folder
         self.states = [ContestantState(kind) for kind in plan.contestants]
         self.checkpoints: dict[str, Checkpoint] = {}
@@ -82,6 +85,8 @@ class _Run:
                 self.say(f"  left out: {problem}")
             else:
                 remaining.saw((number, size, state), time.monotonic() - start)
+            if self.save:
+                self.save(self._result(unfinished=True))
         return self._result()
 
     # Before the first round
@@ -206,9 +211,9 @@ class _Run:
             needed = mode in work.part.modes or (mode == "burst" and "load" in work.part.modes)
             if not needed:
                 continue
-            tuned = known_setting(samples.tuning, self.work, name, work, mode) or worker.ask(
-                "tune", mode=mode, tokens=effort.tune_tokens
-            )
+            tuned = known_setting(
+                *(samples.tuning, self.work, name, work, mode), on_gpu=self.plan.device == "cuda"
+            ) or worker.ask("tune", mode=mode, tokens=effort.tune_tokens)
             tuned["texts"] = affordable_texts(
                 work, mode, tuned["tokens_per_second"], effort.seconds.get(mode)
             )
@@ -225,14 +230,16 @@ class _Run:
             for scope in work.part.scopes:
                 if scope == "engine" and not state.kind.engine:
                     continue
-                samples = worker.ask(
-                    "measure",
-                    mode=mode,
-                    scope=scope,
-                    setting=tuned["best"],
-                    texts=tuned["texts"],
-                )
-                self.samples.rounds.setdefault((name, work.key, mode, scope), []).append(samples)
+                kept = self.samples.rounds.setdefault((name, work.key, mode, scope), [])
+                for _ in range(self.plan.effort.repeats):
+                    samples = worker.ask(
+                        "measure",
+                        mode=mode,
+                        scope=scope,
+                        setting=tuned["best"],
+                        texts=tuned["texts"],
+                    )
+                    kept.append(samples)
 
     def _compare(self, worker: WorkerProcess, state: ContestantState, work: WorkFile) -> None:
         reference = self.reference.get(work.key)
@@ -271,7 +278,7 @@ class _Run:
 
     # After the last round
 
-    def _result(self) -> dict[str, Any]:
+    def _result(self, *, unfinished: bool = False) -> dict[str, Any]:
         plan = self.plan
         return {
             "made": {
@@ -284,6 +291,8 @@ class _Run:
                 "modes": list(plan.modes),
                 "device": plan.device,
                 "seconds": dict(plan.effort.seconds),
+                "repeats": plan.effort.repeats,
+                **({"unfinished": True} if unfinished else {}),
             },
             "machine": machine.describe(plan.threads, plan.gpu),
             "ceilings": self.ceilings,

@@ -19,6 +19,8 @@ def known_setting(
     name: str,
     work: WorkFile,
     mode: str,
+    *,
+    on_gpu: bool = False,
 ) -> dict[str, Any] | None:
     """What is known to be best: for bursts where that settles bulk; on another size.
 
@@ -26,12 +28,13 @@ def known_setting(
         tuning: What was settled so far, by contestant, workload and mode.
         files: All workloads of the run.
         name: The contestant.
+        on_gpu: Whether it runs on a GPU, which batches longer than a burst fill better.
 
     Returns:
         As the worker's `tune`, with `settled_by`; None where nothing is known. The speed on
         another size is scaled to this one.
     """
-    if mode == "bulk" and work.settles_bulk:
+    if mode == "bulk" and work.settles_bulk and not on_gpu:
         burst = tuning[name, work.key, "burst"]
         return {
             "best": burst["best"],
