@@ -92,7 +92,7 @@ class TorchProducts:
 def compile_kernel(name: str, constants: Mapping[str, Any], *, dtype: str, **_: Any) -> Any:
     types = tuple(compiling.argument_types(name, constants, dtype).values())
     function = getattr(kernels, name)
-    constants = {**constants, "CHAINED": False}
+    constants = {**constants, "CHAINED": False}  # inline assembly
     assert set(function.arg_names) == {*compiling.SIGNATURES[name], *constants}
     return SimpleNamespace(
         function=function, constants=constants, types=types, threads=128, shared=0

@@ -256,7 +256,15 @@ def test_kernels_compile_without_a_gpu(architecture):
     for tile, keys in ((16, 16), (64, 64), (128, 64)):
         kernel = compile_kernel(
             "attention",
-            {**heads, "ROWS": tile, "KEYS": keys, "WINDOW": 8, "CAUSAL": True, "REACH": 0},
+            {
+                **heads,
+                "ROWS": tile,
+                "KEYS": keys,
+                "WINDOW": 8,
+                "CAUSAL": True,
+                "REACH": 0,
+                "CHAINED": architecture >= 90,
+            },
             dtype="bfloat16",
             architecture=architecture,
         )

@@ -15,7 +15,7 @@ from kosine_kernels.cuda import kernels
 __all__ = ["CHAINING", "Compiled", "argument_types", "compile_kernel"]
 
 WARP = 32
-CHAINING = 90  # the compute capability that can, times ten
+CHAINING = 90  # the least architecture whose kernels can be started ahead
 HALF, WHOLE, INDEX = "*half", "*fp32", "*i32"
 # The type behind each address or number that a kernel takes, in its order.
 SIGNATURES: Mapping[str, Mapping[str, str]] = {
@@ -116,19 +116,18 @@ def compile_kernel(
     """The kernel of that name in `kosine_kernels.cuda.kernels`; Triton keeps a cache of them.
 
     Args:
-        constants: Its upper-case parameters but CHAINED, which the architecture decides.
+        constants: Its upper-case parameters. CHAINED needs an architecture from CHAINING on.
         dtype: "float16", "bfloat16" or "float32", of what `SIGNATURES` calls half.
         architecture: The GPU's compute capability times ten, such as 90.
         warps: Of a block.
         stages: How many tiles are under way to shared memory at once.
     """
     function = getattr(kernels, name)
-    constants = {**constants, "CHAINED": architecture >= CHAINING}
     types = argument_types(name, constants, dtype)
     source = ASTSource(
         function,
         types | dict.fromkeys(constants, "constexpr"),
-        constants,
+        dict(constants),
         # Every address that is passed is a multiple of 16 bytes.
         {
             (number,): [["tt.divisibility", 16]]

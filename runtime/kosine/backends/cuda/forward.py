@@ -23,11 +23,12 @@ ACTIVATE_COLUMNS = 1_024  # of a row that one program takes
 POOL_COLUMNS, POOL_ROWS = 128, 16
 CHAINED_TOKENS = 1_024  # above it kernels are long, and their gaps short
 C_TYPES = {"fp32": ctypes.c_float, "i32": ctypes.c_int}
-# Up to so many rows products are kernels of our own, see `_narrow`: (columns, depth, warps,
-# stages) of a program, and the parts that it cuts the depth of a layer's last product into.
-NARROW_TOKENS = 64
+# Up to so many rows products are kernels of our own, see `_narrow`: (columns, depth, warps) of a
+# program, and the parts that the depth is cut into where the sum can wait.
+NARROW_TOKENS = 128
 NARROW_ROWS = 64  # of a program
-NARROW = (32, 128, 4, 4)
+NARROW = (32, 128, 4)
+NARROW_STAGES = 6, 4  # for one program's rows, and for more
 NARROW_PARTS = 4
 NO_NORM = Norm("", 0.0, bias=False)
 
@@ -345,6 +346,9 @@ class Forward:
     ) -> None:
         """Put a kernel of `kosine_kernels.cuda.kernels` on the stream."""
         dtype = dtype or self._dtype
+        # The first of all follows no kernel.
+        chained = self._chained and name != "embed"
+        constants = {**constants, "CHAINED": chained}
         key = (name, dtype, warps, stages, *constants.values())
         if key not in self._kernels:
             compiled = compile_kernel(
@@ -365,8 +369,7 @@ class Forward:
             compiled.threads,
             compiled.shared,
             ((*arguments, 0, 0), tuple(types)),
-            # The first of all follows no kernel.
-            chained=self._chained and name != "embed",
+            chained=chained,
         )
 
     def _multiply(self, name: str, rows: int, x: int, out: int) -> None:
@@ -400,7 +403,7 @@ class Forward:
     ) -> int:
         """out = activation(linear(x)) in a kernel of our own; in how many parts."""
         linear = self._weights.linear[name]
-        columns, depth, warps, stages = NARROW
+        columns, depth, warps = NARROW
         while linear.inner % (depth * parts):
             depth, parts = (depth // 2, parts) if depth > 16 else (NARROW[1], parts // 2)
         height = min(NARROW_ROWS, max(16, _power(rows)))
@@ -419,7 +422,7 @@ class Forward:
                 "ACTIVATION": activation,
             },
             warps=warps,
-            stages=stages,
+            stages=NARROW_STAGES[rows > height],
         )
         return parts
 
