@@ -272,6 +272,8 @@ class CudaBackend:
 
 
 def _piece(batch: Packed, positions: Int32, begin: int, end: int) -> tuple[Packed, Int32]:
+    if end - begin == len(batch):
+        return batch, positions
     first, last = batch.starts[begin], batch.starts[end]
     skip = None if batch.skip is None else batch.skip[begin:end]
     piece = Packed(batch.ids[first:last], batch.starts[begin : end + 1] - first, skip)

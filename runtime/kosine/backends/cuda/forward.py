@@ -324,6 +324,7 @@ class Forward:
                 "RESIDUAL": residual != 0,
             },
             dtype=dtype,
+            warps=2,
         )
 
     def _norm(self, norm: Norm) -> tuple[int, int]:
@@ -449,7 +450,7 @@ def _tile(rows: int, head_size: int) -> tuple[int, int, int]:
         return 16, 1, 2
     if head_size > 128:
         return 32, 8, 2
-    return 64, 4 if rows == TILES[1] else 8, 3
+    return (32, 4, 3) if rows == TILES[1] else (64, 8, 3)
 
 
 def _power(width: int) -> int:

@@ -14,11 +14,11 @@ from kosine.packed import Int32, Packed
 __all__ = ["MAX_SENTENCES", "Shape", "cut", "shape_of", "token_steps"]
 
 MAX_SENTENCES = 2_048  # in one graph
-SENTENCE_STEPS = (1, 8, 64, 256, 1_024, MAX_SENTENCES)
+SENTENCE_STEPS = (1, 8, 64, 256, 512, 1_024, MAX_SENTENCES)
 # Rows of q that one program of attention takes: the least that tensor cores multiply, what pays
 # where sentences are longer, and what pays where they are long.
 TILES = (16, 64, 128)
-SHORT, LONG = 32, 256  # tokens of a sentence, on average
+SHORT, LONG = 40, 256  # tokens of a sentence, on average
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,16 @@ class Shape:
         at["skip"][count:] = 0
         tiles = -(-batch.lengths // self.tile)
         ends = np.cumsum(tiles)
-        sentence = np.repeat(np.arange(count, dtype=np.int32), tiles)
-        number = len(sentence)
-        at["tile_sentence"][:number] = sentence
+        number = int(ends[-1])
+        if number == count:  # a tile each
+            at["tile_sentence"][:number] = np.arange(count, dtype=np.int32)
+            at["tile_begin"][:number] = batch.starts[:-1]
+        else:
+            sentence = np.repeat(np.arange(count, dtype=np.int32), tiles)
+            within = np.arange(number, dtype=np.int32) - (ends - tiles)[sentence]
+            at["tile_sentence"][:number] = sentence
+            at["tile_begin"][:number] = batch.starts[sentence] + self.tile * within
         at["tile_sentence"][number:] = -1
-        within = np.arange(number, dtype=np.int32) - (ends - tiles)[sentence]
-        at["tile_begin"][:number] = batch.starts[sentence] + self.tile * within
         at["tile_begin"][number:] = 0
 
 
@@ -127,6 +131,9 @@ def cut(starts: Int32, max_tokens: int) -> Iterator[tuple[int, int]]:
     MAX_SENTENCES sentences, of which each alone fits.
     """
     begin, count = 0, len(starts) - 1
+    if starts[-1] <= max_tokens and count <= MAX_SENTENCES:
+        yield 0, count
+        return
     while begin < count:
         end = int(np.searchsorted(starts, starts[begin] + max_tokens, "right")) - 1
         end = min(max(end, begin + 1), begin + MAX_SENTENCES, count)
