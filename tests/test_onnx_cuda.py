@@ -282,12 +282,13 @@ class TestRefusals:
         assert threading.active_count() == before
 
 
+@pytest.fixture(scope="module", params=["float16", "float32"])
+def backend(bundle, request):
+    return OnnxCudaBackend(bundle, dtype=request.param)
+
+
 class TestOnAGpu:
     pytestmark = needs(missing_provider())
-
-    @pytest.fixture(scope="class", params=["float16", "float32"])
-    def backend(self, bundle, request):
-        return OnnxCudaBackend(bundle, dtype=request.param)
 
     def test_parity(self, backend, canary):
         least = {"float16": 0.9998, "float32": 0.999999}[backend.dtype]

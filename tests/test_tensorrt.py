@@ -236,22 +236,25 @@ class TestClosing:
         assert np.abs(backend.run(canary.batch).vectors - right.vectors).max() <= 1e-6
 
 
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plans") / "sample.kosine"
+    export(SAMPLE, path, targets=("onnx", "onnx-fp16", "tensorrt-fp16"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(real):
+    return kosine.load(real, backend="tensorrt")
+
+
+@pytest.fixture(scope="module")
+def reference(real):
+    return Canary.read(Bundle(real))
+
+
 class TestOnAGpu:
     pytestmark = needs(missing_tensorrt())
-
-    @pytest.fixture(scope="class")
-    def real(self, tmp_path_factory):
-        path = tmp_path_factory.mktemp("plans") / "sample.kosine"
-        export(SAMPLE, path, targets=("onnx", "onnx-fp16", "tensorrt-fp16"))
-        return path
-
-    @pytest.fixture(scope="class")
-    def encoder(self, real):
-        return kosine.load(real, backend="tensorrt")
-
-    @pytest.fixture(scope="class")
-    def reference(self, real):
-        return Canary.read(Bundle(real))
 
     def test_parity(self, encoder, reference):
         for _ in range(4):  # plain, captured, replayed

@@ -20,6 +20,7 @@ from kosine_kernels.steps import Attention, Dense, Embed, FeedForward, Linear, N
 __all__ = ["Forward"]
 
 ACTIVATE_COLUMNS = 1_024  # of a row that one program takes
+ROW_WARP = 1_024  # columns of a row that a warp takes
 POOL_COLUMNS, POOL_ROWS = 128, 16
 CHAINED_TOKENS = 1_024  # above it kernels are long, and their gaps short
 C_TYPES = {"fp32": ctypes.c_float, "i32": ctypes.c_int}
@@ -196,6 +197,7 @@ class Forward:
                 "INNER_RMS": more.norm.rms,
                 "KEEPS_X": norm is None or norm.keeps_x,
             },
+            warps=4 if more.parts > 1 else max(1, _power(width) // ROW_WARP),
         )
 
     def _attend(self, step: Attention, shape: Shape, at: Mapping[str, int], y: int) -> _Added:
