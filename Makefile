@@ -234,7 +234,7 @@ clean:
 .venvs/gpu/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venvs/gpu
 	PIP_CONSTRAINT=constraints.txt .venvs/gpu/bin/python -m pip --disable-pip-version-check \
-	  --quiet install -e '.[gpu,export,bench]' cuda-python pytest hypothesis
+	  --quiet install -e '.[gpu,cuda,export,bench]' pytest hypothesis
 	-PIP_CONSTRAINT=constraints.txt .venvs/gpu/bin/python -m pip --disable-pip-version-check \
 	  --quiet install -e '.[tensorrt]'
 	@touch $@

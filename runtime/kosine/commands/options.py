@@ -37,7 +37,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="auto",
         metavar="DEV",
-        help="auto (the CPU; the first GPU for tensorrt), cpu, cuda, cuda:N",
+        help="auto (the CPU; the first GPU for cuda and tensorrt), cpu, cuda, cuda:N",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads inside one call")
 
