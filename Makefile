@@ -68,17 +68,19 @@ sanitize: .venv/.test
 	  kosine_kernels as k; k.__path__.insert(0, "build/sanitize"); import pytest; \
 	  sys.exit(pytest.main(sys.argv[1:]))' -m "not slow" tests/test_kernels_*.py tests/test_native.py
 
+# In two processes, a file of tests in one of them: the full-size ones take up to 6 GB each.
+TEST_PROCESSES ?= 2
+IN_PROCESSES = -n $(TEST_PROCESSES) --dist loadfile --benchmark-disable
+
 # Needs no PyTorch, and does not look at it where it is. mypy reads all of it under `make lint`.
 check: .venv/.check native
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy runtime/kosine kernels/kosine_kernels
-	.venv/bin/python -m pytest -q --without-torch -m "not slow and not long" $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -q $(IN_PROCESSES) --without-torch -m "not slow and not long" $(PYTEST_ARGS)
 
-# In two processes, a file of tests in one of them: the full-size ones take up to 6 GB each.
-TEST_PROCESSES ?= 2
 test: .venv/.test native .venvs/optimum/.done
-	.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --benchmark-disable $(PYTEST_ARGS)
+	.venv/bin/python -m pytest $(IN_PROCESSES) $(PYTEST_ARGS)
 
 # `make test` runs on fixed seeds. What fails here is printed with the line that repeats it; it
 # becomes a case of its test.
@@ -186,7 +188,7 @@ clean:
 	@touch $@
 
 .venv/.check: .venv/.build
-	PIP_CONSTRAINT=constraints.txt $(PIP) install ruff mypy pytest pytest-benchmark hypothesis
+	PIP_CONSTRAINT=constraints.txt $(PIP) install ruff mypy pytest pytest-xdist pytest-benchmark hypothesis
 	@touch $@
 
 # torch first and by version: what is asked for plain torch later takes it as it is, and no

@@ -61,11 +61,21 @@ def pytest_configure(config: pytest.Config) -> None:
             sys.modules[name] = None  # type: ignore[assignment]  # what `import` calls missing
 
 
+def is_long(path: Path) -> bool:
+    return path.stem.removeprefix("test_") in LONG or path.parent.name == "bench"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file all of whose tests would be left out: that takes many seconds."""
+    left_out = "not long" in config.option.markexpr and is_long(collection_path)
+    return True if left_out else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what is long and what needs PyTorch, and leave this out where that is asked for."""
     left = []
     for item in items:
-        if item.path.stem.removeprefix("test_") in LONG or item.path.parent.name == "bench":
+        if is_long(item.path):
             item.add_marker("long")
         if needs_torch(item):
             item.add_marker("torch")
