@@ -39,7 +39,7 @@ FLOORS = [
         "counting",
         "encode_options",
     },
-    {"sentence_transformer", "heads"},
+    {"sentence_transformer", "encoding_stages", "heads"},
     {"encoder"},
     {"loading", "serving", "jobs"},
     {"__init__", "batcher_stats", "testing"},

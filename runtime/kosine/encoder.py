@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal, Unpack, overload
@@ -11,7 +10,7 @@ import numpy as np
 
 from kosine.backend import Backend
 from kosine.bundle import Bundle
-from kosine.computing import compute_finite, compute_in_batches
+from kosine.computing import compute_in_batches
 from kosine.counting import Counter, Counts
 from kosine.encode_options import (
     DOCUMENT_PROMPTS,
@@ -22,10 +21,11 @@ from kosine.encode_options import (
     Vector,
     check_options,
 )
-from kosine.errors import InputError, UnknownPrompt
+from kosine.encoding_stages import EncodingStages, whole_number
+from kosine.errors import InputError
 from kosine.heads import Outputs
-from kosine.packed import Float32, Output, Packed, Pooled, TokenWeights
 from kosine.packed import Matrix as FloatMatrix
+from kosine.packed import Output, TokenWeights
 from kosine.progress import progress_bar
 from kosine.quantization import (
     INTEGERS,
@@ -38,14 +38,14 @@ from kosine.quantization import (
 from kosine.sentence_transformer import SentenceTransformerNames
 from kosine.tensors import as_asked
 from kosine.texts import as_texts
-from kosine.tokenizer import MAX_TEXT_BYTES, Tokenized, Tokenizer
+from kosine.tokenizer import MAX_TEXT_BYTES
 
 __all__ = ["DOCUMENT_PROMPTS", "WINDOW", "Encoder"]
 
 WINDOW = 2048  # texts tokenised and sorted together while a long input streams through
 
 
-class Encoder(SentenceTransformerNames):
+class Encoder(EncodingStages, SentenceTransformerNames):
     """A loaded bundle on a backend. Threads may call it together.
 
     A pickle holds the bundle's path, the sha256 of its manifest, and the options that `load` was
@@ -71,18 +71,11 @@ class Encoder(SentenceTransformerNames):
     ) -> None:
         if max_batch_tokens is None:
             max_batch_tokens = backend.batch_tokens
-        max_batch_tokens = _whole_number("max_batch_tokens", max_batch_tokens)
-        max_text_bytes = _whole_number("max_text_bytes", max_text_bytes)
-        self.bundle = bundle
-        self.backend = backend
-        self.manifest = bundle.manifest
-        self.dim = bundle.manifest.dim
-        self.max_tokens = bundle.manifest.max_tokens
+        max_batch_tokens = whole_number("max_batch_tokens", max_batch_tokens)
+        super().__init__(bundle, backend, whole_number("max_text_bytes", max_text_bytes))
         self.max_batch_tokens = max_batch_tokens
         self.normalize_embeddings = normalize_embeddings
-        self._tokenizer = Tokenizer(bundle, max_text_bytes, backend.threads)
         self._recipe: tuple[Any, ...] | None = None
-        self._counter = Counter(self.max_tokens)
 
     # Text in, vectors out
 
@@ -108,11 +101,7 @@ class Encoder(SentenceTransformerNames):
     ) -> Matrix: ...
     @overload
     def encode(  # type: ignore[overload-overlap]
-        self,
-        sentences: str,
-        *,
-        output: Literal["sparse"],
-        **options: Unpack[TokenOptions],
+        self, sentences: str, *, output: Literal["sparse"], **options: Unpack[TokenOptions]
     ) -> TokenWeights: ...
     @overload
     def encode(
@@ -124,19 +113,11 @@ class Encoder(SentenceTransformerNames):
     ) -> list[TokenWeights]: ...
     @overload
     def encode(  # type: ignore[overload-overlap]
-        self,
-        sentences: str,
-        *,
-        output: Literal["multi"],
-        **options: Unpack[TokenOptions],
+        self, sentences: str, *, output: Literal["multi"], **options: Unpack[TokenOptions]
     ) -> FloatMatrix: ...
     @overload
     def encode(
-        self,
-        sentences: Iterable[str],
-        *,
-        output: Literal["multi"],
-        **options: Unpack[TokenOptions],
+        self, sentences: Iterable[str], *, output: Literal["multi"], **options: Unpack[TokenOptions]
     ) -> list[FloatMatrix]: ...
     @overload
     def encode(
@@ -234,7 +215,7 @@ class Encoder(SentenceTransformerNames):
         prefix = self.prompt_text(prompt_name, prompt)
         dim = self._checked_dim(truncate_dim)
         if batch_size is not None:
-            batch_size = _whole_number("batch_size", batch_size)
+            batch_size = whole_number("batch_size", batch_size)
         if precision not in PRECISIONS:
             quantize(np.empty((0, 8), np.float32), precision, None)
         if ranges is None and precision in INTEGERS:
@@ -265,86 +246,6 @@ class Encoder(SentenceTransformerNames):
         dense = as_asked(vectors, convert_to_numpy, convert_to_tensor)
         return dense if outputs is None else outputs.result(dense, single)
 
-    # The stages of `encode`, for schedulers
-
-    def prepare(
-        self,
-        texts: str | Iterable[str],
-        *,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        truncate: bool = True,
-    ) -> Tokenized:
-        """Tokenise texts; see `Tokenizer.tokenize` for the errors."""
-        if not isinstance(texts, list):
-            texts = list(as_texts(texts, "texts")[0])
-        prefix = self.prompt_text(prompt_name, prompt)
-        tokenized = self._tokenizer.tokenize(texts, prefix, truncate=truncate)
-        self._counter.count_tokenized(tokenized)
-        return tokenized
-
-    def compute(self, batch: Packed) -> Pooled:
-        """Run packed sentences in one call of the backend, however many tokens they have.
-
-        Raises:
-            NonFiniteVector: `indices` are the rows that came out NaN or infinite.
-            BackendError: The backend failed, or gave vectors of another shape.
-        """
-        return compute_finite(self.backend, batch, self.dim)
-
-    def finish(
-        self,
-        pooled: Pooled,
-        *,
-        truncate_dim: int | None = None,
-        normalize_embeddings: bool = True,
-    ) -> Float32:
-        """(n, d) float32 from what a backend returned: truncate, then normalise.
-
-        With `normalize_embeddings=False` the length that the model gave is multiplied back,
-        unless the checkpoint itself normalises.
-        """
-        dim = self._checked_dim(truncate_dim)
-        vectors = pooled.vectors
-        if dim < self.dim:
-            vectors = vectors[:, :dim]
-            if normalize_embeddings:
-                lengths = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
-                return np.asarray(vectors / np.maximum(lengths, np.float32(1e-12)), np.float32)
-        if not normalize_embeddings and not self.manifest.spec.normalize:
-            vectors = vectors * pooled.norms[:, None]
-        return np.ascontiguousarray(vectors)
-
-    # What is known of the model and of the texts so far
-
-    @overload
-    def count_tokens(  # type: ignore[overload-overlap]
-        self, sentences: str, prompt_name: str | None = ..., prompt: str | None = ...
-    ) -> int: ...
-    @overload
-    def count_tokens(
-        self, sentences: Iterable[str], prompt_name: str | None = ..., prompt: str | None = ...
-    ) -> list[int]: ...
-    def count_tokens(
-        self,
-        sentences: str | Iterable[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-    ) -> int | list[int]:
-        """Tokens before truncation, special tokens and prompt included; an int for a str.
-
-        Raises:
-            TextError, UnknownPrompt, InputError: As `encode`; a text over `max_text_bytes` too.
-        """
-        texts, single, _ = as_texts(sentences)
-        counts = self._tokenizer.count(list(texts), self.prompt_text(prompt_name, prompt))
-        return counts[0] if single else counts
-
-    def counts(self) -> dict[str, int]:
-        """Since loading: texts, tokens, truncated_texts, unknown_tokens, and of int8 and uint8
-        vectors integer_components and how many of these were clipped, clipped_components."""
-        return self._counter.read()
-
     @property
     def fingerprint(self) -> str:
         """32 hex digits that change whenever the vectors may: store them beside the vectors.
@@ -354,28 +255,6 @@ class Encoder(SentenceTransformerNames):
         changes no more than rounding: the machine, its ISA level, the number of threads.
         """
         return self.manifest.fingerprint(self.backend.name, self.backend.dtype)
-
-    def prompt_text(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
-        """What is put in front of a text: `prompt`, else the named prompt, else the default."""
-        if prompt is not None:
-            if not isinstance(prompt, str):
-                raise InputError(
-                    f"prompt is a {type(prompt).__name__}", limit="a str", remedy="pass a str"
-                )
-            return prompt
-        if prompt_name is None:
-            prompt_name = self.manifest.default_prompt_name
-            if prompt_name is None:
-                return ""
-        try:
-            return self.manifest.prompts[prompt_name]
-        except (KeyError, TypeError):
-            known = ", ".join(map(repr, self.manifest.prompts)) or "none"
-            raise UnknownPrompt(
-                f"unknown prompt name {prompt_name!r}",
-                limit=f"the bundle has: {known}",
-                remedy="pass prompt='...' as text, or export with --prompt NAME=TEXT",
-            ) from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._recipe is None:
@@ -402,11 +281,6 @@ class Encoder(SentenceTransformerNames):
             f"max_tokens={self.max_tokens} {self.backend.name}/{self.backend.dtype}>"
         )
 
-    def _checked_dim(self, truncate_dim: int | None) -> int:
-        if truncate_dim is None:
-            return self.dim
-        return _whole_number("truncate_dim", truncate_dim, most=self.dim)
-
     def _ranges(self, dim: int, normalize: bool) -> Ranges | None:
         """Integer ranges from the bundle; they are those of unit vectors."""
         if normalize or (self.manifest.spec.normalize and dim == self.dim):
@@ -418,20 +292,3 @@ def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
     iterator = iter(texts)
     while window := list(islice(iterator, WINDOW)):
         yield window
-
-
-def _whole_number(name: str, value: Any, most: int | None = None) -> int:
-    """An int from 1 to `most`; NumPy's are taken, booleans are not."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-        if number < 1 or (most is not None and number > most):
-            raise ValueError
-    except (TypeError, ValueError):
-        raise InputError(
-            f"{name} is {value!r}",
-            limit="at least 1" if most is None else f"1 to {most}",
-            remedy="leave it out for the default",
-        ) from None
-    return number
