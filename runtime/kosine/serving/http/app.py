@@ -28,15 +28,22 @@ from kosine.errors import DeadlineExceeded
 from kosine.serving.http.models import Model, Models
 from kosine.serving.http.problems import Problem, problem_of, told
 from kosine.serving.http.settings import Keys, Settings
-from kosine.serving.http.wire import JSON, Receive, Reply, check_nesting, decode, read_body
+from kosine.serving.http.wire import (
+    Receive,
+    Reply,
+    Send,
+    check_media,
+    check_nesting,
+    decode,
+    read_body,
+    send_reply,
+)
 
 __all__ = ["Call", "Endpoint", "Service"]
 
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 logger = logging.getLogger("kosine.http")
-
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +205,13 @@ class Service:
             except Exception as error:  # noqa: BLE001 - whatever it is, it is answered
                 reply = self._refusal(error, shape, call)
             status = reply.status
-            await self._send(reply, call, scope, send)
+            await send_reply(reply, call.request_id, scope, send)
         except asyncio.CancelledError:
             # The client went away, or the time for draining is over.
             status = 499
             problem = Problem("unavailable", "the service is ending; retry", retry_after=1.0)
-            await self._send(self._refusal(problem, shape, call), call, scope, send)
+            reply = self._refusal(problem, shape, call)
+            await send_reply(reply, call.request_id, scope, send)
         finally:
             self.in_progress -= 1
         seconds = time.monotonic() - call.started
@@ -271,15 +279,7 @@ class Service:
                 retry_after=1.0,
                 close=True,
             )
-        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        if kind != JSON:
-            raise Problem(
-                "unsupported_media_type",
-                "the body must be JSON; send the header Content-Type: application/json",
-                close=True,
-            )
-        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise Problem("unsupported_media_type", "the body must not be compressed", close=True)
+        check_media(headers)
         data = await read_body(receive, headers, settings.max_body)
         check_nesting(data, settings.max_depth, settings.max_items + 64)
         return decode(endpoint.decoder, data, endpoint.remedies)
@@ -297,26 +297,3 @@ class Service:
             )
         status, data = told(problem, shape)
         return Reply(data, status, headers=problem.headers)
-
-    async def _send(
-        self, reply: Reply, call: Call, scope: MutableMapping[str, Any], send: Send
-    ) -> None:
-        headers = [
-            (b"content-type", reply.media),
-            (b"x-request-id", call.request_id),
-            (b"x-content-type-options", b"nosniff"),
-            *reply.headers,
-        ]
-        body = reply.body
-        if not isinstance(body, bytes) and scope["http_version"] == "1.0":
-            body = b"".join(body)
-        if isinstance(body, bytes):
-            headers.append((b"content-length", str(len(body)).encode()))
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        if isinstance(body, bytes):
-            await send({"type": "http.response.body", "body": body})
-            return
-        for piece in body:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await asyncio.sleep(0)  # others are served between the pieces
-        await send({"type": "http.response.body", "body": b""})

@@ -20,13 +20,16 @@ __all__ = [
     "JSON",
     "Receive",
     "Reply",
+    "Send",
     "base64_rows",
+    "check_media",
     "check_nesting",
     "decode",
     "float_rows",
     "in_pieces",
     "json_reply",
     "read_body",
+    "send_reply",
 ]
 
 JSON: Final = b"application/json"
@@ -39,6 +42,7 @@ TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 
 Body = TypeVar("Body")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -60,6 +64,23 @@ class Reply:
 
 def json_reply(value: Any, status: int = 200) -> Reply:
     return Reply(msgspec.json.encode(value), status)
+
+
+def check_media(headers: Mapping[bytes, bytes]) -> None:
+    """Refuse what is not plain JSON.
+
+    Raises:
+        Problem: Another Content-Type, or a Content-Encoding.
+    """
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if kind != JSON:
+        raise Problem(
+            "unsupported_media_type",
+            "the body must be JSON; send the header Content-Type: application/json",
+            close=True,
+        )
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise Problem("unsupported_media_type", "the body must not be compressed", close=True)
 
 
 async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
@@ -185,3 +206,28 @@ def in_pieces(
         yield after if len(vectors) else before + after
 
     return b"".join(pieces()) if len(vectors) <= ROWS_PER_PIECE else pieces()
+
+
+async def send_reply(
+    reply: Reply, request_id: bytes, scope: MutableMapping[str, Any], send: Send
+) -> None:
+    """The answer's head and body; pieces are sent as such where HTTP/1.1 is spoken."""
+    headers = [
+        (b"content-type", reply.media),
+        (b"x-request-id", request_id),
+        (b"x-content-type-options", b"nosniff"),
+        *reply.headers,
+    ]
+    body = reply.body
+    if not isinstance(body, bytes) and scope["http_version"] == "1.0":
+        body = b"".join(body)
+    if isinstance(body, bytes):
+        headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    if isinstance(body, bytes):
+        await send({"type": "http.response.body", "body": body})
+        return
+    for piece in body:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await asyncio.sleep(0)  # others are served between the pieces
+    await send({"type": "http.response.body", "body": b""})
