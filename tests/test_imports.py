@@ -27,6 +27,8 @@ FLOORS = [
         "tensors",
         "texts",
         "native_search",
+        "spec_fields",
+        "first_tokens",
         "token_scores",
     },
     {"bundle", "scoring"},

@@ -21,7 +21,7 @@ from tokenizers import (
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from hostile import small_bundle
-from kosine import tokenizer as tokenizer_module
+from kosine import first_tokens as guards
 from kosine.bundle import Bundle
 from kosine.errors import TextError, TextTooLong
 from kosine.tokenizer import MAX_TEXT_BYTES, Tokenizer
@@ -212,7 +212,7 @@ def test_wherever_the_cap_falls(base, monkeypatch, kind, piece, guard, guarded):
     if not guarded:
         longest = max(len(t.content) for t in theirs.get_added_tokens_decoder().values())
         spoiled = {"UNSETTLED_TOKENS": -4 * longest, "_parted": lambda _text, _at: True}
-        monkeypatch.setattr(tokenizer_module, guard, spoiled[guard])
+        monkeypatch.setattr(guards, guard, spoiled[guard])
     text = piece * 8 + " 가 나 다" * 100
     expected = runtime(base, theirs, 10**6).tokenize([text]).batch.ids.tolist()
     wrong = cut = 0

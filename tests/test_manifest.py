@@ -24,7 +24,8 @@ from kosine.bundle.manifest import (
 from kosine.bundle.plans import PlanProfile, TensorRTPlan
 from kosine.bundle.typed_json import build
 from kosine.errors import KosineError, ManifestError, SchemaTooNew
-from kosine.spec import Buckets, Dense, EncoderSpec, Heads, Norm, Pooling, leaves
+from kosine.spec import Buckets, Dense, EncoderSpec, Heads, Norm, Pooling
+from kosine.spec_fields import leaves
 from specs import spec_of_sizes
 
 SMALL = small_manifest().spec

@@ -17,7 +17,8 @@ from kosine.bundle import Bundle
 from kosine.bundle.canary import GATES, Canary, replay
 from kosine.errors import BackendError, BackendUnavailable, UnknownOption
 from kosine.packed import Packed
-from kosine.spec import Dense, Norm, leaves
+from kosine.spec import Dense, Norm
+from kosine.spec_fields import leaves
 from kosine_kernels import engine
 from native_machine import each_table, needs_native
 

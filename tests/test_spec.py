@@ -10,7 +10,8 @@ import pytest
 
 from kosine.bundle.tensorfile import TensorEntry
 from kosine.errors import UnsupportedCheckpoint
-from kosine.spec import Dense, EncoderSpec, Heads, Norm, leaves, unsupported
+from kosine.spec import Dense, EncoderSpec, Heads, Norm
+from kosine.spec_fields import leaves, unsupported
 from kosine_export.graph.block import RUNS
 from kosine_export.graph.packed import packed_graph
 from kosine_export.graph.padded import model_graph

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from kosine.bundle import Bundle
 from kosine.bundle.tokenizerscan import MAX_TOKENIZER_BYTES, scan_tokenizer
 from kosine.errors import KosineError, ManifestError, TextError, TextTooLong, UnsafeBundle
 from kosine.exit_gate import EXIT_GATE
+from kosine.first_tokens import first_tokens, tokenizer_failure
 from kosine.packed import Packed
 from kosine.texts import as_str, check_characters
 from kosine.threads import share
@@ -25,8 +25,6 @@ MAX_TEXT_BYTES = 262_144
 # What a thread takes at a time when a call's texts are shared out: some milliseconds of work,
 # against which starting a thread costs nothing. Less than two such pieces stay with the caller.
 PIECE_CHARACTERS = 4_096
-# Tokens after a cut that are looked at and not used: what comes later may still change them.
-UNSETTLED_TOKENS = 16
 FRAME = ("cls", "sep")  # around a text; decoders have the second alone
 
 
@@ -143,7 +141,13 @@ class Tokenizer:
                         limit=f"at most {self.max_text_bytes} bytes, prompt included",
                         remedy="shorten it, or let it be truncated with truncate=True",
                     )
-                heads[i] = self._head_ids(part, name)
+                ids = first_tokens(self._tokenizer, part, self.max_tokens)
+                if ids is None:
+                    raise self._too_long(
+                        f"{name}, and no word of its first {self.max_text_bytes} bytes ends after "
+                        f"token {self.max_tokens}"
+                    )
+                heads[i] = ids
                 part = ""
             full.append(part)
         sequences = self._ids(full)
@@ -217,38 +221,7 @@ class Tokenizer:
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as error:
-            raise _failure(error, len(texts)) from error
-
-    def _head_ids(self, part: str, name: str) -> list[int]:
-        """More than `max_tokens` ids that the text begins with, and its last special token.
-
-        Args:
-            part: The first `max_text_bytes` bytes of a longer text.
-            name: The text's position and length, for errors.
-        """
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        unsettled = UNSETTLED_TOKENS + 4 * max((len(token.content) for token in added), default=0)
-        size = 16 * self.max_tokens
-        while True:
-            # Words that end well before the prefix does are those of the whole text, and their
-            # tokens with them: every pre-tokenizer there is decides by the next few characters.
-            head = part[:size]
-            try:
-                encoding = self._tokenizer.encode(head)
-            except (KeyboardInterrupt, SystemExit, MemoryError):
-                raise
-            except BaseException as error:
-                raise _failure(error, 1) from error
-            ids, words, offsets = encoding.ids, encoding.word_ids, encoding.offsets
-            for end in range(self.max_tokens, len(ids) - 1 - unsettled):
-                if words[end - 1] != words[end] and _parted(head, offsets[end - 1][1]):
-                    return [*ids[:end], ids[-1]]
-            if size >= len(part):
-                raise self._too_long(
-                    f"{name}, and no word of its first {self.max_text_bytes} bytes ends after "
-                    f"token {self.max_tokens}"
-                )
-            size *= 2
+            raise tokenizer_failure(error, len(texts)) from error
 
     def _checked(self, text: str, index: int, prompt: str) -> tuple[str, bool]:
         """Prompt and text, or what of them may be tokenised; and whether that is all."""
@@ -303,29 +276,3 @@ def _pieces(texts: list[str]) -> Iterator[list[str]]:
             piece, size = [], 0
     if piece:
         yield piece
-
-
-def _parted(text: str, at: int) -> bool:
-    """Whether no normalizer joins what stands before `at` and what follows.
-
-    Combining marks, Hangul vowels and finals and characters without a shape of their own
-    belong to what is before them; spaces belong to a special token that follows them.
-    """
-    before, after = text[at - 1], text[at]
-    if before.isspace() or unicodedata.category(before)[0] not in "LMNPS":
-        return False
-    if after.isspace():
-        return True
-    first = unicodedata.normalize("NFKD", after)[0]
-    if "\u1160" <= first <= "\u11ff" or "\ud7b0" <= first <= "\ud7ff":
-        return False
-    kind = unicodedata.category(first)
-    return kind[0] in "LNPS" and kind != "Sk"
-
-
-def _failure(error: BaseException, texts: int) -> TextError:
-    """A panic in the Rust code derives from BaseException; what it says may quote the text."""
-    return TextError(
-        f"the tokenizer failed on {texts} texts: {type(error).__name__}",
-        remedy="encode them one by one to find the text, and report it",
-    )

@@ -18,8 +18,8 @@ from kosine.spec import (
     FeedForward,
     Norm,
     PoolingMode,
-    unsupported,
 )
+from kosine.spec_fields import unsupported
 from kosine_export.graph.emit import Graph
 
 __all__ = ["MASKED", "RUNS", "Sight", "embed", "layers", "reads_places", "require_supported"]

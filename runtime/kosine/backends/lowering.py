@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 from kosine.errors import BackendError
 from kosine.positions import distance_buckets
-from kosine.spec import Block, Buckets, EncoderSpec, PoolingMode, unsupported
+from kosine.spec import Block, Buckets, EncoderSpec, PoolingMode
 from kosine.spec import Norm as SpecNorm
+from kosine.spec_fields import unsupported
 from kosine_kernels.steps import (
     Attention,
     Dense,
