@@ -17,6 +17,7 @@ FLOORS = (
     {"checkpoint"},
     {"parity", "ecosystem"},
     {"manifest", "verify", "triton"},
+    {"assembly"},
     {"export"},
     {"command"},
 )
