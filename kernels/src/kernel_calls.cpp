@@ -13,6 +13,7 @@
 
 #include "arena.h"
 #include "cpu.h"
+#include "guarded_call.h"
 #include "schedule.h"
 
 namespace nb = nanobind;
@@ -28,86 +29,6 @@ using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::devi
 using Result = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 constexpr std::size_t kNoWindow = std::size_t{1} << 24;
-constexpr std::size_t kArenaBytes = std::size_t{1} << 30;  // a limit: guarded buffers map alone
-
-// One table and the guarded buffers of one call.
-class Call {
- public:
-  Call(const std::string& dtype, const std::string& isa, const std::string& guard)
-      : kernels(select_kernels(dtype_named(dtype), isa)), arena_(kArenaBytes, guard_named(guard)) {
-    if (guard_named(guard) == Guard::kNone) throw std::invalid_argument("guard is 'none'");
-  }
-
-  const Kernels& kernels;
-
-  // (rows, width) floats as activations, rows row_elements(round_up(width, 16)) apart.
-  char* activations(const float* from, std::size_t rows, std::size_t width, const float* smooth) {
-    const std::size_t whole = kernels.staged ? round_up(width, 16) : width;
-    const std::size_t stride = kernels.row_elements(whole);
-    char* to = arena_.take<char>(rows * stride * kernels.activation);
-    if (kernels.staged) {
-      kernels.round({.x = floats(from, rows, width, whole),
-                     .ldx = whole,
-                     .rows = rows,
-                     .width = whole,
-                     .smooth = smooth == nullptr ? nullptr : floats(smooth, 1, width, whole),
-                     .out = to,
-                     .ldo = stride});
-      return to;
-    }
-    return stored(from, rows, width, stride, to);
-  }
-
-  // (rows, width) floats one by one as activations of a table that is not staged, rows `stride`
-  // elements apart.
-  char* stored(const float* from, std::size_t rows, std::size_t width, std::size_t stride,
-               char* to = nullptr) {
-    if (to == nullptr) to = arena_.take<char>(rows * stride * kernels.activation);
-    for (std::size_t i = 0; i < rows; ++i) {
-      for (std::size_t j = 0; j < width; ++j) {
-        put(to + (i * stride + j) * kernels.activation, from[i * width + j]);
-      }
-    }
-    return to;
-  }
-
-  float* floats(const float* from, std::size_t rows, std::size_t width, std::size_t stride) {
-    auto* to = arena_.take<float>(rows * stride);
-    for (std::size_t i = 0; i < rows && from != nullptr; ++i) {
-      std::memcpy(to + i * stride, from + i * width, width * sizeof(float));
-    }
-    return to;
-  }
-
-  char* room(std::size_t bytes) { return arena_.take<char>(bytes); }
-
-  float get(const char* at) const {
-    if (kernels.activation == sizeof(float)) return read<float>(at);
-    const std::uint32_t bits = static_cast<std::uint32_t>(read<std::uint16_t>(at)) << 16;
-    return read<float>(reinterpret_cast<const char*>(&bits));
-  }
-
- private:
-  template <class T>
-  static T read(const char* at) {
-    T value;
-    std::memcpy(&value, at, sizeof value);
-    return value;
-  }
-
-  void put(char* at, float value) const {
-    if (kernels.activation == sizeof(float)) {
-      std::memcpy(at, &value, sizeof value);
-      return;
-    }
-    auto bits = read<std::uint32_t>(reinterpret_cast<const char*>(&value));
-    bits += 0x7fff + (bits >> 16 & 1);  // to nearest even; tests hold no NaN against this
-    const auto upper = static_cast<std::uint16_t>(bits >> 16);
-    std::memcpy(at, &upper, sizeof upper);
-  }
-
-  Arena arena_;
-};
 
 // (rows, width) to Python; `get(i, j)` gives the elements.
 template <class Get>
@@ -141,7 +62,7 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
                  const Weight& weight, const Row& bias, const Rows& out,
                  const std::string& epilogue, const std::string& guard,
                  const std::optional<Row>& scale, const std::optional<Row>& smooth) {
-  Call call(dtype, isa, guard);
+  GuardedCall call(dtype, isa, guard);
   const Kernels& kernels = call.kernels;
   const std::size_t rows = a.shape(0), depth = a.shape(1), columns = weight.shape(1);
   const bool bytes = weight.dtype() == nb::dtype<std::int8_t>();
@@ -196,7 +117,7 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
 // Rows of an int8 table's activations, byte for byte: (rows, row_elements(width)).
 Result call_quantize(const std::string& isa, const Rows& x, const std::optional<Row>& smooth,
                      const std::string& guard) {
-  Call call("int8", isa, guard);
+  GuardedCall call("int8", isa, guard);
   const std::size_t rows = x.shape(0), width = x.shape(1);
   need(width % 16 == 0, "the width of x is not a multiple of 16");
   need(!smooth.has_value() || smooth->shape(0) == width, "smooth does not fit");
@@ -212,7 +133,7 @@ std::pair<Result, Result> call_layer_norm(const std::string& dtype, const std::s
                                           const Rows& x, const Row& gain, const Row& bias,
                                           float eps, const std::string& guard,
                                           bool keeps_x, bool rms) {
-  Call call(dtype, isa, guard);
+  GuardedCall call(dtype, isa, guard);
   const std::size_t rows = x.shape(0), width = x.shape(1);
   need(width % 16 == 0 && gain.shape(0) == width && bias.shape(0) == width,
        "x, gain and bias do not fit, or their width is not a multiple of 16");
@@ -243,7 +164,7 @@ std::pair<Result, Result> call_layer_norm(const std::string& dtype, const std::s
 Result call_norm_rows(const std::string& dtype, const std::string& isa, const Rows& x,
                       const Row& gain, const Row& bias, float eps, bool rms, const Rows& out,
                       bool adds, const std::string& guard) {
-  Call call(dtype, isa, guard);
+  GuardedCall call(dtype, isa, guard);
   const std::size_t rows = x.shape(0), width = x.shape(1);
   need(width % 16 == 0 && gain.shape(0) == width && bias.shape(0) == width &&
            out.shape(0) == rows && out.shape(1) == width,
@@ -267,7 +188,7 @@ Result call_norm_rows(const std::string& dtype, const std::string& isa, const Ro
 
 Result call_round(const std::string& dtype, const std::string& isa, const Rows& x,
                   const std::string& guard) {
-  Call call(dtype, isa, guard);
+  GuardedCall call(dtype, isa, guard);
   const std::size_t rows = x.shape(0), width = x.shape(1);
   need(width % 16 == 0, "the width of x is not a multiple of 16");
   need(!call.kernels.quantized, "rows of an int8 table are read by `quantize`");
@@ -291,7 +212,7 @@ Result call_attention(const std::string& dtype, const std::string& isa, const Ro
                       const Rows& k, const Rows& v, const std::string& guard,
                       std::size_t window, bool causal, const std::optional<Row>& distances,
                       std::size_t parts) {
-  Call call(dtype, isa, guard);
+  GuardedCall call(dtype, isa, guard);
   const std::size_t length = q.shape(0), head_size = q.shape(1);
   need(head_size % 16 == 0 && head_size <= 256, "the head size is not a multiple of 16 to 256");
   need(length != 0, "there are no rows");
