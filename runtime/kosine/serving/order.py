@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import OrderedDict
-from itertools import count
 
 from kosine.serving.request import Call
 
 __all__ = ["Deadlines", "Level"]
-
-# The heap is rebuilt when settled calls outnumber the others and this.
-SWEEP_AT = 64
 
 
 class Level:
@@ -29,39 +24,35 @@ class Level:
 
 
 class Deadlines:
-    """The deadlines of calls with an open future."""
+    """The calls with a deadline and an open future.
+
+    Looked through once for each time that the earliest goes, not once for each call.
+    """
 
     def __init__(self) -> None:
-        self._calls: set[Call] = set()
-        # It orders them. Entries of other calls are passed over.
-        self._heap: list[tuple[float, int, Call]] = []
-        self._serial = count()
+        self._calls: dict[Call, None] = {}
+        self._earliest: float | None = math.inf  # None where it has to be looked up
 
     def watch(self, call: Call) -> None:
         """A call came in."""
-        if len(self._heap) > SWEEP_AT + 2 * len(self._calls):
-            self.rebuild()
-        self._calls.add(call)
-        heapq.heappush(self._heap, (call.deadline, next(self._serial), call))
+        self._calls[call] = None
+        if self._earliest is not None and call.deadline < self._earliest:
+            self._earliest = call.deadline
 
     def forget(self, call: Call) -> None:
         """No future of a call is open any more."""
-        self._calls.discard(call)
+        self._calls.pop(call, None)
+        if call.deadline == self._earliest:
+            self._earliest = None
 
     def passed(self, now: float) -> list[Call]:
-        """Take out the calls whose deadline has passed; some of them may have been forgotten."""
-        late: list[Call] = []
-        while self._heap and self._heap[0][0] <= now:
-            late.append(heapq.heappop(self._heap)[2])
-        return late
+        """The calls whose deadline has passed; they stay until they are forgotten."""
+        if self.earliest() > now:
+            return []
+        return [call for call in self._calls if call.deadline <= now]
 
     def earliest(self) -> float:
         """The earliest deadline; infinite if there is none."""
-        while self._heap and self._heap[0][2] not in self._calls:
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else math.inf
-
-    def rebuild(self) -> None:
-        """Order the calls anew: a killed thread may have left a half-done step."""
-        self._heap = [(call.deadline, next(self._serial), call) for call in self._calls]
-        heapq.heapify(self._heap)
+        if self._earliest is None:
+            self._earliest = min([call.deadline for call in self._calls], default=math.inf)
+        return self._earliest

@@ -279,7 +279,6 @@ class Queue:
         self.tokens = sum(text.tokens for text in texts)
         self.nbytes = sum(text.call.sizes[text.place] for text in texts)
         self.requests = len({text.future for text in texts})
-        self._deadlines.rebuild()
 
     def _discharge(self, call: Call, requests: int, texts: int, tokens: int, nbytes: int) -> None:
         """So much of a call no longer waits."""
