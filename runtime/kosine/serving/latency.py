@@ -21,14 +21,8 @@ class LatencyModel:
     """
 
     def __init__(self, window: int = 50) -> None:
-        self._window = window
-        self._recent: deque[tuple[int, float]] = deque()
-        self._observed = 0
-        # Of n, s, n*n, n*s and s*s, where n are the tokens of a batch and s its seconds.
-        self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)
-        self.per_token_s = 0.0
-        self.per_batch_s = 0.0
-        self.spread_s = 0.0
+        self._recent: deque[tuple[int, float]] = deque(maxlen=window)
+        self.per_token_s = self.per_batch_s = self.spread_s = 0.0
 
     def __bool__(self) -> bool:
         """Whether anything was measured yet."""
@@ -38,25 +32,12 @@ class LatencyModel:
         """Remember that a batch of `tokens` took `seconds`."""
         recent = self._recent
         recent.append((tokens, seconds))
-        n, s, nn, ns, ss = self._sums
-        # Written out: this runs once per batch, and the fastest batches take microseconds.
-        n, s = n + tokens, s + seconds
-        nn, ns, ss = nn + tokens * tokens, ns + tokens * seconds, ss + seconds * seconds
-        if len(recent) > self._window:
-            tokens, seconds = recent.popleft()
-            n, s = n - tokens, s - seconds
-            nn, ns, ss = nn - tokens * tokens, ns - tokens * seconds, ss - seconds * seconds
-        self._observed += 1
-        if self._observed % self._window == 0:
-            # Adding and subtracting floats for ever would drift.
-            n, s = math.fsum(n for n, _ in recent), math.fsum(s for _, s in recent)
-            nn = math.fsum(n * n for n, _ in recent)
-            ns = math.fsum(n * s for n, s in recent)
-            ss = math.fsum(s * s for _, s in recent)
-        self._sums = (n, s, nn, ns, ss)
-        self._fit(len(recent), n, s, nn, ns, ss)
-
-    def _fit(self, count: int, n: float, s: float, nn: float, ns: float, ss: float) -> None:
+        count = len(recent)
+        # Sums of the tokens n and seconds s of the batches, and of their products.
+        n = s = nn = ns = ss = 0.0
+        for tokens, seconds in recent:
+            n, s = n + tokens, s + seconds
+            nn, ns, ss = nn + tokens * tokens, ns + tokens * seconds, ss + seconds * seconds
         spread = nn - n * n / count
         slope, offset = (s / n if n else 0.0), 0.0
         # Sizes that hardly differ say nothing about the slope.
