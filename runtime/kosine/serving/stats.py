@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
 from typing import Any, Final
 
 __all__ = ["BatcherStats", "Counters", "Health", "Histogram", "HistogramSnapshot"]
@@ -120,30 +121,20 @@ class BatcherStats:
         return self.cache_hits / max(1, self.cache_hits + self.cache_misses)
 
 
-@dataclass(slots=True)
-class Counters:
-    """The batcher's own, mutable count; changed only while its lock is held."""
+# Read when a snapshot is taken; all other whole numbers are counted.
+GAUGES: Final = ("queue_requests", "queue_tokens", "queue_bytes", "running_tokens")
+COUNTED: Final = tuple(
+    each.name for each in fields(BatcherStats) if each.type == "int" and each.name not in GAUGES
+)
 
-    submitted: int = 0
-    completed: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    expired: int = 0
-    shed: int = 0
-    batches: int = 0
-    batch_tokens: int = 0
-    batch_texts: int = 0
-    bisections: int = 0
-    truncated: int = 0
-    unknown: int = 0
-    worker_crashes: int = 0
-    cache_hits: int = 0
-    cache_misses: int = 0
-    cache_bytes: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    stages: dict[str, Histogram] = field(
-        default_factory=lambda: {stage: Histogram() for stage in STAGES}
-    )
+
+class Counters(SimpleNamespace):
+    """What a batcher has counted, by the names of `BatcherStats`; changed only under its lock."""
+
+    def __init__(self) -> None:
+        super().__init__(**dict.fromkeys(COUNTED, 0))
+        self.rejected: dict[str, int] = {}
+        self.stages = {stage: Histogram() for stage in STAGES}
 
     def reject(self, what: str) -> None:
         self.rejected[what] = self.rejected.get(what, 0) + 1
@@ -153,11 +144,6 @@ class Counters:
         counted = {name: getattr(self, name) for name in COUNTED}
         stages = {name: stage.snapshot() for name, stage in self.stages.items()}
         return BatcherStats(rejected=dict(self.rejected), stages=stages, **counted, **gauges)
-
-
-COUNTED: Final = tuple(
-    field.name for field in fields(Counters) if field.name not in ("rejected", "stages")
-)
 
 
 @dataclass(frozen=True, slots=True)
