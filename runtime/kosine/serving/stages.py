@@ -15,7 +15,6 @@ class Prepared(Protocol):
 
     Attributes:
         sentences: The token ids of each text, in order.
-        num_tokens: Of all texts.
         batch: All texts packed.
         truncated: How many were cut.
         unknown: How many of the tokens are unknown to the tokenizer.
@@ -24,8 +23,6 @@ class Prepared(Protocol):
 
     @property
     def sentences(self) -> Sequence[Sequence[int]]: ...
-    @property
-    def num_tokens(self) -> int: ...
     @property
     def batch(self) -> Packed: ...
     @property
