@@ -136,17 +136,9 @@ class Admission:
         counters = self._counters
         with lock:
             if prepared is not None:
-                call = Call(
-                    prepared.sentences,
-                    sizes,
-                    good,
-                    skip=prepared.skip,
-                    matrix=matrix,
-                    truncate_dim=truncate_dim,
-                    normalize_embeddings=normalize_embeddings,
-                    priority=priority,
-                    deadline=until,
-                )
+                waiting: list[BatchFuture[Any] | None] = [*good]
+                given = (prepared.sentences, sizes, waiting, prepared.skip, matrix)
+                call = Call(*given, (truncate_dim, normalize_embeddings), priority, until)
                 self._refuse(call.tokens, len(good), sum(sizes), priority, until, now)
                 self._workers.enqueue(call, now)
                 counters.truncated += prepared.truncated
@@ -224,7 +216,7 @@ class Admission:
     def _count_special_tokens(self) -> int:
         if self._workers.forked:
             raise forked_error()
-        return self._encoder.prepare([""], prompt="").num_tokens
+        return len(self._encoder.prepare([""], prompt="").sentences[0])
 
 
 def read_texts(value: str | Iterable[str]) -> tuple[list[str], list[int], bool]:
@@ -261,17 +253,11 @@ def to_tokens(
         if not separate:
             raise
     prepare = partial(encoder.prepare, prompt_name=prompt_name, prompt=prompt)
-    parts = [range(len(texts))]
-    while parts:
-        part = parts.pop()
+    for i, text in enumerate(texts):
         try:
-            prepare(texts[part.start : part.stop])
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is some text's
-            middle = (part.start + part.stop) // 2
-            if len(part) > 1:
-                parts += [range(middle, part.stop), range(part.start, middle)]
-            else:
-                failed[part.start] = error
+            prepare([text])
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this text's
+            failed[i] = error
     good = [text for i, text in enumerate(texts) if i not in failed]
     return (_counted(prepare(good), good) if good else None), failed
 

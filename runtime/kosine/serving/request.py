@@ -111,67 +111,54 @@ class BatchFuture(Future[Answer]):
             )
 
 
+@dataclass(slots=True, eq=False)
 class Call:
     """The texts of one `submit` or `submit_many`, and who waits for them.
 
-    Args:
+    Attributes:
         sentences: The token ids of each text.
         sizes: UTF-8 bytes of each text.
-        futures: One for each text, or with `matrix` one for all.
+        futures: One for each text, or with `matrix` one for all. None in the place of one that
+            was claimed while its text waited.
         skip: Leading tokens of each text that pooling leaves out.
         matrix: All texts are answered together, by one array (texts, dim).
-        truncate_dim: Dimensions to keep, or None.
-        normalize_embeddings: Vectors of length 1.
+        finish: truncate_dim and normalize_embeddings, as vectors are finished together.
         priority: Higher goes first.
         deadline: By the clock, in seconds; infinite where there is none.
-
-    Attributes:
-        finish: truncate_dim and normalize_embeddings, as vectors are finished together.
-        futures: None in the place of one that was claimed while its text waited.
+        arrived: When it came.
+        queued: When it came or was last served: what it is ordered by.
         next: The first text that was not taken.
+        rows: (texts, dim) float32 of a matrix, filled as texts are answered; None before.
         waiting: How many texts wait, those that nobody waits for left out.
         tokens: Of these.
         open: How many of its futures nobody has claimed.
         missing: How many texts are not answered.
-        rows: (texts, dim) float32 of a matrix, filled as texts are answered; None before.
-        arrived: When it came.
-        queued: When it came or was last served: what it is ordered by.
     """
 
-    __slots__ = (
-        *("arrived", "deadline", "finish", "futures", "matrix", "missing", "next", "open"),
-        *("priority", "queued", "rows", "sentences", "sizes", "skip", "tokens", "waiting"),
-    )
+    sentences: Sequence[Sequence[int]]
+    sizes: Sequence[int]
+    futures: list[BatchFuture[Any] | None]
+    skip: int = 0
+    matrix: bool = False
+    finish: tuple[int | None, bool] = (None, True)
+    priority: int = 0
+    deadline: float = math.inf
+    arrived: float = -math.inf
+    queued: float = -math.inf
+    next: int = 0
+    rows: Float32 | None = None
+    waiting: int = field(init=False)
+    tokens: int = field(init=False)
+    open: int = field(init=False)
+    missing: int = field(init=False)
 
-    def __init__(
-        self,
-        sentences: Sequence[Sequence[int]],
-        sizes: Sequence[int],
-        futures: Sequence[BatchFuture[Any]],
-        *,
-        skip: int = 0,
-        matrix: bool = False,
-        truncate_dim: int | None = None,
-        normalize_embeddings: bool = True,
-        priority: int = 0,
-        deadline: float = math.inf,
-    ) -> None:
-        self.sentences = sentences
-        self.skip = skip
-        self.sizes = sizes
-        self.futures: list[BatchFuture[Any] | None] = [*futures]
-        self.matrix = matrix
-        self.finish = (truncate_dim, normalize_embeddings)
-        self.priority = priority
-        self.deadline = deadline
-        self.arrived = self.queued = -math.inf
-        self.next = 0
-        self.waiting = self.missing = len(sizes)
-        self.tokens = sum(map(len, sentences))
-        self.open = len(futures)
-        self.rows: Float32 | None = None
-        for future in futures:
-            future.call = self
+    def __post_init__(self) -> None:
+        self.waiting = self.missing = len(self.sizes)
+        self.tokens = sum(map(len, self.sentences))
+        self.open = len(self.futures)
+        for future in self.futures:
+            if future is not None:
+                future.call = self
 
     def remaining(self) -> Iterator[Text]:
         """The texts that wait, in order."""
