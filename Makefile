@@ -68,19 +68,22 @@ sanitize: .venv/.test
 	  kosine_kernels as k; k.__path__.insert(0, "build/sanitize"); import pytest; \
 	  sys.exit(pytest.main(sys.argv[1:]))' -m "not slow" tests/test_kernels_*.py tests/test_native.py
 
-# In two processes, a file of tests in one of them: the full-size ones take up to 6 GB each.
+# In two processes, a file of tests in one of them: the full-size ones take up to 6 GB each. The
+# longest files come first (conftest.py). OpenMP's threads would wait for one another on processors
+# that the other process has: small models take PyTorch several times as long then.
 TEST_PROCESSES ?= 2
-IN_PROCESSES = -n $(TEST_PROCESSES) --dist loadfile --benchmark-disable
+IN_PROCESSES = -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --benchmark-disable
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 
 # Needs no PyTorch, and does not look at it where it is. mypy reads all of it under `make lint`.
 check: .venv/.check native
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy runtime/kosine kernels/kosine_kernels
-	.venv/bin/python -m pytest -q $(IN_PROCESSES) --without-torch -m "not slow and not long" $(PYTEST_ARGS)
+	$(PYTEST) -q $(IN_PROCESSES) --without-torch -m "not slow and not long" $(PYTEST_ARGS)
 
 test: .venv/.test native .venvs/optimum/.done
-	.venv/bin/python -m pytest $(IN_PROCESSES) $(PYTEST_ARGS)
+	$(PYTEST) $(IN_PROCESSES) $(PYTEST_ARGS)
 
 # `make test` runs on fixed seeds. What fails here is printed with the line that repeats it; it
 # becomes a case of its test.
