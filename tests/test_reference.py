@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kosine.spec import PoolingMode
-from kosine_kernels import reference
+from kosine_kernels import activations, reference
 from kosine_kernels.steps import Attention, Dense, Embed, FeedForward, Linear, Norm, Pool
 
 torch = pytest.importorskip("torch")
@@ -208,19 +208,19 @@ X = np.concatenate([np.linspace(-9, 9, 2001), [0.0, -0.0, 1e-300, 40.0, -40.0]])
 
 def test_erf_and_gelu():
     expected = np.array([math.erf(x) for x in X])
-    np.testing.assert_allclose(reference.erf(X), expected, rtol=4 * np.finfo(float).eps)
+    np.testing.assert_allclose(activations.erf(X), expected, rtol=4 * np.finfo(float).eps)
     theirs = torch.nn.functional.gelu(torch.tensor(X)).numpy()
-    np.testing.assert_allclose(reference.gelu(X), theirs, rtol=1e-12, atol=1e-15)
-    assert reference.gelu(X.astype(np.float32)).dtype == np.float32
+    np.testing.assert_allclose(activations.gelu(X), theirs, rtol=1e-12, atol=1e-15)
+    assert activations.gelu(X.astype(np.float32)).dtype == np.float32
     tanh = torch.nn.functional.gelu(torch.tensor(X), approximate="tanh").numpy()
-    assert np.abs(reference.gelu(X) - tanh).max() > 1e-4  # and not the other GELU
+    assert np.abs(activations.gelu(X) - tanh).max() > 1e-4  # and not the other GELU
 
 
 def test_a_nan_stays_one_and_alone():
     for x in (np.nan, -np.nan):
-        found = reference.gelu(np.array([1.0, x, -2.0]))
+        found = activations.gelu(np.array([1.0, x, -2.0]))
         np.testing.assert_array_equal(np.isnan(found), [False, True, False])
-    assert np.isnan(reference.erf(np.array([np.nan], np.float32))).all()
+    assert np.isnan(activations.erf(np.array([np.nan], np.float32))).all()
 
 
 def test_layer_norm():
@@ -234,6 +234,6 @@ def test_layer_norm():
 
 def test_names_that_do_not_exist():
     with pytest.raises(ValueError, match="activation 'swish'; known: identity"):
-        reference.activate(X, "swish")
+        activations.activate(X, "swish")
     with pytest.raises(ValueError, match="pooling 'median'; known: mean, cls, max"):
         run(make("bert"), "bert", SENTENCES, pooling="median")

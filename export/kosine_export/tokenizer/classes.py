@@ -25,6 +25,7 @@ from tokenizers import (
 
 from kosine.bundle.tokenizerscan import QWEN_SPLIT, Kind
 from kosine.errors import CorruptCheckpoint
+from kosine_export.tokenizer.hangul import has_hangul, spells_decomposed
 
 __all__ = [
     "CLASSES",
@@ -57,12 +58,6 @@ CLASSES: Mapping[str, Kind | None] = {
 GENERIC = "PreTrainedTokenizerFast"
 KEEP_FRAME = frozenset({"Qwen2Tokenizer", "GemmaTokenizer"})
 XLM_ROBERTA_UNKNOWN = 3  # transformers 5 takes this id, whatever the file says
-
-# Lower-casing strips accents, which decomposes Hangul: a vocabulary that cannot spell these
-# turns every syllable into [UNK].
-INITIAL_JAMO = tuple(chr(code) for code in range(0x1100, 0x1113))
-MEDIAL_JAMO = tuple(chr(code) for code in range(0x1161, 0x1176))
-HANGUL_SYLLABLES = ("\uac00", "\ud7a3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,17 +275,6 @@ def lowercases(
         "into [UNK] under this vocabulary"
     )
     return False, True
-
-
-def has_hangul(pieces: Mapping[str, int]) -> bool:
-    first, last = HANGUL_SYLLABLES
-    return any(first <= character <= last for token in pieces for character in token)
-
-
-def spells_decomposed(pieces: Mapping[str, int]) -> bool:
-    return all(jamo in pieces for jamo in INITIAL_JAMO) and all(
-        f"##{jamo}" in pieces for jamo in MEDIAL_JAMO
-    )
 
 
 def guarded(make: Callable[[], Tokenizer], source: str) -> Tokenizer:
