@@ -310,7 +310,7 @@ def test_a_canary_that_fails_at_export_names_no_bundle(
     def fails(*_args: object) -> None:
         raise ParityError("fails the canary", remedy="run `kosine verify` on the bundle")
 
-    monkeypatch.setattr(export_module, "check_canary", fails)
+    monkeypatch.setattr("kosine_export.assembly.check_canary", fails)
     with pytest.raises(ParityError, match="no bundle was written") as caught:
         export(checkpoint, tmp_path / "out.kosine")
     assert "kosine verify" not in str(caught.value)
