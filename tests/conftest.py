@@ -20,25 +20,26 @@ SAMPLE = ROOT / "export" / "sample"
 SHARED = ROOT.parent / "shared"
 # Files of tests that take many seconds of CPU, or start many processes: not for `make check`.
 LONG = {
-    "backend", "backends_auto", "batcher_model", "batcher_promises", "bench_contestant",
-    "bench_contestant_state", "bench_gpu", "bench_isa_levels", "bench_load", "bench_machines",
-    "bench_pictures", "bench_report", "bench_run", "bench_service", "bench_tei", "bench_worker",
-    "bench_workload", "bundle_arrival", "bundle_hostile", "checkpoint", "cli", "cli_bad_input",
-    "completion", "docs", "e5", "ecosystem", "encoder_copies", "encoder_properties", "examples",
-    "exit_gate", "export", "families", "five", "fixed_seeds", "fork", "full_size", "gemma3",
-    "golden", "graph", "gte", "info", "int8", "jobs_compare", "jobs_embed", "kernels_amx",
-    "kernels_engine", "kernels_int8", "kernels_native", "kernels_process", "libraries", "limits",
-    "long_texts", "minilm", "native", "onnx_cuda", "onnx_session", "optimum", "parity",
-    "prefork_memory", "qwen3", "readme", "referee", "sentence_transformer", "serve_clients",
-    "serve_hostile", "serve_life", "serve_limits", "serve_openai", "serve_page", "serve_reload",
-    "serve_routes", "serving", "tensorrt", "tensorrt_export", "tokenizer", "tokenizer_classes",
-    "tokenizer_files", "torch_needed", "triton", "types", "variants", "verify",
+    "backend", "backends_auto", "batcher_model", "batcher_promises", "batcher_soak",
+    "bench_contestant", "bench_contestant_state", "bench_gpu", "bench_isa_levels", "bench_load",
+    "bench_machines", "bench_pictures", "bench_report", "bench_run", "bench_service",
+    "bench_tei", "bench_worker", "bench_workload", "bundle_arrival", "bundle_hostile",
+    "checkpoint", "cli", "cli_bad_input", "completion", "docs", "e5", "ecosystem",
+    "encoder_copies", "encoder_properties", "examples", "exit_gate", "export", "families",
+    "five", "fixed_seeds", "fork", "full_size", "gemma3", "golden", "graph", "gte", "info",
+    "int8", "jobs_compare", "jobs_embed", "kernels_amx", "kernels_engine", "kernels_int8",
+    "kernels_native", "kernels_process", "libraries", "limits", "long_texts", "minilm",
+    "native", "onnx_cuda", "onnx_session", "optimum", "parity", "prefork_memory", "qwen3",
+    "readme", "referee", "sentence_transformer", "serve_clients", "serve_hostile", "serve_life",
+    "serve_limits", "serve_openai", "serve_page", "serve_reload", "serve_routes", "serving",
+    "tensorrt", "tensorrt_export", "tokenizer", "tokenizer_classes", "tokenizer_files",
+    "torch_needed", "triton", "types", "variants", "verify",
 }  # fmt: skip
 
 # The files that take longest, in order: with two processes they begin first, and none is left to
 # one process alone in the end.
 FIRST = (
-    "e5", "batcher_promises", "full_size", "modernbert", "kernels_engine", "kernels_native",
+    "e5", "batcher_soak", "full_size", "modernbert", "kernels_engine", "kernels_native",
     "minilm", "int8", "ecosystem", "kernels_int8", "encoder_properties", "export",
 )  # fmt: skip
 

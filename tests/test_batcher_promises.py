@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import subprocess
 import sys
@@ -20,13 +19,12 @@ from kosine.errors import NonFiniteVector
 from kosine.packed import Packed
 from kosine.serving.queue import Queue
 from kosine.serving.workers import Workers
-from kosine.testing import FakeBackend, FakeEncoder, linear_cost
+from kosine.testing import FakeEncoder, linear_cost
 from kosine_bench.load.simulation import capacity_tps, simulate
-from kosine_bench.reliability import concurrency, kills, overload, soak
+from kosine_bench.reliability import concurrency, kills, overload
 
 # 5 to 63 tokens each.
 LOAD = ["x" * int(n) for n in np.random.default_rng(7).integers(4, 63, 12_000)]
-SOAK_SECONDS = float(os.environ.get("KOSINE_SOAK_SECONDS", "180"))
 
 linux_only = pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="memory and descriptors are read from /proc"
@@ -251,26 +249,3 @@ def test_the_batcher_s_own_work_is_of_the_order_of_a_naive_one_s():
             break
     assert ratios["submit_many_over_naive"] >= 0.8
     assert ratios["submit_over_naive"] >= 0.25
-
-
-@pytest.mark.slow
-@linux_only
-def test_soak():
-    """Mixed faults for `KOSINE_SOAK_SECONDS` (180): nothing unexplained, everything flat."""
-    figures = soak.soak(SOAK_SECONDS)
-    show("soak", figures)
-    assert figures["unexplained"] == 0, figures["first_unexplained"]
-    assert soak.flat_and_explained(figures)
-
-
-@linux_only
-def test_the_soak_notices_a_wrong_vector():
-    class Wrong(FakeBackend):
-        def vectors(self, batch):
-            rows = super().vectors(batch)
-            return rows[::-1].copy() if len(rows) > 2 else rows
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(soak, "lean_backend", lambda **options: Wrong(**{**options, "faults": None}))
-        figures = soak.soak(1.0)
-    assert figures["unexplained"] > 0
