@@ -92,6 +92,19 @@ def close(a, b, atol=2e-6):
 # Forms of input
 
 
+def test_on_a_gpu_windows_are_tokenised_ahead_and_nothing_else_changes(small):
+    texts = [f"{TEXTS[i % 5]} {i}" for i in range(2 * WINDOW + 7)]
+    here, ahead = Stub(), Stub()
+    ahead.device = "cuda:0"
+    found = [small(backend).encode(texts) for backend in (here, ahead)]
+    np.testing.assert_array_equal(*found)
+    assert here.batches == ahead.batches
+    texts[WINDOW + 5] = None
+    for backend in (here, ahead):
+        with pytest.raises(TextError, match=rf"{WINDOW + 5}\b"):
+            small(backend).encode(texts)
+
+
 def test_a_str_gives_one_dimension(sample):
     vector = sample.encode(TEXTS[0])
     assert vector.shape == (sample.dim,)

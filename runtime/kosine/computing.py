@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,10 @@ from kosine.batching import split_batches
 from kosine.errors import BackendError, NonFiniteVector
 from kosine.packed import Float32, Packed, Pooled
 
-__all__ = ["calls", "compute_finite", "compute_in_batches", "not_finite_error"]
+__all__ = ["calls", "compute_finite", "compute_in_batches", "not_finite_error", "one_ahead"]
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 def compute_finite(backend: Backend, batch: Packed, dim: int) -> Pooled:
@@ -108,3 +112,28 @@ def not_finite_error(bad: tuple[int, ...], pooled: Pooled) -> NonFiniteVector:
         limit="finite numbers",
         remedy="run `kosine verify` on the bundle, or choose dtype='float32'",
     )
+
+
+def one_ahead(
+    make: Callable[[Item], Made], items: Iterable[Item], *, threaded: bool
+) -> Iterator[Made]:
+    """`map(make, items)`; threaded, the next one is made while its user is busy with this one.
+
+    Items are read in the caller's thread, one more than was asked for; `make` runs in another,
+    one at a time and in order, and raises where its value would have come. An item that is alone
+    is made without a thread.
+    """
+    iterator = iter(items)
+    for first in iterator:
+        second = next(iterator, None) if threaded else None
+        if second is None:
+            yield make(first)
+            continue
+        with ThreadPoolExecutor(1, thread_name_prefix="kosine-ahead") as pool:
+            waiting: Future[Made] = pool.submit(make, first)
+            coming: Item | None = second
+            while coming is not None:
+                after = pool.submit(make, coming)
+                yield waiting.result()
+                waiting, coming = after, next(iterator, None)
+            yield waiting.result()

@@ -10,7 +10,7 @@ import numpy as np
 
 from kosine.backend import Backend
 from kosine.bundle import Bundle
-from kosine.computing import compute_in_batches
+from kosine.computing import compute_in_batches, one_ahead
 from kosine.counting import Counter, Counts
 from kosine.encode_options import (
     DOCUMENT_PROMPTS,
@@ -223,10 +223,14 @@ class Encoder(EncodingStages, SentenceTransformerNames):
         counts = Counts()
         parts = [quantize(np.empty((0, dim), np.float32), precision, ranges)]
         with progress_bar(total, show_progress_bar, WINDOW) as bar:
-            for window in _windows(texts):
-                tokenized = self._tokenizer.tokenize(
-                    window, prefix, truncate=truncate, first=counts.texts
-                )
+            # While a GPU computes, this process has nothing to do; on a CPU engine it computes.
+            for tokenized in one_ahead(
+                lambda part: self._tokenizer.tokenize(
+                    part[1], prefix, truncate=truncate, first=part[0]
+                ),
+                _windows(texts),
+                threaded=self.backend.device != "cpu",
+            ):
                 counts.add(tokenized)
                 limits = self.max_batch_tokens, batch_size, int if bar is None else bar.update
                 if outputs is None:
@@ -288,7 +292,9 @@ class Encoder(EncodingStages, SentenceTransformerNames):
         return None  # lengths are not calibrated: `quantize` asks for ranges
 
 
-def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
-    iterator = iter(texts)
+def _windows(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Texts that are tokenised and sorted together, and how many came before them."""
+    iterator, before = iter(texts), 0
     while window := list(islice(iterator, WINDOW)):
-        yield window
+        yield before, window
+        before += len(window)

@@ -29,7 +29,7 @@ from kosine.errors import BackendError, BackendUnavailable, KosineError, Missing
 from kosine.exit_gate import awaited_at_exit
 from kosine.packed import Float32, Int32, Packed, Pooled
 from kosine.positions import position_ids
-from kosine.spec import unsupported
+from kosine.spec_fields import unsupported
 from kosine.threads import usable_cpus
 
 if TYPE_CHECKING:
