@@ -40,7 +40,9 @@ BYTES_TABLES = (
     ("w8a16", "avx512"),
     ("w8a16", "avx512_bf16"),
     ("int8", "avx2"),
+    ("int8", "avx_vnni"),
     ("int8", "avx512_vnni"),
+    ("int8", "avx512_bf16"),
 )
 MISSING = "" if engine.isa_levels() else "the native module is not in this build"
 

@@ -127,7 +127,7 @@ def test_weights_of_bytes_on_korean_sentences(exported: tuple[Exported, Exported
     assert done.manifest.int8 is not None
     assert done.manifest.int8.bytes_only_share <= 0.05
     left, right, human = read_pairs(str(shared("data/korsts-dev.tsv")), "sentence1,sentence2,score")
-    for isa in ("avx2", "avx512_vnni"):
+    for isa in ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16"):
         if not why_not("int8", isa):
             assert check_products(done.path, isa, left[:24]) == 48
     more = read_pairs(str(shared("data/korsts-train.tsv")), "sentence1,sentence2,score")

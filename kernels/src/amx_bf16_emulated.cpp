@@ -5,10 +5,12 @@
 
 #include "dot_bfloat16.h"
 #include "dot_float32.h"
+#include "heads_bfloat16.h"
 
 namespace {
 using Dot = BfloatDot;
 using Output = Dot;
+using Heads = BfloatHeads;
 }
 
 #include "amx_gemm.h"

@@ -4,7 +4,8 @@
 // tiles of a group of rows one after another, while it is in the L2 cache:
 //
 //   1. Its keys are transposed into panels of two vectors of keys, the layout of a packed
-//      weight, zeros after the last key.
+//      weight, zeros after the last key. What else the products need of q, k and v is up to
+//      `Heads` (heads_float32.h, heads_bfloat16.h), which says what they multiply.
 //   2. For each tile of query rows: scores = q kT, then weights exp(score - the highest so far) in
 //      place, then context = weights v. What a row has from blocks before is multiplied by
 //      exp(highest before - highest now), and the block's is added.
@@ -25,9 +26,10 @@
 namespace {
 
 // Part of the arithmetic: a sum over keys is one of sums over blocks. A tile's scores, 14 rows of
-// it, are 28 KiB and stay in the L1 cache; its keys and values, 256 KiB for heads of 64, in L2.
+// it, are 28 KiB and stay in the L1 cache; its keys and values stay in L2: 256 KiB for heads of 64
+// in floats.
 constexpr std::size_t kKeyBlock = 512;
-constexpr std::size_t kGroupTiles = 336 / kTileRows;  // whose contexts stay in L2 beside them
+constexpr std::size_t kGroupTiles = Heads::kGroupRows / kTileRows;
 
 inline std::size_t padded_keys(std::size_t length) {
   return (length + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
@@ -57,6 +59,7 @@ struct AttentionRoom {
   // One cache line more than the keys, so that the rows of a tile do not fall into the same sets.
   std::size_t scores_stride() const { return keys + kLine / sizeof(float); }
   std::size_t scores() const { return kTileRows * scores_stride(); }
+  std::size_t panels(std::size_t head_size) const { return head_size / Heads::kWord * keys; }
   std::size_t distances() const { return group * kTileRows + keys + Vec::kLanes; }
   // What a tile keeps between blocks: contexts, the highest scores, the sums of weights.
   std::size_t kept(std::size_t head_size) const {
@@ -66,27 +69,30 @@ struct AttentionRoom {
 
 std::size_t attention_scratch(std::size_t length, std::size_t head_size) {
   const AttentionRoom room(length);
-  return head_size * room.keys + room.scores() + room.distances() +
-         room.group * room.kept(head_size);
+  return room.panels(head_size) + Heads::value_room(room.keys, head_size) + room.scores() +
+         Heads::query_room(head_size) + room.distances() + room.group * room.kept(head_size);
 }
 
-// keys (length, head_size) -> for each pair of key vectors a panel (head_size, 2 vectors); the
-// last panel is one vector wide where the number of key vectors is odd.
+// keys (length, head_size) -> for each pair of key vectors a panel (words of a head, 2 vectors);
+// the last panel is one vector wide where the number of key vectors is odd.
 inline void transpose_keys(const float* k, std::size_t ld, std::size_t length,
                            std::size_t head_size, float* to) {
   constexpr std::size_t kLanes = Vec::kLanes;
-  const std::size_t padded = padded_keys(length);
+  const std::size_t padded = padded_keys(length), words = head_size / Heads::kWord;
   for (std::size_t first = 0; first < padded; first += kLanes) {
     const std::size_t panel = first / (2 * kLanes) * (2 * kLanes);
     const std::size_t width = padded - panel < 2 * kLanes ? kLanes : 2 * kLanes;
-    float* column = to + panel * head_size + (first - panel);
-    for (std::size_t d = 0; d < head_size; d += kLanes) {
+    float* column = to + panel * words + (first - panel);
+    for (std::size_t word = 0; word < words; word += kLanes) {
       Vec block[kLanes];
       for (std::size_t i = 0; i < kLanes; ++i) {
-        block[i] = first + i < length ? Vec::load(k + (first + i) * ld + d) : Vec::zero();
+        block[i] = first + i < length
+                       ? Heads::key_words(k + (first + i) * ld, word * Heads::kWord, head_size)
+                       : Vec::zero();
       }
       transpose(block);
-      for (std::size_t i = 0; i < kLanes; ++i) block[i].store(column + (d + i) * width);
+      const std::size_t count = words - word < kLanes ? words - word : kLanes;
+      for (std::size_t i = 0; i < count; ++i) block[i].store(column + (word + i) * width);
     }
   }
 }
@@ -125,27 +131,14 @@ inline float softmax_row(float* scores, std::size_t length, float scale, float& 
   const float top = largest(max(max(tops[0], tops[1]), max(tops[2], tops[3])));
   const float before = highest;
   if (!(before > top)) highest = top;
-  const Vec most = Vec::all(highest);
-  const Vec factor = Vec::all(scale);
-  Vec sums = Vec::zero();
-  for (i = 0; i < whole; i += kLanes) {
-    const Vec weight = exp_negative((Vec::load(scores + i) - most) * factor);
-    weight.store(scores + i);
-    sums = sums + weight;
-  }
-  if (i < length) {
-    const Vec weight = exp_negative((Vec::load(scores + i) - most) * factor);
-    const Vec kept = keep(weight, length - i, Vec::zero());
-    kept.store(scores + i);
-    sums = sums + kept;
-  }
+  const float sums = Heads::weigh(scores, length, highest, scale);
   if (total == 0.0f) {  // nothing came before
-    total = sum(sums);
+    total = sums;
     return 0.0f;
   }
   float change[kLanes];
-  exp_negative(Vec::all((before - highest) * scale)).store(change);
-  total = __builtin_fmaf(total, change[0], sum(sums));
+  Heads::exp(Vec::all((before - highest) * scale)).store(change);
+  total = __builtin_fmaf(total, change[0], sums);
   return change[0];
 }
 
@@ -178,10 +171,11 @@ inline float softmax_window(const kosine::AttentionArgs& args, float* scores, Ke
   if (own.begin < own.end) {
     for (; i < own.begin; ++i) scores[i - seen.begin] = -__builtin_inff();
     factor = softmax_row(scores, own.end - seen.begin, scale, highest, total);
-    for (i = seen.begin; i < own.begin; ++i) scores[i - seen.begin] = 0.0f;
+    Heads::clear_weights(scores, 0, own.begin - seen.begin);
     i = own.end;
   }
-  for (; i < seen.end; ++i) scores[i - seen.begin] = 0.0f;
+  const std::size_t words = (seen.end - seen.begin + Heads::kWord - 1) / Heads::kWord;
+  Heads::clear_weights(scores, i - seen.begin, words * Heads::kWord);
   return factor;
 }
 
@@ -200,6 +194,8 @@ inline void spread_distances(const kosine::AttentionArgs& args, std::ptrdiff_t f
 struct KeyBlock {
   Keys keys;            // those that are packed, from a whole panel on
   const float* panels;
+  const float* values;  // as `Heads` packs them
+  float* queries;       // room for those of a tile
   float* scores;        // (kTileRows, keys)
   std::size_t stride;   // of scores
   // What distances add: at [i] for the key `i` after the first, seen from row `last_row`; from the
@@ -217,19 +213,20 @@ void attention_rows(const kosine::AttentionArgs& args, const KeyBlock& block, st
   if (seen.begin >= seen.end) return;
   const bool first = seen.begin == all.begin, last = seen.end == all.end;
   const std::size_t stride = block.stride;
-  const char* q = reinterpret_cast<const char*>(args.q + row * args.ld);
+  const Panel q =
+      Heads::queries(args.q + row * args.ld, args.ld, R, args.head_size, block.queries);
+  const std::size_t words = args.head_size / Heads::kWord;
   const std::size_t count = seen.end - seen.begin, skipped = seen.begin - block.keys.begin;
   // Panels are two vectors wide, but for the block's last one.
   const std::size_t padded = padded_keys(block.keys.end - seen.begin);
   const std::size_t stop = padded_keys(count);
-  const float* panels = block.panels + skipped * args.head_size;
+  const float* panels = block.panels + skipped * words;
   float* const scores = block.scores;
   std::size_t key = 0;
   for (; key + 2 * kLanes <= padded && key < stop; key += 2 * kLanes) {
     Vec acc[R][2];
-    const auto* panel = reinterpret_cast<const char*>(panels + key * args.head_size);
-    multiply<FloatDot, R, 2, false>(acc, q, args.ld * sizeof(float), {panel, 2 * sizeof(Vec)},
-                                  args.head_size, {});
+    const auto* panel = reinterpret_cast<const char*>(panels + key * words);
+    multiply<Heads::Dot, R, 2, false>(acc, q.at, q.stride, {panel, 2 * sizeof(Vec)}, words, {});
     for (int r = 0; r < R; ++r) {
       acc[r][0].store(scores + r * stride + key);
       acc[r][1].store(scores + r * stride + key + kLanes);
@@ -237,9 +234,8 @@ void attention_rows(const kosine::AttentionArgs& args, const KeyBlock& block, st
   }
   if (key < stop) {
     Vec acc[R][1];
-    const auto* panel = reinterpret_cast<const char*>(panels + key * args.head_size);
-    multiply<FloatDot, R, 1, false>(acc, q, args.ld * sizeof(float), {panel, sizeof(Vec)},
-                                  args.head_size, {});
+    const auto* panel = reinterpret_cast<const char*>(panels + key * words);
+    multiply<Heads::Dot, R, 1, false>(acc, q.at, q.stride, {panel, sizeof(Vec)}, words, {});
     for (int r = 0; r < R; ++r) acc[r][0].store(scores + r * stride + key);
   }
 
@@ -267,7 +263,11 @@ void attention_rows(const kosine::AttentionArgs& args, const KeyBlock& block, st
   }
 
   const char* weights = reinterpret_cast<const char*>(scores);
-  const float* v = args.v + seen.begin * args.ld;
+  const std::size_t steps = (count + Heads::kWord - 1) / Heads::kWord;
+  const auto values = [&](std::size_t d) {
+    return Heads::values(args.v + block.keys.begin * args.ld, args.ld, block.values,
+                         block.keys.end - block.keys.begin, args.head_size, skipped, d);
+  };
   auto* out = static_cast<Output::Activation*>(args.out) + row * args.ldo;
   const auto settle = [&](Vec context, int r, std::size_t d) {
     float* const so_far = kept.context + r * args.head_size + d;
@@ -281,10 +281,7 @@ void attention_rows(const kosine::AttentionArgs& args, const KeyBlock& block, st
   std::size_t d = 0;
   for (; d + 2 * kLanes <= args.head_size; d += 2 * kLanes) {
     Vec acc[R][2];
-    multiply<FloatDot, R, 2, false>(acc, weights, stride * sizeof(float),
-                                  {reinterpret_cast<const char*>(v + d),
-                                   args.ld * sizeof(float)},
-                                  count, {});
+    multiply<Heads::Dot, R, 2, false>(acc, weights, stride * sizeof(float), values(d), steps, {});
     for (int r = 0; r < R; ++r) {
       settle(acc[r][0], r, d);
       settle(acc[r][1], r, d + kLanes);
@@ -292,10 +289,7 @@ void attention_rows(const kosine::AttentionArgs& args, const KeyBlock& block, st
   }
   if (d < args.head_size) {
     Vec acc[R][1];
-    multiply<FloatDot, R, 1, false>(acc, weights, stride * sizeof(float),
-                                  {reinterpret_cast<const char*>(v + d),
-                                   args.ld * sizeof(float)},
-                                  count, {});
+    multiply<Heads::Dot, R, 1, false>(acc, weights, stride * sizeof(float), values(d), steps, {});
     for (int r = 0; r < R; ++r) settle(acc[r][0], r, d);
   }
 }
@@ -319,8 +313,10 @@ inline void attend_tiles(const kosine::AttentionArgs& args, std::size_t begin, s
   const QueryTiles tiles{args.length};
   const std::size_t kept_size = room.kept(args.head_size);
   float* const panels = args.scratch;
-  float* const scores = panels + args.head_size * room.keys;
-  float* const added = scores + room.scores();
+  float* const values = panels + room.panels(args.head_size);
+  float* const scores = values + Heads::value_room(room.keys, args.head_size);
+  float* const queries = scores + room.scores();
+  float* const added = queries + Heads::query_room(args.head_size);
   float* const kept = added + room.distances();
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(args.head_size));
   for (std::size_t group = begin; group < end; group += room.group) {
@@ -331,7 +327,10 @@ inline void attend_tiles(const kosine::AttentionArgs& args, std::size_t begin, s
       const Keys keys = both(seen, {at, at + kKeyBlock});
       transpose_keys(args.k + keys.begin * args.ld, args.ld, keys.end - keys.begin,
                      args.head_size, panels);
-      KeyBlock block{keys, panels, scores, room.scores_stride(), nullptr, end_row - 1};
+      Heads::pack_values(args.v + keys.begin * args.ld, args.ld, keys.end - keys.begin,
+                         args.head_size, values);
+      KeyBlock block{keys,   panels,  values,      queries,
+                     scores, room.scores_stride(), nullptr, end_row - 1};
       if (args.distances != nullptr) {
         spread_distances(args, static_cast<std::ptrdiff_t>(keys.begin - block.last_row),
                          padded_keys(keys.end - keys.begin) + (end_row - row), added);

@@ -2,10 +2,12 @@
 #include "vec_avx2.h"
 
 #include "dot_float32.h"
+#include "heads_float32.h"
 
 namespace {
 using Dot = FloatDot;
 using Output = Dot;
+using Heads = FloatHeads;
 }
 
 #include "gemm.h"

@@ -3,10 +3,12 @@
 
 #include "dot_float32.h"
 #include "dot_w8a16.h"
+#include "heads_float32.h"
 
 namespace {
 using Dot = BytesDot<FloatDot>;
 using Output = FloatDot;
+using Heads = FloatHeads;
 }
 
 #include "gemm.h"

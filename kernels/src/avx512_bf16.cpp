@@ -3,10 +3,12 @@
 
 #include "dot_bfloat16.h"
 #include "dot_float32.h"
+#include "heads_bfloat16.h"
 
 namespace {
 using Dot = BfloatDot;
 using Output = Dot;
+using Heads = BfloatHeads;
 }
 
 #include "gemm.h"

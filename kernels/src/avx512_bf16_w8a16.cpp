@@ -4,10 +4,12 @@
 #include "dot_bfloat16.h"
 #include "dot_float32.h"
 #include "dot_w8a16.h"
+#include "heads_bfloat16.h"
 
 namespace {
 using Dot = BytesDot<BfloatDot>;
 using Output = FloatDot;
+using Heads = BfloatHeads;
 }
 
 #include "gemm.h"

@@ -3,10 +3,12 @@
 
 #include "dot_float32.h"
 #include "dot_int8_vnni.h"
+#include "heads_float32.h"
 
 namespace {
 using Dot = QuantizedDot<Int8>;
 using Output = FloatDot;
+using Heads = FloatHeads;
 }
 
 #include "gemm_int8.h"

@@ -16,6 +16,7 @@ struct Level {
 };
 constexpr Level kLevels[] = {
     {Isa::kAvx2, "avx2"},
+    {Isa::kAvxVnni, "avx_vnni"},
     {Isa::kAvx512, "avx512"},
     {Isa::kAvx512Vnni, "avx512_vnni"},
     {Isa::kAvx512Bf16, "avx512_bf16"},
@@ -28,8 +29,9 @@ bool emulated(Isa isa) { return isa == Isa::kAmxBf16Emulated; }
 
 // Best last.
 constexpr const Kernels* kTables[] = {
-    &kAvx2Float32,    &kAvx2W8A16,      &kAvx2Int8,        &kAvx512Float32, &kAvx512W8A16,
-    &kAvx512VnniInt8, &kAvx512Bfloat16, &kAvx512Bf16W8A16, &kAmxBfloat16,   &kAmxBfloat16Emulated};
+    &kAvx2Float32,     &kAvx2W8A16,      &kAvx2Int8,       &kAvxVnniInt8,
+    &kAvx512Float32,   &kAvx512W8A16,    &kAvx512VnniInt8, &kAvx512Bfloat16,
+    &kAvx512Bf16W8A16, &kAvx512Bf16Int8, &kAmxBfloat16,    &kAmxBfloat16Emulated};
 
 struct Named {
   Dtype dtype;
@@ -43,7 +45,7 @@ constexpr Named kDtypes[] = {
 };
 
 struct Features {
-  bool avx2 = false, avx512 = false, vnni = false, bf16 = false, amx = false;
+  bool avx2 = false, avx_vnni = false, avx512 = false, vnni = false, bf16 = false, amx = false;
 };
 
 // What the processor has, by cpuid, and what the operating system saves, by xgetbv: a register
@@ -56,7 +58,7 @@ const Features& features() {
     constexpr unsigned kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;     // F, DQ, BW, VL
     constexpr unsigned kVnni = 1u << 11;                                        // ecx
     constexpr unsigned kAmx = 1u << 22 | 1u << 24;                              // edx: bf16, tiles
-    constexpr unsigned kBf16 = 1u << 5;                                         // leaf 7.1, eax
+    constexpr unsigned kAvxVnni = 1u << 4, kBf16 = 1u << 5;                     // leaf 7.1, eax
     constexpr unsigned kYmm = 3u << 1, kZmm = kYmm | 7u << 5, kTiles = 3u << 17;  // of XCR0
     Features f;
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -72,6 +74,7 @@ const Features& features() {
     f.vnni = f.avx512 && (ecx & kVnni) != 0;
     const bool tiles = (edx & kAmx) == kAmx && saves(kTiles);
     if (subleaves >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {
+      f.avx_vnni = f.avx2 && (eax & kAvxVnni) != 0;
       f.bf16 = f.vnni && (eax & kBf16) != 0;
     }
     f.amx = f.bf16 && tiles;
@@ -92,6 +95,7 @@ bool may_use_tiles() {
 bool present(Isa isa) {
   switch (isa) {
     case Isa::kAvx2: return features().avx2;
+    case Isa::kAvxVnni: return features().avx_vnni;
     case Isa::kAvx512: return features().avx512;
     case Isa::kAvx512Vnni: return features().vnni;
     case Isa::kAvx512Bf16: return features().bf16;
@@ -170,7 +174,8 @@ const Kernels& select_kernels(Dtype dtype, const std::string& level) {
   }
   const Isa highest = level.empty() ? levels.back() : forced_level(level);
   for (auto table = std::rbegin(kTables); table != std::rend(kTables); ++table) {
-    if ((*table)->dtype == dtype && (*table)->isa <= highest) return **table;
+    const Isa isa = (*table)->isa;
+    if ((*table)->dtype == dtype && isa <= highest && present(isa)) return **table;
   }
   throw Unavailable{"dtype " + std::string(name_of(dtype)) + " does not run at ISA level '" +
                     name_of(highest) + "'; it needs avx512_bf16 or above; use float32"};

@@ -19,8 +19,8 @@ struct Unavailable {
   std::string message;
 };
 
-// The best table of `dtype` at or below `level`, or below the machine's best where `level` is
-// empty. Throws std::invalid_argument for a name that no level has, Unavailable where the machine
+// The best table of `dtype` that runs here at or below `level`, or the machine's best where `level`
+// is empty. Throws std::invalid_argument for a name that no level has, Unavailable where the machine
 // lacks the level or no table at or below it has the dtype.
 const Kernels& select_kernels(Dtype dtype, const std::string& level);
 

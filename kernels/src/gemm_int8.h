@@ -124,10 +124,13 @@ template <class, kosine::Epilogue kEpilogue>
 constexpr Tile kTiles[] = {
     gemm_tile<kEpilogue, 1>,  gemm_tile<kEpilogue, 2>,  gemm_tile<kEpilogue, 3>,
     gemm_tile<kEpilogue, 4>,  gemm_tile<kEpilogue, 5>,
+#if defined(__AVXVNNI__) || defined(__AVX512F__)
+    gemm_tile<kEpilogue, 6>,
+#endif
 #if defined(__AVX512F__)
-    gemm_tile<kEpilogue, 6>,  gemm_tile<kEpilogue, 7>,  gemm_tile<kEpilogue, 8>,
-    gemm_tile<kEpilogue, 9>,  gemm_tile<kEpilogue, 10>, gemm_tile<kEpilogue, 11>,
-    gemm_tile<kEpilogue, 12>, gemm_tile<kEpilogue, 13>, gemm_tile<kEpilogue, 14>,
+    gemm_tile<kEpilogue, 7>,  gemm_tile<kEpilogue, 8>,  gemm_tile<kEpilogue, 9>,
+    gemm_tile<kEpilogue, 10>, gemm_tile<kEpilogue, 11>, gemm_tile<kEpilogue, 12>,
+    gemm_tile<kEpilogue, 13>, gemm_tile<kEpilogue, 14>,
 #endif
 };
 

@@ -16,9 +16,9 @@
 
 namespace kosine {
 
-// In order: a machine that has one has those before it. The emulation is beside the order; it comes
-// last so that asking for it by name finds it.
-enum class Isa { kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmxBf16, kAmxBf16Emulated };
+// In order: a machine that has one has those before it, but for kAvxVnni, which many with AVX512
+// lack. The emulation is beside the order; it comes last so that asking for it by name finds it.
+enum class Isa { kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmxBf16, kAmxBf16Emulated };
 enum class Dtype { kFloat32, kBfloat16, kW8A16, kInt8 };
 
 // What becomes of the product (rows, depth) x (depth, columns):
@@ -170,7 +170,9 @@ extern const Kernels kAvx2W8A16;
 extern const Kernels kAvx512W8A16;
 extern const Kernels kAvx512Bf16W8A16;
 extern const Kernels kAvx2Int8;
+extern const Kernels kAvxVnniInt8;
 extern const Kernels kAvx512VnniInt8;
+extern const Kernels kAvx512Bf16Int8;
 extern const Kernels kAvx512Bfloat16;
 extern const Kernels kAmxBfloat16;
 extern const Kernels kAmxBfloat16Emulated;

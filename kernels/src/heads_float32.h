@@ -1,0 +1,62 @@
+// What attention multiplies, in floats: rows of q and v are read where they lie.
+#pragma once
+
+#include "dot_float32.h"
+#include "exponential.h"
+#include "kernels.h"
+#include "tile.h"
+
+namespace {
+
+struct FloatHeads {
+  using Dot = FloatDot;
+  static constexpr std::size_t kWord = Dot::kStep;  // numbers of a head, or keys, in a word
+  static constexpr std::size_t kGroupRows = 336;    // whose contexts stay in L2 beside a block
+
+  static std::size_t query_room(std::size_t) { return 0; }
+  static std::size_t value_room(std::size_t, std::size_t) { return 0; }
+
+  static Panel queries(const float* q, std::size_t ld, std::size_t, std::size_t, float*) {
+    return {reinterpret_cast<const char*>(q), ld * sizeof(float)};
+  }
+
+  // A vector of words of a key, from number `d` on.
+  static Vec key_words(const float* key, std::size_t d, std::size_t) { return Vec::load(key + d); }
+
+  static void pack_values(const float*, std::size_t, std::size_t, std::size_t, float*) {}
+
+  // Columns from `d` on of the keys behind the first `skipped` of a block.
+  static Panel values(const float* v, std::size_t ld, const float*, std::size_t, std::size_t,
+                      std::size_t skipped, std::size_t d) {
+    return {reinterpret_cast<const char*>(v + skipped * ld + d), ld * sizeof(float)};
+  }
+
+  static Vec exp(Vec x) { return exp_negative(x); }
+
+  // Scores become weights exp((score - most) * scale), in place, and this is their sum.
+  static float weigh(float* scores, std::size_t length, float most, float scale) {
+    constexpr std::size_t kLanes = Vec::kLanes;
+    const std::size_t whole = length / kLanes * kLanes;
+    const Vec highest = Vec::all(most), factor = Vec::all(scale);
+    Vec sums = Vec::zero();
+    std::size_t i = 0;
+    for (; i < whole; i += kLanes) {
+      const Vec weight = exp_negative((Vec::load(scores + i) - highest) * factor);
+      weight.store(scores + i);
+      sums = sums + weight;
+    }
+    if (i < length) {
+      const Vec weight = exp_negative((Vec::load(scores + i) - highest) * factor);
+      const Vec kept = keep(weight, length - i, Vec::zero());
+      kept.store(scores + i);
+      sums = sums + kept;
+    }
+    return sum(sums);
+  }
+
+  static void clear_weights(float* weights, std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) weights[i] = 0.0f;
+  }
+};
+
+}  // namespace
