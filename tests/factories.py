@@ -1029,7 +1029,7 @@ def build(
             specials=CAMEMBERT_SPECIALS if camembert else ROBERTA_SPECIALS,
             settings=settings,
         )
-    config = transformers_config(family, vocab_size, **(sizes or {}))
+    config = transformers_config(family, **{"vocab_size": vocab_size, **(sizes or {})})
     model = random_model(config, seed)
     stored = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}[dtype]
     config["torch_dtype" if generation != "5.4" else "dtype"] = stored

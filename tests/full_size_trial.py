@@ -68,6 +68,7 @@ def make(name: str, folder: Path) -> dict[str, Any]:
         generation="5.4",
         max_length=longest,
         sizes=dict(config),
+        layout="transformers" if family == "gte" else "packed",
     )
     return {"bytes": sum(each.stat().st_size for each in (folder / name).rglob("*.safetensors"))}
 

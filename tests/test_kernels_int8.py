@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kosine_kernels import activations, engine, quantized
-from native_machine import BYTES_TABLES, Encoder, kernels, needs_native, tables, why_not
+from kosine_kernels import activations, engine, quantized, reference
+from native_machine import (
+    BYTES_TABLES,
+    Encoder,
+    kernels,
+    needs_native,
+    tables,
+    to_bfloat16,
+    why_not,
+)
 from test_kernels_native import EPS, edges, guards, random, seeds, small
 
 INT8 = tables([table for table in BYTES_TABLES if table[0] == "int8"])
@@ -178,6 +186,32 @@ class TestProducts:
                 alone = run(dtype, isa, x[part], weight, bias, out[part], epilogue, "after", scale)
                 assert alone.tobytes() == everything[part].tobytes()
 
+    @INT8
+    def test_every_level_gives_the_same_bits(self, dtype, isa):
+        x, wide, bias, out = random(8, (33, 1100), (1100, 53), (53,), (33, 53))
+        weight, scale = quantized.quantize_weight(wide)
+        for epilogue in ("store", "add"):
+            ours, lowest = (
+                kernels().gemm(dtype, level, x, weight, bias, out, epilogue, "after", scale)
+                for level in (isa, "avx2")
+            )
+            assert ours.tobytes() == lowest.tobytes()
+
+    @ALL
+    @pytest.mark.parametrize("length", [1, 20, 513])
+    def test_attention_is_that_of_the_level(self, dtype, isa, length):
+        """In bfloat16 where the level multiplies it; what comes out are floats here."""
+        q, k, v = random(length, *[(length, 48)] * 3)
+        found = kernels().attention(dtype, isa, q, k, v, "after")
+        if isa == "avx512_bf16":
+            expected = kernels().attention("bfloat16", isa, q, k, v, "after")
+            assert length == 1 or (found != expected).any()
+            found = to_bfloat16(found)
+        else:
+            level = "avx512" if isa.startswith("avx512") else "avx2"
+            expected = kernels().attention("float32", level, q, k, v, "after")
+        assert found.tobytes() == expected.tobytes()
+
     @ALL
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("place", [0, 7, 299, 330, 599])
@@ -212,8 +246,9 @@ def check(encoder: Encoder, dtype: str, isa: str, lengths=LENGTHS, **options) ->
     found, norms = in_bytes.engine(dtype, isa, **options).forward(*batch)
     only = options.get("bytes_only", ())
     twin, twin_norms = in_bytes.reference(
-        *batch, dtype=np.float32, quantized=dtype == "int8", bytes_only=only
-    )
+        *batch, dtype=np.float32, quantized=dtype == "int8", bytes_only=only,
+        bfloat16_heads=isa == "avx512_bf16",
+    )  # fmt: skip
     exact, _ = encoder.reference(*batch)
     # A float that rounds to the byte next to numpy's is one step of 255 off.
     near = 1e-5 if isa != "avx512_bf16" else 2e-4

@@ -66,6 +66,7 @@ def encode(
     dtype: type[np.floating[Any]] = np.float32,
     quantized: bool = False,
     bytes_only: Collection[str] = (),
+    bfloat16_heads: bool = False,
     observe: Callable[[str, Array], object] | None = None,
     states: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -83,6 +84,8 @@ def encode(
         dtype: Arithmetic, float32 or float64.
         quantized: Round the inputs of int8 weights to bytes too, but of those in `bytes_only`:
             the engine's "int8". Else it is its "w8a16".
+        bfloat16_heads: Round what attention multiplies to bfloat16, as engines with such products
+            do; its weights too, which are divided by the sum of what they were rounded to.
         observe: Called with the name of each linear layer and its input, (rows, in). A gate's
             input is that of `up`, and is not shown again.
         states: (T, hidden) float32, filled with the rows of tokens that pooling reads; None
@@ -123,7 +126,9 @@ def encode(
             case Attention():
                 qkv = linear(step.qkv, y, bias=step.bias)
                 qkv = qkv.reshape(len(x), -1, step.head_size)
-                context = np.concatenate([_attention(step, t, qkv[a:b]) for a, b in bounds])
+                context = np.concatenate(
+                    [_attention(step, t, qkv[a:b], bfloat16_heads) for a, b in bounds]
+                )
                 x = x + _norm(step.norm, t, linear(step.output, context, bias=step.bias))
             case FeedForward():
                 inner = INNER[step.activation](linear(step.up, y, bias=step.bias))
@@ -176,7 +181,14 @@ def _norm(step: Norm | None, t: Mapping[str, Array], x: Array) -> Array:
     return (rms_norm if step.rms else layer_norm)(x, t[f"{step.name}.weight"], bias, step.eps)
 
 
-def _attention(step: Attention, t: Mapping[str, Array], qkv: Array) -> Array:
+def bfloat16(x: Array) -> Array:
+    """Rounded to the nearest bfloat16, ties to even; in the dtype of `x`."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1)).astype(np.uint32)) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32).astype(x.dtype)
+
+
+def _attention(step: Attention, t: Mapping[str, Array], qkv: Array, rounded: bool) -> Array:
     """(L, heads of q, k and v, head_size) of one sentence to (L, heads * head_size)."""
     shared = step.num_key_value_heads or step.num_heads
     q, k, v = np.split(qkv, [step.num_heads, step.num_heads + shared], axis=1)
@@ -185,6 +197,8 @@ def _attention(step: Attention, t: Mapping[str, Array], qkv: Array) -> Array:
         q, k = _rotated(step.rotary, q), _rotated(step.rotary, k)
     k, v = (np.repeat(part, step.num_heads // shared, axis=1) for part in (k, v))
     q, k, v = (part.transpose(1, 0, 2) for part in (q, k, v))
+    if rounded:
+        q, k, v = bfloat16(q), bfloat16(k), bfloat16(v)
     scores = q @ k.transpose(0, 2, 1) / qkv.dtype.type(math.sqrt(qkv.shape[-1]))
     places = np.arange(len(qkv))
     distance = places - places[:, None]
@@ -198,8 +212,10 @@ def _attention(step: Attention, t: Mapping[str, Array], qkv: Array) -> Array:
         scores = np.where(far, qkv.dtype.type(-np.inf), scores)
     if step.causal:
         scores = np.where(distance > 0, qkv.dtype.type(-np.inf), scores)
-    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    context = (scores / scores.sum(axis=-1, keepdims=True)) @ v
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    if rounded:
+        weights = bfloat16(weights)
+    context = (weights / weights.sum(axis=-1, keepdims=True)) @ v
     return np.asarray(context.transpose(1, 0, 2).reshape(len(qkv), -1))
 
 

@@ -15,6 +15,7 @@ __all__ = ["LEVELS", "ContestantState", "leave_out_repeated"]
 # How instruction-set levels are written in tables.
 LEVELS = {
     "avx2": "AVX2",
+    "avx_vnni": "AVX-VNNI",
     "avx512": "AVX512",
     "avx512_vnni": "AVX512-VNNI",
     "avx512_bf16": "AVX512-BF16",
