@@ -85,7 +85,8 @@ def encode(
         quantized: Round the inputs of int8 weights to bytes too, but of those in `bytes_only`:
             the engine's "int8". Else it is its "w8a16".
         bfloat16_heads: Round what attention multiplies to bfloat16, as engines with such products
-            do; its weights too, which are divided by the sum of what they were rounded to.
+            do: keys without their bias, where nothing is done to them before, and weights, which
+            are divided by the sum of what they were rounded to.
         observe: Called with the name of each linear layer and its input, (rows, in). A gate's
             input is that of `up`, and is not shown again.
         states: (T, hidden) float32, filled with the rows of tokens that pooling reads; None
@@ -191,13 +192,18 @@ def bfloat16(x: Array) -> Array:
 def _attention(step: Attention, t: Mapping[str, Array], qkv: Array, rounded: bool) -> Array:
     """(L, heads of q, k and v, head_size) of one sentence to (L, heads * head_size)."""
     shared = step.num_key_value_heads or step.num_heads
-    q, k, v = np.split(qkv, [step.num_heads, step.num_heads + shared], axis=1)
+    parts = [step.num_heads, step.num_heads + shared]
+    q, k, v = np.split(qkv, parts, axis=1)
     q, k = _norm(step.query_norm, t, q), _norm(step.key_norm, t, k)
     if step.rotary is not None:
         q, k = _rotated(step.rotary, q), _rotated(step.rotary, k)
     k, v = (np.repeat(part, step.num_heads // shared, axis=1) for part in (k, v))
     q, k, v = (part.transpose(1, 0, 2) for part in (q, k, v))
     if rounded:
+        if step.bias and step.rotary is None and step.key_norm is None:
+            # All keys have it in common, so it moves no weight.
+            bias = np.split(t[f"{step.qkv}.bias"].reshape(-1, 1, qkv.shape[-1]), parts)[1]
+            k = k - np.repeat(bias, step.num_heads // shared, axis=0)
         q, k, v = bfloat16(q), bfloat16(k), bfloat16(v)
     scores = q @ k.transpose(0, 2, 1) / qkv.dtype.type(math.sqrt(qkv.shape[-1]))
     places = np.arange(len(qkv))

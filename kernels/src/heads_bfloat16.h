@@ -13,6 +13,7 @@ namespace {
 
 struct BfloatHeads {
   using Dot = BfloatDot;
+  static constexpr bool kRounds = true;
   static constexpr std::size_t kWord = Dot::kStep;
   // Each group packs all keys anew: three times as many rows, beside half the bytes.
   static constexpr std::size_t kGroupRows = 1008;

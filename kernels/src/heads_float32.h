@@ -10,6 +10,7 @@ namespace {
 
 struct FloatHeads {
   using Dot = FloatDot;
+  static constexpr bool kRounds = false;
   static constexpr std::size_t kWord = Dot::kStep;  // numbers of a head, or keys, in a word
   static constexpr std::size_t kGroupRows = 336;    // whose contexts stay in L2 beside a block
 

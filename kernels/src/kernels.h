@@ -144,6 +144,7 @@ struct Kernels {
   // Whether attention and GELU write floats ("outputs" above), and `round` follows: where that
   // needs whole rows, or factors for the columns. Else outputs are activations.
   bool staged;
+  bool rounds_heads;       // whether attention rounds what it multiplies
   std::size_t panel;       // columns in a packed panel
   std::size_t k_step;      // depth is padded to a multiple of this
   std::size_t chunk_rows;  // rows that a thread takes through the layers at one time, about

@@ -31,6 +31,12 @@ packed::Attention Model::Packer::packed_step(const step::Attention& step) {
   attention.head_size = step.head_size;
   attention.qkv = packed_linear(kernels_of(step.qkv), step.qkv, width_,
                                 width + 2 * shared * step.head_size, step.bias);
+  // What all keys have in common moves no weight of a row, but takes up digits of what is rounded.
+  if (packing_ && step.bias && model_.kernels.rounds_heads && !step.rotary.has_value() &&
+      !step.key_norm.has_value()) {
+    auto* bias = const_cast<float*>(attention.qkv.bias) + width;
+    for (std::size_t i = 0; i < shared * step.head_size; ++i) bias[i] -= bias[i];  // NaN stays
+  }
   attention.output = packed_linear(kernels_of(step.output), step.output, width, width_,
                                    step.bias);
   const Kernels& output = *attention.output.kernels;

@@ -18,6 +18,7 @@ constexpr kosine::Kernels table(kosine::Isa isa) {
       .activation = sizeof(Dot::Activation),
       .quantized = Dot::kQuantized,
       .staged = Dot::kStaged,
+      .rounds_heads = Heads::kRounds,
       .panel = kPanel,
       .k_step = kDepthStep,
       .chunk_rows = kChunkRows,
