@@ -2,7 +2,8 @@
 // product, whole encoders on threads, preemption and signals in the middle of a product, children
 // of fork(), and when the level is there at all.
 //
-//   machine_check             the comparisons; prints a digest of the bits, then "right"
+//   machine_check             the comparisons; prints a digest of the bits that products gave,
+//                             one of all, then "right"
 //   machine_check emulated    the emulation alone: the digest that it has on this machine
 //   machine_check levels [refuse|small-stack]
 //                             the levels of this machine: as it is, where the system refuses
@@ -225,7 +226,7 @@ struct Encoder {
   std::vector<float> run(const Engine& engine) const {
     const std::size_t count = starts.size() - 1;
     std::vector<float> vectors(count * engine.model().dim), norms(count);
-    engine.forward(ids, starts, positions, std::nullopt, vectors, norms);
+    engine.forward(ids, starts, positions, std::nullopt, vectors, norms, std::nullopt);
     return vectors;
   }
 };
@@ -401,6 +402,7 @@ int main(int count, char** arguments) try {
   setvbuf(stdout, nullptr, _IOLBF, 0);
   need(select_kernels(Dtype::kBfloat16, name_of(unit->isa)).isa == unit->isa, "another table");
   std::printf("%d products\n", check_products());
+  std::printf("digest of products %016llx\n", static_cast<unsigned long long>(digest));
   std::printf("%d encodings\n", check_encoders());
   std::printf("digest %016llx\n", static_cast<unsigned long long>(digest));
   std::printf("%d signals\n", check_interruptions());
