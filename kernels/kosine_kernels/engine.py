@@ -48,10 +48,10 @@ class Engine:
         steps: What to compute, in order; see `kosine_kernels.steps`. Row widths and head sizes
             are multiples of 16, head sizes at most 256.
         dtype: "float32", or "bfloat16": products of bfloat16 operands summed in float32,
-            attention's too, with everything between products in float32. "w8a16" and "int8" take weights of signed
-            bytes, `NAME.weight` int8 (in, out) with `NAME.scale` float32 (out,), for the products
-            of layers: `NAME.smooth` float32 (in,), where there is one, is what their input is
-            multiplied by. "w8a16" multiplies them with float32, or with bfloat16 where the
+            attention's too, with everything between products in float32. "w8a16" and "int8" take
+            weights of signed bytes, `NAME.weight` int8 (in, out) with `NAME.scale` float32
+            (out,), for the products of layers: `NAME.smooth` float32 (in,), where there is one,
+            is what their input is multiplied by. "w8a16" multiplies them with float32, or with bfloat16 where the
             processor does; "int8" rounds the input to bytes, see `kosine_kernels.quantized`. Their
             attention is bfloat16 where the processor multiplies that.
         bytes_only: With "int8": names of products that run as in "w8a16". Of a feed-forward both
@@ -60,8 +60,8 @@ class Engine:
         spin: Let the threads watch 10 ms for the next call before they sleep, not 50 us. Saves
             a wake-up in each call, and burns those processors between calls.
         isa: "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16" or "amx_bf16": nothing
-            above that level is used. Default: the environment variable `KOSINE_ISA`, or the best that the
-            machine has. ("amx_bf16_emulated" is for tests: AMX done in AVX512, slowly, and never
+            above that level is used. Default: the environment variable `KOSINE_ISA`, or the best
+            that the machine has. ("amx_bf16_emulated" is for tests: AMX done in AVX512, slowly, and never
             chosen unless it is named.)
         guard: "after" or "before" puts an unmapped page against that side of every buffer: a
             stray access ends the process. For tests; slow.
