@@ -113,15 +113,19 @@ def test_either_file_gives_what_a_fresh_referee_gives(
 
 # The lowest and the mean centred cosine, the most that Spearman's correlation moves, the least
 # share of the ten nearest that stay, and the most that a score changes. Of the ten nearest 0.985
-# and 0.97 are aimed at, and not reached: what stands here only keeps them from getting worse.
+# and 0.97 are aimed at, and in bytes not reached: what stands there only keeps them from getting
+# worse.
 BARS = {
+    "bfloat16": (0.9999, 0.99995, 0.0005, 0.985, 0.005),
     "w8a16": (0.998, 0.999, 0.0005, 0.97, 0.005),
     "int8": (0.997, 0.9985, 0.0015, 0.95, 0.01),
 }
 
 
 @needs_native
-def test_weights_of_bytes_on_korean_sentences(exported: tuple[Exported, Exported], shared) -> None:
+def test_reduced_precision_on_korean_sentences(
+    exported: tuple[Exported, Exported], shared
+) -> None:
     """What nothing was calibrated on; both sides on the native engine."""
     done = exported[1]
     assert done.manifest.int8 is not None
@@ -150,6 +154,8 @@ def test_weights_of_bytes_on_korean_sentences(exported: tuple[Exported, Exported
     exact, scores, spearman = measured("float32")
     best = nearest(scores)
     for dtype, bars in BARS.items():
+        if why_not(dtype, ""):
+            continue
         vectors, others, moved = measured(dtype)
         found = compare(vectors[:600], exact[:600], exact[:600].mean(axis=0))
         assert found.centred is not None

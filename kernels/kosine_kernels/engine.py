@@ -51,9 +51,10 @@ class Engine:
             attention's too, with everything between products in float32. "w8a16" and "int8" take
             weights of signed bytes, `NAME.weight` int8 (in, out) with `NAME.scale` float32
             (out,), for the products of layers: `NAME.smooth` float32 (in,), where there is one,
-            is what their input is multiplied by. "w8a16" multiplies them with float32, or with bfloat16 where the
-            processor does; "int8" rounds the input to bytes, see `kosine_kernels.quantized`. Their
-            attention is bfloat16 where the processor multiplies that.
+            is what their input is multiplied by. "w8a16" multiplies them with float32, or with
+            bfloat16 where the processor does; "int8" rounds the input to bytes, see
+            `kosine_kernels.quantized`. Their attention is bfloat16 where the processor
+            multiplies that.
         bytes_only: With "int8": names of products that run as in "w8a16". Of a feed-forward both
             or none.
         threads: Most threads in one call.
@@ -61,8 +62,8 @@ class Engine:
             a wake-up in each call, and burns those processors between calls.
         isa: "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16" or "amx_bf16": nothing
             above that level is used. Default: the environment variable `KOSINE_ISA`, or the best
-            that the machine has. ("amx_bf16_emulated" is for tests: AMX done in AVX512, slowly, and never
-            chosen unless it is named.)
+            that the machine has. ("amx_bf16_emulated" is for tests: AMX done in AVX512, slowly,
+            and never chosen unless it is named.)
         guard: "after" or "before" puts an unmapped page against that side of every buffer: a
             stray access ends the process. For tests; slow.
 
