@@ -1,9 +1,10 @@
-"""Encoders at the sizes that are published, random weights: what export and loading take, and how
+r"""Encoders at the sizes that are published, random weights: what export and loading take, and how
 far each engine is from PyTorch. Outside `make test`: gigabytes, and minutes for each step.
 
     python tests/full_size_trial.py make    modernbert-base FOLDER
     python tests/full_size_trial.py export  modernbert-base FOLDER
-    python tests/full_size_trial.py compare modernbert-base FOLDER [--lengths 2,128,2048]
+    python tests/full_size_trial.py compare modernbert-base FOLDER [--lengths 2,128,2048] \
+        [--dtypes float32,bfloat16]
 
 Each step is a process of its own and prints one line of JSON with its seconds and its peak memory.
 """
@@ -82,25 +83,39 @@ def export(name: str, folder: Path) -> dict[str, Any]:
     return {"bytes": sum(entry.bytes for entry in done.manifest.files().values())}
 
 
-def compare(name: str, folder: Path, backend: str, lengths: list[int]) -> dict[str, Any]:
-    """Seconds to load, and for each length the seconds and the largest difference of a number."""
-    began = time.perf_counter()
-    encoder = kosine.load(folder / f"{name}.kosine", backend=backend, dtype="float32")
-    loaded = time.perf_counter() - began
-    texts = [text_of(encoder, length) for length in lengths]
-    found, seconds = [], []
-    for text in texts:
+def compare(
+    name: str, folder: Path, backend: str, dtypes: list[str], lengths: list[int]
+) -> dict[str, Any]:
+    """For each dtype the seconds to load, and for each length the seconds, the largest difference
+    of a number, and how far the cosine is below one.
+    """
+    result: dict[str, Any] = {"lengths": lengths}
+    texts: list[str] = []
+    found: dict[str, list[np.ndarray]] = {}
+    for dtype in dtypes:
         began = time.perf_counter()
-        found.append(encoder.encode(text))
-        seconds.append(round(time.perf_counter() - began, 2))
-    result = {"load_s": round(loaded, 2), "load_mib": peak(), "lengths": lengths}
-    encoder.backend.close()
+        encoder = kosine.load(folder / f"{name}.kosine", backend=backend, dtype=dtype)
+        result[dtype] = {"load_s": round(time.perf_counter() - began, 2), "load_mib": peak()}
+        texts = texts or [text_of(encoder, length) for length in lengths]
+        found[dtype], seconds = [], []
+        for text in texts:
+            began = time.perf_counter()
+            found[dtype].append(encoder.encode(text))
+            seconds.append(round(time.perf_counter() - began, 2))
+        result[dtype]["encode_s"] = seconds
+        encoder.backend.close()
+        del encoder
     model = factories.referee(folder / name)
-    theirs = []
-    for text, own in zip(texts, found, strict=True):
+    for i, text in enumerate(texts):
         expected = factories.referee_vectors(model, [text], threads=2, normalize_embeddings=True)[0]
-        theirs.append(float(np.abs(expected - own).max()))
-    return {**result, "encode_s": seconds, "max_abs_error": theirs}
+        for dtype in dtypes:
+            own = found[dtype][i]
+            result[dtype].setdefault("max_abs_error", []).append(
+                float(f"{np.abs(expected - own).max():.2g}")
+            )
+            below = 1 - float(expected.astype(np.float64) @ own.astype(np.float64))
+            result[dtype].setdefault("cosine_below_1", []).append(float(f"{below:.2g}"))
+    return result
 
 
 def text_of(encoder: kosine.Encoder, length: int) -> str:
@@ -132,11 +147,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--lengths", default="2,128,512,2048")
     parser.add_argument("--backend", default="native")
+    parser.add_argument("--dtypes", default="float32")
     args = parser.parse_args()
     began = time.perf_counter()
     if args.step == "compare":
         lengths = [int(each) for each in args.lengths.split(",")]
-        result = compare(args.model, args.folder, args.backend, lengths)
+        dtypes = args.dtypes.split(",")
+        result = compare(args.model, args.folder, args.backend, dtypes, lengths)
     else:
         result = {"make": make, "export": export}[args.step](args.model, args.folder)
     seconds = round(time.perf_counter() - began, 1)
