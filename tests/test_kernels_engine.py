@@ -349,6 +349,29 @@ def test_a_nan_of_any_token_shows(dtype, isa, pooling, activation):
 
 
 @needs_native
+@each_table("bfloat16")
+def test_what_all_keys_have_in_common_costs_no_digits(dtype, isa):
+    """A bias of k moves no weight of a row: rounded with the keys, a large one would drown them."""
+    encoder = Encoder(head_size=32)
+    width = 4 * 32
+    batch = encoder.batch(LENGTHS)
+    plain = encoder.tensors["layers.0.attention.qkv.bias"]
+    shifted = plain.copy()
+    shifted[width : 2 * width] += 300 * np.sign(encoder.rng.standard_normal(width))
+    without, _ = encoder.engine(dtype, isa).forward(*batch)
+    encoder.tensors["layers.0.attention.qkv.bias"] = shifted.astype(np.float32)
+    found, _ = encoder.engine(dtype, isa).forward(*batch)
+    assert found.tobytes() == without.tobytes()
+    shifted[width + 3] = np.nan
+    encoder.tensors["layers.0.attention.qkv.bias"] = shifted.astype(np.float32)
+    found, _ = encoder.engine(dtype, isa).forward(*batch)
+    assert np.isnan(found).all()
+    shifted[width + 3], shifted[0] = 0, plain[0] + 1  # one of q counts
+    encoder.tensors["layers.0.attention.qkv.bias"] = shifted.astype(np.float32)
+    found, _ = encoder.engine(dtype, isa).forward(*batch)
+    assert found.tobytes() != without.tobytes()
+
+
 class TestRefusals:
     encoder = Encoder()
 
