@@ -123,9 +123,7 @@ BARS = {
 
 
 @needs_native
-def test_reduced_precision_on_korean_sentences(
-    exported: tuple[Exported, Exported], shared
-) -> None:
+def test_reduced_precision_on_korean_sentences(exported: tuple[Exported, Exported], shared) -> None:
     """What nothing was calibrated on; both sides on the native engine."""
     done = exported[1]
     assert done.manifest.int8 is not None

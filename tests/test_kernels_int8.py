@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kosine_kernels import activations, engine, quantized, reference
+from kosine_kernels import activations, engine, quantized
 from native_machine import (
     BYTES_TABLES,
     Encoder,
