@@ -40,8 +40,8 @@ LONG = {
 # The files that take longest, in order: with two processes they begin first, and none is left to
 # one process alone in the end.
 FIRST = (
-    "e5", "batcher_soak", "full_size", "modernbert", "kernels_engine", "kernels_native",
-    "minilm", "int8", "ecosystem", "kernels_int8", "encoder_properties", "export",
+    "ratio_gate", "e5", "batcher_soak", "full_size", "modernbert", "kernels_engine",
+    "kernels_native", "minilm", "int8", "ecosystem", "kernels_int8", "encoder_properties", "export",
 )  # fmt: skip
 
 # No test may reach for a model hub, and forks after tokenising are meant.
