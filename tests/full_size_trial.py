@@ -7,6 +7,7 @@ far each engine is from PyTorch. Outside `make test`: gigabytes, and minutes for
         [--dtypes float32,bfloat16]
 
 Each step is a process of its own and prints one line of JSON with its seconds and its peak memory.
+Runs so far: bench/results/full-size/.
 """
 
 from __future__ import annotations
