@@ -15,7 +15,7 @@ import torch
 
 from host_gpu import HostCuda
 from kosine.backends.cuda.products import Product
-from kosine_kernels.cuda import compiling, kernels
+from kosine_kernels.cuda import compiling
 
 TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "i32": torch.int32}
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -91,7 +91,7 @@ class TorchProducts:
 
 def compile_kernel(name: str, constants: Mapping[str, Any], *, dtype: str, **_: Any) -> Any:
     types = tuple(compiling.argument_types(name, constants, dtype).values())
-    function = getattr(kernels, name)
+    function = compiling.find(name)
     constants = {**constants, "CHAINED": False}  # inline assembly
     assert set(function.arg_names) == {*compiling.SIGNATURES[name], *constants}
     return SimpleNamespace(
@@ -102,6 +102,6 @@ def compile_kernel(name: str, constants: Mapping[str, Any], *, dtype: str, **_: 
 def stand_in(monkeypatch: Any) -> type[InterpretedCuda]:
     """Put the interpreter in the place of Triton's compiler, and torch in that of cuBLASLt."""
     InterpretedCuda.made.clear()
-    monkeypatch.setattr("kosine.backends.cuda.forward.Products", TorchProducts)
-    monkeypatch.setattr("kosine.backends.cuda.forward.compile_kernel", compile_kernel)
+    monkeypatch.setattr("kosine.backends.cuda.calls.Products", TorchProducts)
+    monkeypatch.setattr("kosine.backends.cuda.calls.compile_kernel", compile_kernel)
     return InterpretedCuda

@@ -72,6 +72,7 @@ OUTSIDE = {
     "kosine_kernels": {
         "backends.lowering",
         "backends.native",
+        "backends.cuda.calls",
         "backends.cuda.forward",
         "backends.cuda.weights",
         "native_search",

@@ -96,8 +96,8 @@ def _replays(backend: CudaBackend, shape: Shape) -> float:
 
 def _by_kernel(backend: CudaBackend, shape: Shape) -> dict[str, float]:
     gpu = backend._gpu
-    forward: Any = backend._forward
-    launch, multiply = forward._launch, forward._multiply_by_cublas
+    calls: Any = backend._forward._calls
+    launch, multiply = calls.launch, calls.multiply_by_cublas
     sums: dict[str, float] = {}
 
     def timed(name: str, call: Any, *args: Any, **options: Any) -> None:
@@ -105,14 +105,14 @@ def _by_kernel(backend: CudaBackend, shape: Shape) -> dict[str, float]:
         seconds = gpu.seconds(lambda: call(*args, **options))
         sums[name] = round(sums.get(name, 0) + seconds * 1e6, 1)
 
-    forward._launch = lambda name, *rest, **o: timed(name, launch, name, *rest, **o)
-    forward._multiply_by_cublas = lambda name, *rest: timed(
+    calls.launch = lambda name, *rest, **o: timed(name, launch, name, *rest, **o)
+    calls.multiply_by_cublas = lambda name, *rest: timed(
         "product " + name.rpartition(".")[2], multiply, name, *rest
     )
     try:
-        forward.enqueue(shape)
+        backend._forward.enqueue(shape)
     finally:
-        del forward._launch, forward._multiply_by_cublas
+        del calls.launch, calls.multiply_by_cublas
     return sums
 
 

@@ -10,10 +10,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kosine_kernels.cuda import kernels
+from kosine_kernels.cuda import heads, narrow, pooling, rows
 
-__all__ = ["CHAINING", "Compiled", "argument_types", "compile_kernel"]
+__all__ = ["CHAINING", "Compiled", "argument_types", "compile_kernel", "find"]
 
+MODULES = (rows, heads, narrow, pooling)
 WARP = 32
 CHAINING = 90  # the least architecture whose kernels can be started ahead
 HALF, WHOLE, INDEX = "*half", "*fp32", "*i32"
@@ -104,6 +105,11 @@ def argument_types(name: str, constants: Mapping[str, Any], dtype: str) -> dict[
     return types
 
 
+def find(name: str) -> Any:
+    """The kernel of that name, as Triton holds it."""
+    return next(vars(module)[name] for module in MODULES if name in module.__all__)
+
+
 def compile_kernel(
     name: str,
     constants: Mapping[str, Any],
@@ -113,7 +119,7 @@ def compile_kernel(
     warps: int = 4,
     stages: int = 3,
 ) -> Compiled:
-    """The kernel of that name in `kosine_kernels.cuda.kernels`; Triton keeps a cache of them.
+    """The kernel of that name for one architecture; Triton keeps a cache of them.
 
     Args:
         constants: Its upper-case parameters. CHAINED needs an architecture from CHAINING on.
@@ -122,7 +128,7 @@ def compile_kernel(
         warps: Of a block.
         stages: How many tiles are under way to shared memory at once.
     """
-    function = getattr(kernels, name)
+    function = find(name)
     types = argument_types(name, constants, dtype)
     source = ASTSource(
         function,
