@@ -38,11 +38,14 @@ def block(result: dict[str, Any], path: Path, root: Path) -> str:
     relative = Path(os.path.relpath(path, root)).as_posix()
     weights = result["models"][size]["weights"]
     commit = made.get("commit", "")[:12] or "unknown commit"
+    rounds = f"{made['rounds']} interleaved rounds"
+    if made.get("repeats", 1) > 1:
+        rounds = f"{made['repeats']} repeats in one process each"
     lines = [
         f"{_hardware(result)};"
         f" {made['date'][:10]}, {commit}; {size} model with {weights} weights, {sentences}"
-        f" Korean sentences; medians of {made['rounds']} interleaved rounds, raw samples in"
-        f" [{path.name}]({relative}).",
+        f" Korean sentences; medians of {rounds}, raw samples in"
+        f" [{path.name}]({relative}).{_missing(result)}",
         "",
         f"Text in, unit vectors out, workload `{workload.split('@')[0]}`:",
         "",
@@ -126,11 +129,25 @@ def _hardware(result: dict[str, Any]) -> str:
     return text
 
 
+def _missing(result: dict[str, Any]) -> str:
+    """Of a run that was cut off: what it did not come to."""
+    if not result["made"].get("unfinished"):
+        return ""
+    found = {(figure["contestant"], figure["workload"]) for figure in result["figures"]}
+    sizes = {workload.split("@")[1] for _, workload in found}
+    names = [each["label"] for each in result["contestants"] if not each["absent"]
+             and each["name"] not in {name for name, _ in found}]  # fmt: skip
+    names += [f"the size {size}" for size in result["models"] if size not in sizes]
+    return f" The run was cut off: not measured are {', '.join(names)}."
+
+
 def _gpu_tables(result: dict[str, Any]) -> list[str]:
     lines = []
-    names = ("runtime", *result["workloads"])
     rows = tables.share_rows(result, "bulk")
     if rows:
+        names = ["runtime", *result["workloads"]]
+        kept = [i for i in range(len(names)) if any(row[i] for row in rows)]
+        names, *rows = ([row[i] for i in kept] for row in (names, *rows))
         lines += [
             "Bulk, text in, sentences/s (and the share of the limit), by workload and model size:",
             "",
@@ -142,7 +159,7 @@ def _gpu_tables(result: dict[str, Any]) -> list[str]:
 
 def _packed_table(result: dict[str, Any]) -> list[str]:
     rows = ratios.packed_rows(result)
-    if not rows:
+    if all(set(row[2:]) == {"not measured"} for row in rows):
         return []
     return [
         "Packed rows on ONNX Runtime, engine only, times faster than padding on it:",
