@@ -47,7 +47,7 @@ def test_bash_knows_every_verb(bash):
     [
         (("embed", "b", "--on-error", ""), {"fail", "null"}),
         (("embed", "b", "--precision", "u"), {"uint8", "ubinary"}),
-        (("score", "b", "--backend", ""), {"auto", "native", "onnx", "tensorrt"}),
+        (("score", "b", "--backend", ""), {"auto", "native", "cuda", "onnx", "tensorrt"}),
         (("embed", "--res"), {"--resume"}),
         (("search", "b", "--text"), {"--text-field"}),
         (("info", "b", "--resume"), set()),

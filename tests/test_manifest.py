@@ -502,6 +502,8 @@ READ = {
     ("onnx", "float32"): (*FLOAT32, "packed.onnx"),
     ("onnx", "float16"): (*FLOAT32, *FLOAT16, "fp16/packed.onnx"),
     ("tensorrt", "float16"): (*FLOAT32, *FLOAT16, "fp16/packed.onnx"),
+    ("cuda", "float16"): FLOAT32,
+    ("cuda", "bfloat16"): FLOAT32,
 }
 
 

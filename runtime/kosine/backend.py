@@ -34,7 +34,7 @@ class Backend(Protocol):
 
     Attributes:
         dim: Length of the vectors.
-        name: "onnx", "native", "tensorrt" or "fake".
+        name: "native", "cuda", "onnx", "tensorrt" or "fake".
         dtype: What the computation runs in, for example "float32".
         device: Where it runs: "cpu" or "cuda:N".
         threads: CPU threads of one call, at least 1. The encoder tokenises on as many; on a GPU

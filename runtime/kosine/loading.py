@@ -13,7 +13,7 @@ from kosine.tokenizer import MAX_TEXT_BYTES
 
 __all__ = ["BackendName", "DtypeName", "load"]
 
-BackendName: TypeAlias = Literal["auto", "native", "onnx", "tensorrt"]
+BackendName: TypeAlias = Literal["auto", "native", "cuda", "onnx", "tensorrt"]
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "w8a16", "int8"]
 
 
@@ -33,12 +33,13 @@ def load(
 
     Args:
         bundle: A folder made by `kosine export`.
-        backend: "auto", "native", "onnx" or "tensorrt". "auto" replays a part of the bundle's
-            canary before it settles; a backend that is named is made or refused.
+        backend: "auto", "native", "cuda", "onnx" or "tensorrt". "auto" replays a part of the
+            bundle's canary before it settles; a backend that is named is made or refused.
         dtype: What the computation runs in: "auto", "float32", "bfloat16", "float16", "w8a16" or
             "int8". "auto" takes bfloat16 or float16 only where it passes the whole canary, and
             never w8a16 or int8, which need a bundle with target native-int8.
-        device: "auto", "cpu", "cuda" or "cuda:N". "auto" is the CPU, but for backend "tensorrt".
+        device: "auto", "cpu", "cuda" or "cuda:N". "auto" is the CPU, but for backends "cuda" and
+            "tensorrt".
         threads: Threads inside one call, tokenising included; None takes the CPUs under affinity
             and cgroup limits.
         spin: Let the engine's idle threads spin between calls.

@@ -124,7 +124,7 @@ class Manifest:
         Not the machine, nor the ISA level or the number of threads: they change no more than
         rounding, well inside the parity gates, and a fleet of mixed machines keeps one index.
         """
-        folder = FOLDERS.get(dtype, "")
+        folder = "" if backend == "cuda" else FOLDERS.get(dtype, "")  # it rounds weights itself
         read = {"weights.safetensors", "tokenizer.json"}
         if backend in ("onnx", "tensorrt"):
             read.add(f"{folder}packed.onnx")
