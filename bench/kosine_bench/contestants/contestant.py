@@ -78,6 +78,11 @@ class Checkpoint:
         return content
 
     @property
+    def trained(self) -> bool:
+        """Whether the weights are those of the sample, and not random ones."""
+        return self.folder.name.startswith("sample")
+
+    @property
     def dim(self) -> int:
         return int(self.config["hidden_size"])
 
