@@ -225,6 +225,12 @@ def test_without_triton_the_extra_is_named(bundle, monkeypatch):
         CudaBackend(bundle)
 
 
+def test_asked_for_a_gpu_alone_the_extra_is_named_too(bundle, monkeypatch):
+    monkeypatch.setattr("kosine.backends.cuda.backend.importlib.util.find_spec", lambda _: None)
+    with pytest.raises(MissingExtra, match=r"pip install 'kosine\[cuda\]'"):
+        make_backend(bundle, device="cuda")
+
+
 def test_without_a_gpu_it_is_refused(bundle):
     pytest.importorskip("triton", reason="kosine[cuda] is not installed")
     if not missing_gpu():

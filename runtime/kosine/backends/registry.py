@@ -78,8 +78,10 @@ def make_backend(
                 logger.warning("%s; %s/%s is taken instead", missed, made.name, made.dtype)
         logger.info("backend %s, dtype %s chosen", made.name, made.dtype)
         return made
-    # Wrong vectors are the worst news; otherwise the one that runs anywhere says it best.
-    raise next((error for error in errors if isinstance(error, ParityError)), errors[-1])
+    # Wrong vectors are the worst news; otherwise the one that runs anywhere says it best, or on a
+    # GPU the one that runs every bundle.
+    rest = errors[0 if is_cuda(device) else -1]
+    raise next((error for error in errors if isinstance(error, ParityError)), rest)
 
 
 def candidates(backend: str, dtype: str, device: str) -> list[tuple[str, str]]:
