@@ -125,6 +125,8 @@ def _grid(rows: int, columns: int, num_bars: int) -> Any:
 
 def _throughput(result: dict[str, Any]) -> Any:
     """Tokens per second of bursts and bulk, one row of panels a workload."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     modes = [mode for mode in ("burst", "bulk") if mode in result["made"]["modes"]]
     panels = {
         (workload, mode): _bars(result, workload, mode, "tokens_per_second")
@@ -144,6 +146,8 @@ def _throughput(result: dict[str, Any]) -> Any:
             _panel(panel, panels[workload, mode], "{:,.0f}")
             panel.set_title(f"{workload}: {mode}", loc="left", fontsize=10, fontweight="bold")
             panel.set_xlabel("real tokens per second, text to vector")
+            panel.xaxis.set_major_locator(MaxNLocator(5))
+            panel.xaxis.set_major_formatter(EngFormatter(sep=" "))
     return figure
 
 
