@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,9 @@ from kosine.backend import Backend
 from kosine.batching import split_batches
 from kosine.errors import BackendError, NonFiniteVector
 from kosine.packed import Float32, Packed, Pooled
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 __all__ = ["calls", "compute_finite", "compute_in_batches", "not_finite_error", "one_ahead"]
 
@@ -129,6 +131,8 @@ def one_ahead(
         if second is None:
             yield make(first)
             continue
+        from concurrent.futures import ThreadPoolExecutor  # 3 ms of every import otherwise
+
         with ThreadPoolExecutor(1, thread_name_prefix="kosine-ahead") as pool:
             waiting: Future[Made] = pool.submit(make, first)
             coming: Item | None = second

@@ -10,7 +10,6 @@ files of an open bundle does: replace them instead.) Files that are not listed a
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 import stat
@@ -21,7 +20,6 @@ from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 
-from kosine.bundle.graphscan import MAX_GRAPH_BYTES, scan_graph
 from kosine.bundle.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest
 from kosine.bundle.tensorfile import Mapped, TensorFile, map_file
 from kosine.errors import (
@@ -75,7 +73,7 @@ class Bundle:
         self.path = Path(path)
         raw = self._read_manifest()
         self.manifest = Manifest.from_json(raw)
-        self.sha256 = hashlib.sha256(raw).hexdigest()
+        self.sha256 = _sha256(raw)
         self._files = self.manifest.files()
         self._verified: set[str] = set()
         self._check_names()
@@ -97,7 +95,7 @@ class Bundle:
             )
         data = self._data[name]
         if name not in self._verified:
-            digest = hashlib.sha256(data).hexdigest()
+            digest = _sha256(data)
             if digest != entry.sha256:
                 raise IntegrityError(
                     f"{name} has sha256 {digest[:12]}…",
@@ -136,6 +134,8 @@ class Bundle:
             UnsafeBundle: External data that is not exactly a tensor of the weights file beside
                 the graph, or anything else that `scan_graph` refuses.
         """
+        from kosine.bundle.graphscan import MAX_GRAPH_BYTES, scan_graph  # ONNX Runtime's alone
+
         data = self.data(name)[: MAX_GRAPH_BYTES + 1]
         externals = scan_graph(data, name)
         places: dict[tuple[int, int], NDArray[Any]] = {}
@@ -252,3 +252,9 @@ def _unreadable(name: str, error: OSError) -> BundleError:
 
 def _unsafe(problem: str, limit: str) -> UnsafeBundle:
     return UnsafeBundle(problem, limit=limit, remedy="use a bundle written by `kosine export`")
+
+
+def _sha256(data: bytes | mmap.mmap) -> str:
+    from hashlib import sha256  # with OpenSSL; `import kosine` does without
+
+    return sha256(data).hexdigest()

@@ -7,7 +7,6 @@ vectors mean.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from math import inf
@@ -15,7 +14,6 @@ from typing import Any, Literal
 
 from kosine.bundle.int8 import INT8_WEIGHTS, Int8Weights
 from kosine.bundle.plans import FLAVOURS, TensorRTPlan
-from kosine.bundle.schema_1 import from_schema_1
 from kosine.bundle.spec_check import MAX_DIMENSION, check_spec
 from kosine.bundle.typed_json import bad, build, parse, shown
 from kosine.errors import SchemaTooNew
@@ -149,7 +147,9 @@ class Manifest:
         if dtype == "int8" and self.int8 is not None:
             facts["bytes_only"] = sorted(self.int8.bytes_only)
         text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        from hashlib import sha256  # with OpenSSL; `import kosine` does without
+
+        return sha256(text.encode()).hexdigest()[:32]
 
     def to_json(self) -> str:
         value = {**asdict(self), "schema": SCHEMA}
@@ -172,7 +172,11 @@ class Manifest:
                 limit=f"this kosine reads up to {SCHEMA}",
                 remedy="upgrade kosine, or export the bundle again with this version",
             )
-        manifest: Manifest = build(cls, from_schema_1(value) if schema == 1 else value, "$")
+        if schema == 1:
+            from kosine.bundle.schema_1 import from_schema_1
+
+            value = from_schema_1(value)
+        manifest: Manifest = build(cls, value, "$")
         check_spec(manifest.spec)
         _check(manifest)
         return manifest
