@@ -22,8 +22,8 @@ SHARED = ROOT.parent / "shared"
 LONG = {
     "backend", "backends_auto", "batcher_model", "batcher_promises", "batcher_soak",
     "bench_contestant", "bench_contestant_state", "bench_gpu", "bench_gpu_graphs",
-    "bench_isa_levels", "bench_load", "bench_machines", "bench_pictures", "bench_report", "bench_run", "bench_service",
-    "bench_tei", "bench_worker", "bench_workload", "bundle_arrival", "bundle_hostile",
+    "bench_isa_levels", "bench_load", "bench_machines", "bench_pictures", "bench_report",
+    "bench_run", "bench_service", "bench_tei", "bench_worker", "bench_workload", "bundle_arrival", "bundle_hostile",
     "checkpoint", "cli", "cli_bad_input", "completion", "cuda", "docs", "e5", "ecosystem",
     "encoder_copies", "encoder_properties", "examples", "exit_gate", "export", "families",
     "five", "fixed_seeds", "fork", "full_size", "gemma3", "golden", "graph", "gte", "info",
