@@ -605,7 +605,8 @@ class TestSchedule:
             ([16], 2, (True, [[0]])),
             ([40, 40], 2, (True, [[0, 1]])),  # few rows: share the weights
             ([70, 70], 2, (False, [[0], [1]])),
-            ([60, 80, 70, 70], 2, (False, [[1, 0], [2, 3]])),  # longest first
+            ([30, 50, 40, 40], 2, (False, [[1, 0], [2, 3]])),  # longest first
+            ([66, 74, 70, 70], 2, (False, [[1], [2], [3], [0]])),  # more than the cache holds
             ([200, 20, 20], 2, (True, [[0, 1, 2]])),  # no even cut
             ([512, 512], 1, (False, [[0], [1], [], []])),
         ],
@@ -636,7 +637,7 @@ class TestSchedule:
         assert sorted(i for chunk in chunks for i in chunk) == list(range(len(lengths)))
         assert all(chunks)
         assert threads > 1 or not together
-        rows = 512 if isa.startswith("amx") else 256
+        rows = 512 if isa.startswith("amx") else 126
         limit = (2 * rows if together else rows) + 512
         assert all(sum(lengths[i] for i in chunk) <= limit for chunk in chunks)
 

@@ -28,6 +28,20 @@ struct OutputOf<kosine::Epilogue::kGate> {
   using Type = Output::Activation;
 };
 
+// The rows of a tile, two vectors wide, on their way while it multiplies: by the time that a panel is
+// through, what it adds to has left the L1 cache, and often the L2 cache too.
+template <kosine::Epilogue kEpilogue, int R>
+[[gnu::always_inline]] inline void fetch_output(const kosine::GemmArgs& args, std::size_t row,
+                                                std::size_t column) {
+  using Type = typename OutputOf<kEpilogue>::Type;
+  const Type* out = static_cast<const Type*>(args.out) + row * args.ldo + column;
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    __builtin_prefetch(out + r * args.ldo, 1);
+    __builtin_prefetch(out + r * args.ldo + Vec::kLanes, 1);
+  }
+}
+
 // `at`: elements from the start of `out`.
 template <kosine::Epilogue kEpilogue>
 [[gnu::always_inline]] inline void finish(Vec y, void* out, std::size_t at) {

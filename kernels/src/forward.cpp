@@ -133,33 +133,40 @@ void Walk::normalise_sentences() {
 
 void Walk::multiply(const char* a, std::size_t stride, const Linear& linear, Epilogue epilogue,
                     const Matrix<float>& out) {
-  multiply(a, stride, linear, epilogue, reinterpret_cast<char*>(out.data),
-           out.stride * sizeof(float), sizeof(float));
+  for (std::size_t i = 0; i < row_blocks(); ++i) {
+    const auto [begin, end] = row_block(i);
+    multiply(a + begin * stride, stride, linear, epilogue, reinterpret_cast<char*>(out.row(begin)),
+             out.stride * sizeof(float), sizeof(float), end - begin);
+  }
 }
 
 void Walk::multiply(const char* a, std::size_t stride, const Linear& linear, Epilogue epilogue,
-                    char* out, std::size_t out_stride, std::size_t element) {
+                    char* out, std::size_t out_stride, std::size_t element, std::size_t rows) {
   const Kernels& kernels = *linear.kernels;
   const auto [begin, end] = member_.share_of(linear.panels);
-  // Of long texts as many rows at one time as stay in the L2 cache from panel to panel.
-  const std::size_t most = 2 * kernels.chunk_rows;
-  const std::size_t blocks = chunk_.rows > most ? chunk_.rows / kernels.chunk_rows : 1;
-  for (std::size_t i = 0; i < blocks; ++i) {
-    const std::size_t row = chunk_.rows * i / blocks;
-    kernels.gemm({
-        .a = a + row * stride,
-        .lda = stride / kernels.activation,
-        .rows = chunk_.rows * (i + 1) / blocks - row,
-        .weight = linear.weight + begin * linear.panel_bytes,
-        .bias = linear.bias + begin * kernels.panel,
-        .depth = linear.depth,
-        .panels = end - begin,
-        .out = out + row * out_stride + begin * kernels.panel * element,
-        .ldo = out_stride / element,
-        .epilogue = epilogue,
-        .scratch = work_.product_scratch(member_.rank),
-    });
-  }
+  kernels.gemm({
+      .a = a,
+      .lda = stride / kernels.activation,
+      .rows = rows,
+      .weight = linear.weight + begin * linear.panel_bytes,
+      .bias = linear.bias + begin * kernels.panel,
+      .depth = linear.depth,
+      .panels = end - begin,
+      .out = out + begin * kernels.panel * element,
+      .ldo = out_stride / element,
+      .epilogue = epilogue,
+      .scratch = work_.product_scratch(member_.rank),
+  });
+}
+
+// Of long texts as many rows at one time as stay in the L2 cache from panel to panel.
+std::size_t Walk::row_blocks() const {
+  const std::size_t rows = model_.kernels.chunk_rows;
+  return chunk_.rows > 2 * rows ? chunk_.rows / rows : 1;
+}
+
+Member::Range Walk::row_block(std::size_t i) const {
+  return {chunk_.rows * i / row_blocks(), chunk_.rows * (i + 1) / row_blocks()};
 }
 
 void Walk::round(const Rounding& rounding, const Matrix<float>& x, std::size_t width,

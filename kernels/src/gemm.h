@@ -29,7 +29,7 @@ constexpr std::size_t kPanelStride = 2 * Dot::kVectorBytes;  // of a word of the
 constexpr std::size_t kDepthStep = Dot::kStep;
 // Enough rows to hide fetching the weights behind the arithmetic, few enough that activations
 // stay in the L2 cache.
-constexpr std::size_t kChunkRows = 256;
+constexpr std::size_t kChunkRows = 126;
 constexpr std::size_t kAloneRows = 64;
 constexpr std::size_t kProductRows = kTileRows;
 // For a panel of 1024 floats of depth; what is deeper is widened in the tiles' registers.
@@ -86,6 +86,7 @@ void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, const char* wei
   constexpr std::size_t kStride = 2 * Operand::kVectorBytes;
   const char* a = static_cast<const char*>(args.a) + row * args.lda * kElement;
   Vec acc[R][2];
+  fetch_output<kEpilogue, R>(args, row, panel * kPanel);
   multiply<Operand, R, 2, true>(acc, a, args.lda * kElement, {weight, kStride}, shape.steps, ahead);
   [[maybe_unused]] Vec scales[2];
   if constexpr (Dot::kScaled) {

@@ -23,7 +23,7 @@ namespace {
 
 constexpr std::size_t kPanel = 2 * Vec::kLanes;
 constexpr std::size_t kPanelStride = kPanel * Int8::kStep;
-constexpr std::size_t kChunkRows = 196;
+constexpr std::size_t kChunkRows = 112;
 constexpr std::size_t kAloneRows = 64;
 constexpr std::size_t kProductRows = Int8::kRows;
 constexpr std::size_t kGemmScratch = 0;
@@ -86,6 +86,7 @@ void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, const char* wei
   const Vec bias[2] = {Vec::load(biases), Vec::load(biases + kLanes)};
   alignas(kLine) std::int32_t integers[R * kPanel];
   alignas(kLine) float totals[R * kPanel];
+  fetch_output<kEpilogue, R>(args, row, panel * kPanel);
   for (std::size_t s = 0; s < slices.count; ++s) {
     const std::size_t width = slices.width_of(s);
     Int8::multiply<R>(integers, a, lda, weight, width / Int8::kStep, ahead);

@@ -46,8 +46,12 @@ class Walk {
   std::size_t parts_of(std::size_t length, std::size_t heads) const;
   void attend(const packed::Attention& step);
 
-  void multiply_down(const packed::FeedForward& step, std::size_t slice, const char* inner);
-  void inner_product(const Linear& linear, Epilogue epilogue, bool staged);
+  // All rows of `rows` up and down: slice by slice, or at one time.
+  void take_slices(const packed::FeedForward& step, Range rows);
+  void take_whole(const packed::FeedForward& step, Range rows);
+  void inner_product(const Linear& linear, Epilogue epilogue, Range rows);
+  void multiply_down(const packed::FeedForward& step, std::size_t slice, const char* inner,
+                     Range rows);
 
   // x += norm(branch), which all members have written.
   void add_branch(const packed::RowNorm& norm);
@@ -55,9 +59,11 @@ class Walk {
                  std::size_t count, const Matrix<float>& out, bool adds);
   void multiply(const char* a, std::size_t stride, const Linear& linear, Epilogue epilogue,
                 const Matrix<float>& out);
-  // Strides in bytes; `element` are the bytes of one element of `out`.
+  // Of so many rows. Strides in bytes; `element` are the bytes of one element of `out`.
   void multiply(const char* a, std::size_t stride, const Linear& linear, Epilogue epilogue,
-                char* out, std::size_t out_stride, std::size_t element);
+                char* out, std::size_t out_stride, std::size_t element, std::size_t rows);
+  std::size_t row_blocks() const;
+  Range row_block(std::size_t i) const;
   void round(const Rounding& rounding, const Matrix<float>& x, std::size_t width,
              const ActivationMatrix& out, Range rows);
   void clear_padding(const Kernels& kernels, const ActivationMatrix& matrix, std::size_t width,
