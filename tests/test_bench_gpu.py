@@ -25,6 +25,7 @@ from kosine_bench.contestants.pytorch_cuda import (
     TorchVarlen,
 )
 from kosine_bench.contestants.registry import GPU_OURS, GPU_REFERENCE, GPU_RIVALS, find
+from kosine_bench.contestants.rivals import OpenVinoInt8
 from kosine_bench.measuring import machine, models, worker
 from kosine_bench.measuring.duration import part_seconds
 from kosine_bench.measuring.machine import Gpu
@@ -325,11 +326,14 @@ def test_a_round_on_a_gpu_is_guessed_by_its_seconds(checkpoint: Checkpoint, tmp_
     assert 2 * sum(GPU_FULL.seconds.values()) <= sum(later.values()) < sum(first.values()) < 15
 
 
-class Counting(TorchVarlen):
+class Counting:
     """Counts the texts of each call instead of computing anything."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
+
+    def apply(self, setting: Setting) -> None:
+        """Nothing to get ready."""
 
     def encode(self, texts: Any, setting: Setting) -> Any:  # noqa: ARG002
         self.calls.append(len(texts))
@@ -338,17 +342,28 @@ class Counting(TorchVarlen):
     encode_ids = encode
 
 
+class CountingOnGpu(Counting, TorchVarlen): ...
+
+
+class CountingOnCpu(Counting, OpenVinoInt8): ...
+
+
+@pytest.mark.parametrize(("kind", "passes"), [(CountingOnGpu, 2), (CountingOnCpu, 1)])
 def test_every_shape_is_warm_before_the_clock_starts(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[Any],
+    passes: int,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     part = Part(WORKLOADS["korsts"], models.SIZES["sample"], ("burst",))
     work = write_work(part, checkpoint, replace(GPU_FULL, bulk_texts=64), tmp_path)
-    contestant = Counting()
+    contestant = kind()
     monkeypatch.setattr(worker, "find", lambda _: contestant)
     made = worker.Worker("counting", str(checkpoint.folder), str(checkpoint.converted))
     made.texts(str(work.path))
     setting = Setting(32).as_dict()
-    for scope, warm in (("engine", 2 * [32, 32, 32]), ("end-to-end", [32])):
+    for scope, warm in (("engine", passes * [32, 32, 32]), ("end-to-end", [32])):
         contestant.calls.clear()
         samples = made.measure("burst", scope, setting, 96)
         assert contestant.calls == [*warm, 32, 32, 32]
@@ -363,7 +378,7 @@ def test_a_few_bursts_settle_how_bursts_are_cut(
 ) -> None:
     part = Part(WORKLOADS["korsts"], models.SIZES["sample"], ("burst",))
     work = write_work(part, checkpoint, replace(GPU_FULL, bulk_texts=64), tmp_path)
-    contestant = Counting()
+    contestant = kind()
     monkeypatch.setattr(worker, "find", lambda _: contestant)
     made = worker.Worker("counting", str(checkpoint.folder), str(checkpoint.converted))
     made.texts(str(work.path))

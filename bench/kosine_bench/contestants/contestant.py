@@ -152,6 +152,8 @@ class Contestant(ABC):
         ours: Whether it is kosine.
         engine: Whether token ids can be passed in, past the tokenizer.
         sorts: Whether its own way from text to vectors sorts a call's texts by length anyway.
+        keeps_shapes: Whether it builds something for each shape that it meets and keeps it: it is
+            measured as it is from the second time on.
         serves: Whether it takes part in the latency under load.
         forced: The instruction-set level that its process is held to; None leaves it the choice.
             A forced level stands beside what is chosen and is never taken for the fastest.
@@ -172,6 +174,7 @@ class Contestant(ABC):
     ours: ClassVar[bool] = False
     engine: ClassVar[bool] = True
     sorts: ClassVar[bool] = False
+    keeps_shapes: ClassVar[bool] = False
     serves: ClassVar[bool] = False
     forced: ClassVar[str | None] = None
     start_seconds: ClassVar[float] = 1.5

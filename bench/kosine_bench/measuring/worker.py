@@ -44,6 +44,8 @@ class Worker:
         self.contestant = find(name)
         self.checkpoint = Checkpoint(Path(folder), Path(converted))
         self.on_gpu = self.contestant.device == "cuda"
+        # How often a call is made before it counts, beyond a few texts to wake up.
+        self.passes_before = GPU_WARM_PASSES if self.on_gpu else int(self.contestant.keeps_shapes)
         self.work = ""
         self.warmed: set[tuple[Any, ...]] = set()
         self.sets: dict[str, Any] = {}
@@ -115,8 +117,7 @@ class Worker:
             asked = list(dict.fromkeys(one.within(len(calls[0])) for one in asked))
         for tried in asked:
             call = self._call(scope, tried)
-            if self.on_gpu:
-                self._time(call, calls * GPU_WARM_PASSES)
+            self._time(call, calls * self.passes_before)
             first = self._time(call, calls[:1])
             # A call as long as this needs no second one to hide what the first one sets up.
             if first >= OWN_WARM_UP_SECONDS:
@@ -147,14 +148,14 @@ class Worker:
         call = self._call(scope, chosen)
         within = max(int(np.searchsorted(np.cumsum(lengths), WARM_TOKENS, "right")), 1)
         warm = calls[: min(within, WARM_TEXTS)] if mode == "single" else [calls[0][:within]]
-        if self.on_gpu:
-            # Kernels are chosen and graphs captured per shape, so each shape comes beforehand;
-            # what tokens go through as ids is warm for texts too, but for their first call.
+        if self.passes_before:
+            # Kernels are chosen, or built, per shape, so each shape comes beforehand; what tokens
+            # go through as ids is warm for texts too, but for their first call.
             key = (self.work, mode, chosen, texts)
             if (*key, scope) in self.warmed:
                 warm = []
             else:
-                warm = calls[:1] if key in self.warmed else calls * GPU_WARM_PASSES
+                warm = calls[:1] if key in self.warmed else calls * self.passes_before
             self.warmed |= {key, (*key, scope)}
         self._time(call, warm)
         gc.collect()
