@@ -378,7 +378,7 @@ def test_a_few_bursts_settle_how_bursts_are_cut(
 ) -> None:
     part = Part(WORKLOADS["korsts"], models.SIZES["sample"], ("burst",))
     work = write_work(part, checkpoint, replace(GPU_FULL, bulk_texts=64), tmp_path)
-    contestant = kind()
+    contestant = CountingOnGpu()
     monkeypatch.setattr(worker, "find", lambda _: contestant)
     made = worker.Worker("counting", str(checkpoint.folder), str(checkpoint.converted))
     made.texts(str(work.path))
