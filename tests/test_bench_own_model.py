@@ -21,7 +21,7 @@ from kosine_bench.contestants.registry import FORCED
 from kosine_bench.contestants.rivals import _pool
 from kosine_bench.measuring import models, own_model
 from kosine_bench.measuring.contestant_state import ContestantState
-from kosine_bench.measuring.plan import MODES, Part, Plan
+from kosine_bench.measuring.plan import FULL, MODES, Part, Plan
 from kosine_bench.measuring.run import _Run
 from kosine_bench.measuring.tuning import known_setting
 from kosine_bench.measuring.work_file import WorkFile
@@ -119,7 +119,7 @@ def test_names_tell_models_apart(mine: Path, tmp_path: Path) -> None:
     (tmp_path / "base").symlink_to(mine)
     with pytest.raises(InputError, match="called 'base'"):
         command.plan(parse("--model", str(tmp_path / "base")))
-    with pytest.raises(UnknownOption, match=r"unknown model 'bose'.*known: base"):
+    with pytest.raises(UnknownOption, match=r"unknown model 'bose'.*known: sample"):
         command.plan(parse("--model", "bose"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / mine.name).symlink_to(mine)
@@ -152,7 +152,7 @@ def test_trained_weights_meet_the_gates_as_they_are(
     monkeypatch.setitem(conversion.CONVERSIONS, "kosine", made)
     size = models.SIZES[name]
     part = Part(WORKLOADS["korsts"], size)
-    plan = Plan((part,), (KosineOnnx,), command.FULL, 1, quick=True)
+    plan = Plan((part,), (KosineOnnx,), FULL, 1, quick=True)
     run = _Run(plan, print, tmp_path)
     run.work = [WorkFile(part.workload, size, mine, "generated", {}, part)]
 
