@@ -121,7 +121,7 @@ def build(size: ModelSize, cache: Path | None = None) -> Path:
         return folder
     building = folder.with_name(folder.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
-    (building / "1_Pooling").mkdir(parents=True)
+    building.mkdir(parents=True)
     from safetensors.numpy import save_file
 
     tensors = _sample_weights() if size.name == "sample" else dict(_random_weights(size))
@@ -240,6 +240,7 @@ def write_modules(
     def write(name: str, content: Any) -> None:
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
+    (folder / "1_Pooling").mkdir()
     write(
         "modules.json",
         [

@@ -82,7 +82,7 @@ def read(folder: Path, cache: Path | None = None) -> ModelSize:
     made = (cache or paths.cache_dir()) / "checkpoints" / f"{folder.name}-own-{digest[:12]}"
     # Anew each time: it is small, and `folder` may have moved.
     shutil.rmtree(made, ignore_errors=True)
-    (made / "1_Pooling").mkdir(parents=True)
+    made.mkdir(parents=True)
     for name, text in stated.items():
         (made / name).write_text(text, "utf-8")
     write_modules(
