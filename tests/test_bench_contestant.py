@@ -42,6 +42,7 @@ class Sums(PaddedContestant):
 @pytest.fixture
 def sums(monkeypatch: pytest.MonkeyPatch) -> Sums:
     monkeypatch.setattr(Checkpoint, "max_tokens", 128)
+    monkeypatch.setattr(Checkpoint, "pooling", "mean")
     monkeypatch.setattr(Sums, "opened", [])
     contestant = Sums()
     contestant.load(Checkpoint(SAMPLE, SAMPLE), threads=2)

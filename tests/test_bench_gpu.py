@@ -16,7 +16,7 @@ import pytest
 from kosine.errors import InputError
 from kosine_bench import command
 from kosine_bench.contestants import environment
-from kosine_bench.contestants.contestant import Absent, Checkpoint, Setting
+from kosine_bench.contestants.contestant import Absent, Checkpoint, Contestant, Setting
 from kosine_bench.contestants.kosine import KosineOnnxCuda, KosineOwnCuda
 from kosine_bench.contestants.onnxruntime_cuda import OnnxRuntimeCuda
 from kosine_bench.contestants.pytorch_cuda import (
@@ -129,7 +129,9 @@ def test_every_contestant_has_settings_and_counts_its_tokens(mode: str) -> None:
             assert setting.streams == 1
 
 
-def test_a_bert_counts_positions_from_nought(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_bert_counts_positions_from_nought(tmp_path: Path, pooling: str) -> None:
+    pytest.importorskip("sentence_transformers", reason="the reference needs it")
     transformers = pytest.importorskip("transformers", reason="makes a BERT")
     config = transformers.BertConfig(
         vocab_size=200,
@@ -141,14 +143,15 @@ def test_a_bert_counts_positions_from_nought(tmp_path: Path) -> None:
     )
     transformers.BertModel(config).save_pretrained(tmp_path)
     shutil.copy(SAMPLE / "tokenizer.json", tmp_path / "tokenizer.json")
-    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 128}')
+    models.write_modules(tmp_path, 32, 128, pooling=pooling)
     checkpoint = Checkpoint(tmp_path, tmp_path)
     vectors = []
-    for kind in (PaddedHere, VarlenHere):
-        contestant = kind()
+    for kind in (Reference, PaddedHere, VarlenHere):
+        contestant: Contestant = kind()
         contestant.load(checkpoint, threads=1)
         vectors.append(contestant.encode_ids(ROWS, Setting(3)))
     assert np.abs(vectors[0] - vectors[1]).max() < 2e-6
+    assert np.abs(vectors[0] - vectors[2]).max() < 2e-6
 
 
 def test_what_is_missing_is_a_reason(checkpoint: Checkpoint, monkeypatch: Any) -> None:

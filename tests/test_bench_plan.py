@@ -34,7 +34,11 @@ def test_the_default_is_the_whole_comparison() -> None:
         ("long", "large", MODES),
         ("korsts", "modernbert-base", ("bulk",)),
         ("documents", "modernbert-base", ("single", "bulk")),
+        ("korsts", "sample", ("bulk",)),
     ]
+    trained = plan.parts[-1]
+    assert (trained.scopes, trained.rounds) == (("end-to-end",), {"bulk": 1})
+    assert trained.omits == FORCED
     assert {part.workload.name for part in plan.parts} == set(WORKLOADS) - {"long8k"}
     assert plan.modes == ("single", "burst", "bulk", "load")
     assert plan.parts[0].scopes == ("engine", "end-to-end")

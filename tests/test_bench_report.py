@@ -79,15 +79,44 @@ def test_the_headline_has_a_row_for_each_and_says_who_is_absent(result: dict[str
     assert [row[0] for row in rows] == [
         *("Wrong fp32", "Right int8", "kosine onnx fp32", "Right fp32", "Gone fp32"),
     ]
-    ours = dict(zip(tables.HEADLINE, rows[2], strict=True))
+    heads = tables.heads(result, WORKLOAD)
+    ours = dict(zip(heads, rows[2], strict=True))
     assert ours["burst, sentences/s"] == "100"
     assert ours["padding in a burst"] == "0%"
     assert ours["CPU s per 1000"] == "20.00"
     assert ours["peak memory, MiB"] == "512"
     assert ours["load, s"] == "0.60"
     assert ours["lowest cosine"] == "1.000000"
-    assert dict(zip(tables.HEADLINE, rows[3], strict=True))["padding in a burst"] == "50%"
+    assert dict(zip(heads, rows[3], strict=True))["padding in a burst"] == "50%"
     assert rows[4][1] == "absent: no such package"
+
+
+def test_lowest_cosines_on_trained_weights_stand_beside_those_on_random_ones(
+    result: dict[str, Any], path: Path
+) -> None:
+    alone = page.block(result, path, path.parent)
+    assert tables.heads(result, WORKLOAD)[-1] == "lowest cosine"
+    assert "trained" not in alone + page.summary(result, path, path.parent)
+    for size, cosine in (("sample", 0.97), ("mine", 0.94)):
+        result["models"][size] = {"weights": "trained"}
+        result["workloads"][f"korsts@{size}"] = result["workloads"][WORKLOAD]
+        figure = next(one for one in result["figures"] if one["contestant"] == "right-int8")
+        result["figures"].append(figure | {"workload": f"korsts@{size}", "scope": "end-to-end"})
+        entry = {"contestant": "right-int8", "workload": f"korsts@{size}", "min_cosine": cosine}
+        result["parity"].append(entry)
+    heads = tables.heads(result, WORKLOAD)
+    assert heads[-2:] == ("lowest cosine", "lowest cosine, trained")
+    rows = {row[0]: row[-2:] for row in tables.headline(result, WORKLOAD, "end-to-end")}
+    assert rows["Right int8"] == ["0.991000", "0.940000"]
+    assert rows["Right fp32"] == ["1.000000", ""]
+    # On one of them it is that one's own.
+    assert tables.heads(result, "korsts@sample")[-2:] == ("load, s", "lowest cosine, trained")
+    (row, _) = tables.headline(result, "korsts@sample", "end-to-end")
+    assert (row[0], row[-1]) == ("Right int8", "0.970000")
+    assert "lowest cosine, trained" in tables.text_table(result)
+    block = page.block(result, path, path.parent)
+    assert "Weights are trained on `korsts@sample`, `korsts@mine`." in block
+    assert "| 0.991000 | 0.940000 |" in page.summary(result, path, path.parent)
 
 
 def test_the_terminal_table_names_everyone(result: dict[str, Any]) -> None:

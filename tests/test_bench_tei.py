@@ -16,6 +16,12 @@ from kosine_bench.contestants.contestant import Absent, Checkpoint
 
 NOWHERE = Checkpoint(Path("checkpoint"), Path("converted"))
 
+
+@pytest.fixture(autouse=True)
+def cls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Checkpoint, "pooling", "cls")
+
+
 HANDLER = """
 import json
 from http.server import BaseHTTPRequestHandler
@@ -84,6 +90,7 @@ def test_a_binary_is_started_and_ended(tmp_path: Path) -> None:
         f"{HANDLER}\n"
         "port = int(sys.argv[sys.argv.index('--port') + 1])\n"
         "assert sys.argv[sys.argv.index('--model-id') + 1] == 'checkpoint'\n"
+        "assert sys.argv[sys.argv.index('--pooling') + 1] == 'cls'\n"
         "ThreadingHTTPServer(('127.0.0.1', port), Handler).serve_forever()\n",
         "utf-8",
     )

@@ -17,9 +17,9 @@ from kosine.errors import InputError, UnknownOption
 from kosine.threads import usable_cpus
 from kosine_bench.contestants.contestant import Contestant
 from kosine_bench.contestants.registry import CONTESTANTS
-from kosine_bench.measuring import machine, result_file
+from kosine_bench.measuring import machine, own_model, result_file
 from kosine_bench.measuring.machine import Gpu
-from kosine_bench.measuring.models import SIZES
+from kosine_bench.measuring.models import SIZES, ModelSize
 from kosine_bench.measuring.plan import (
     FULL,
     GPU_FULL,
@@ -29,6 +29,7 @@ from kosine_bench.measuring.plan import (
     Plan,
     default_parts,
     gpu_parts,
+    trained_part,
 )
 from kosine_bench.measuring.run import measure
 from kosine_bench.measuring.workload import WORKLOADS
@@ -61,10 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         action="append",
-        choices=tuple(SIZES),
-        help="model size; repeat for several (default: base, large for `long`, both for"
-        " `korsts`, large8k for `long8k`, modernbert-base for `documents` and `korsts`; with"
-        " --quick sample)",
+        metavar="{" + ",".join(SIZES) + ",FOLDER}",
+        help="model size, or the folder of a trained checkpoint of your own (BERT, RoBERTa,"
+        " XLM-R); repeat for several (default: base, large for `long`, both for `korsts`, large8k"
+        " for `long8k`, modernbert-base for `documents` and `korsts`, and the sample in bulk on"
+        " `korsts`; with --quick sample)",
     )
     parser.add_argument(
         "--mode",
@@ -143,8 +145,9 @@ def plans(args: argparse.Namespace) -> list[Plan]:
 
     Raises:
         UnknownOption: A rival that does not exist, or numbers out of range.
-        InputError: No asked model takes the asked workload's lengths, or a GPU was asked for
-            and none is visible.
+        InputError: No asked model takes the asked workload's lengths, a folder cannot be told
+            from another model by its name, or a GPU was asked for and none is visible.
+        CheckpointError: A folder that not all contestants can read.
     """
     device = machine.visible_gpu() if args.device != "cpu" else None
     if args.device == "cuda" and device is None:
@@ -168,6 +171,7 @@ def plan(args: argparse.Namespace, device: Gpu | None = None) -> Plan:
     if args.quick and not args.workload:
         names = ["korsts"]
     workloads = list(WORKLOADS.values()) if "all" in names else [WORKLOADS[n] for n in names]
+    asked = _models(args.model or ())
     pairs = []
     for workload in workloads:
         longest = max(column.maximum for column in workload.columns)
@@ -180,16 +184,16 @@ def plan(args: argparse.Namespace, device: Gpu | None = None) -> Plan:
                 if device and workload.name not in ONLY_NAMED
                 else DEFAULT_SIZES[workload.name]
             )
-        for name in args.model or default:
-            if longest <= SIZES[name].max_tokens:
-                pairs.append((workload, SIZES[name]))
+        for size in asked or [SIZES[name] for name in default]:
+            if longest <= size.max_tokens:
+                pairs.append((workload, size))
             else:
-                _say(f"left out: {workload.name} has {longest} tokens, {name} takes fewer")
+                _say(f"left out: {workload.name} has {longest} tokens, {size.name} takes fewer")
     if not pairs:
         raise InputError(
             f"workload {workloads[0].name!r} has texts of up to"
             f" {max(column.maximum for column in workloads[0].columns)} tokens",
-            limit=f"model {args.model or ['sample']} takes fewer",
+            limit=f"model {', '.join(size.name for size in asked) or 'sample'} takes fewer",
             remedy="choose another --model, or leave it out",
         )
     quick, full = (GPU_QUICK, GPU_FULL) if device else (QUICK, FULL)
@@ -200,9 +204,14 @@ def plan(args: argparse.Namespace, device: Gpu | None = None) -> Plan:
             raise UnknownOption(f"--{option} is {value}", limit="at least 1")
     if args.rounds:
         effort = replace(effort, rounds=args.rounds)
-    pairs.sort(key=lambda pair: list(SIZES).index(pair[1].name))
+    # What is best on base is used on larger ones.
+    order = [*SIZES.values(), *asked]
+    pairs.sort(key=lambda pair: (pair[1].trained, order.index(pair[1])))
+    parts = gpu_parts(pairs, args.mode) if device else default_parts(pairs, args.mode)
+    if WORKLOADS["korsts"] in workloads and not (device or args.quick or args.model or args.mode):
+        parts += (trained_part(),)
     return Plan(
-        gpu_parts(pairs, args.mode) if device else default_parts(pairs, args.mode),
+        parts,
         _chosen(args.rivals, effort.omits, CONTESTANTS["cuda" if device else "cpu"]),
         effort,
         args.threads or usable_cpus(),
@@ -210,6 +219,27 @@ def plan(args: argparse.Namespace, device: Gpu | None = None) -> Plan:
         device="cuda" if device else "cpu",
         gpu=device,
     )
+
+
+def _models(names: Sequence[str]) -> list[ModelSize]:
+    """Known sizes, and checkpoints of one's own by their folders."""
+    found: dict[str, ModelSize] = {}
+    for name in dict.fromkeys(names):
+        if name not in SIZES and not Path(name).is_dir():
+            raise UnknownOption(
+                f"unknown model {name!r}",
+                limit=f"known: {', '.join(SIZES)}, and folders of checkpoints",
+                remedy="name one of these, or leave --model out",
+            )
+        size = SIZES.get(name) or own_model.read(Path(name))
+        if size.name in found:
+            raise InputError(
+                f"two folders are called {size.name!r}",
+                limit="a result knows models by name",
+                remedy="link or copy one of them under another name",
+            )
+        found[size.name] = size
+    return list(found.values())
 
 
 def _check_rivals(names: Sequence[str]) -> None:

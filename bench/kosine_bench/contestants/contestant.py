@@ -67,20 +67,19 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The checkpoint folder, and the folder that holds what it was converted to."""
+    """The checkpoint folder, and the folder that holds what it was converted to.
+
+    `trained` says whether the weights are trained and not random ones.
+    """
 
     folder: Path
     converted: Path
+    trained: bool = True
 
     @property
     def config(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.folder / "config.json").read_text("utf-8"))
         return content
-
-    @property
-    def trained(self) -> bool:
-        """Whether the weights are those of the sample, and not random ones."""
-        return self.folder.name.startswith("sample")
 
     @property
     def dim(self) -> int:
@@ -94,6 +93,12 @@ class Checkpoint:
     def max_tokens(self) -> int:
         content = (self.folder / "sentence_bert_config.json").read_text("utf-8")
         return int(json.loads(content)["max_seq_length"])
+
+    @property
+    def pooling(self) -> Literal["mean", "cls"]:
+        """How token vectors become one."""
+        content = (self.folder / "1_Pooling" / "config.json").read_text("utf-8")
+        return "cls" if json.loads(content)["pooling_mode_cls_token"] else "mean"
 
     def tokenizer(self) -> Any:
         """A `tokenizers.Tokenizer` that truncates at `max_tokens` and does not pad."""
@@ -251,6 +256,7 @@ class PaddedContestant(Contestant):
 
     def load(self, checkpoint: Checkpoint, threads: int) -> None:
         self.checkpoint = checkpoint
+        self.pooling = checkpoint.pooling
         self.threads = threads
         self.streams = 1
         self.tokenizer = checkpoint.tokenizer()

@@ -144,7 +144,8 @@ def _fastembed(checkpoint: Checkpoint, folder: Path, _: Sequence[Sequence[int]])
     """A folder as fastembed downloads them: the graph beside the tokenizer's files."""
     names = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     for name in names:
-        shutil.copy(checkpoint.folder / name, folder / name)
+        if (checkpoint.folder / name).is_file():  # Newer ones have no special_tokens_map.json.
+            shutil.copy(checkpoint.folder / name, folder / name)
     (folder / "model.onnx").symlink_to(checkpoint.converted / "onnx" / "model.onnx")
 
 

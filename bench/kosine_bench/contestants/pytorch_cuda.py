@@ -88,6 +88,7 @@ class TorchCuda(Contestant):
         torch.set_num_threads(threads)
         self.torch = torch
         self.checkpoint = checkpoint
+        self.pooling = checkpoint.pooling
         self.tokenizer = checkpoint.tokenizer()
         self.model = AutoModel.from_pretrained(
             checkpoint.folder,
@@ -144,6 +145,8 @@ class TorchPadded(TorchCuda):
         ids, mask = padded(rows, self.checkpoint.pad_id)
         real = self.upload(mask)
         hidden = self.forward(self.upload(ids), real)
+        if self.pooling == "cls":
+            return hidden[:, 0].float()
         weights = real[:, :, None].to(self.torch.float32)
         return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)
 
@@ -230,13 +233,15 @@ class TorchVarlen(TorchCuda):
         starts = np.concatenate([[0], np.cumsum(lengths)])
         ids = np.concatenate([np.asarray(row, np.int64) for row in rows])
         positions = np.arange(len(ids)) - np.repeat(starts[:-1], lengths) + self.first_position
-        counts = self.upload(lengths)
+        counts, begins = self.upload(lengths), self.upload(starts)
         hidden = self.hidden(
             self.upload(ids),
             self.upload(positions),
-            self.upload(starts).to(self.torch.int32),
+            begins.to(self.torch.int32),
             int(lengths.max()),
         )
+        if self.pooling == "cls":
+            return hidden[begins[:-1]].float()
         return self.torch.segment_reduce(
             hidden.float(), "mean", lengths=counts, axis=0, unsafe=True
         )

@@ -27,8 +27,10 @@ __all__ = [
 ]
 
 
-def _mean_pool(hidden: NDArray[Any], mask: NDArray[np.int64]) -> Float32:
-    """Unit rows from a (b, s, dim) hidden state: mean over real tokens, then normalised."""
+def _pool(hidden: NDArray[Any], mask: NDArray[np.int64], pooling: str) -> Float32:
+    """Unit rows from a (b, s, dim) hidden state: of the first token, or the mean of real ones."""
+    if pooling == "cls":
+        return normalise(hidden[:, 0])
     weights = mask.astype(np.float32)
     summed = np.matmul(weights[:, None, :], np.asarray(hidden, np.float32))[:, 0]
     return normalise(summed / np.maximum(weights.sum(axis=1, keepdims=True), 1e-9))
@@ -150,7 +152,7 @@ class OnnxRuntime(PaddedContestant):
     def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Float32:
         feed = {"input_ids": ids, "attention_mask": mask}
         (hidden,) = self.session.run(["last_hidden_state"], feed)
-        return _mean_pool(hidden, mask)
+        return _pool(hidden, mask, self.pooling)
 
 
 class OnnxRuntimePlain(OnnxRuntime):
@@ -205,7 +207,7 @@ class OpenVinoFloat32(PaddedContestant):
     def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Float32:
         request = self.idle.pop()
         request.infer([ids, mask], share_inputs=True)
-        vectors = _mean_pool(request.get_output_tensor(0).data, mask)
+        vectors = _pool(request.get_output_tensor(0).data, mask, self.pooling)
         self.idle.append(request)
         return vectors
 
@@ -258,7 +260,7 @@ class CTranslate2Int8(PaddedContestant):
         lengths = mask.sum(axis=1)
         rows = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
         hidden = np.asarray(self.encoder.forward_batch(rows).last_hidden_state)
-        return _mean_pool(hidden, mask)
+        return _pool(hidden, mask, self.pooling)
 
     def computed_tokens(self, lengths: Sequence[int], setting: Setting) -> int:
         return sum(lengths)

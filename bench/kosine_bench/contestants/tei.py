@@ -56,7 +56,7 @@ class Server:
             port = int(probe.getsockname()[1])
         command = [
             *(binary, "--model-id", str(checkpoint.folder), "--dtype", "float32"),
-            *("--pooling", "mean", "--hostname", "127.0.0.1", "--port", str(port)),
+            *("--pooling", checkpoint.pooling, "--hostname", "127.0.0.1", "--port", str(port)),
             *("--tokenization-workers", str(threads), "--max-client-batch-size", "64"),
         ]
         variables = {

@@ -29,7 +29,7 @@ class FastEmbed(Contestant):
 
         TextEmbedding.add_custom_model(
             model="kosine-bench/encoder",
-            pooling=PoolingType.MEAN,
+            pooling=PoolingType(checkpoint.pooling.upper()),
             normalization=True,
             sources=ModelSource(hf="kosine-bench/encoder"),
             dim=checkpoint.dim,

@@ -68,7 +68,7 @@ class ContestantState:
 def leave_out_repeated(states: Sequence[ContestantState]) -> None:
     """Leave out each forced level that the same engine takes by itself: it is measured there."""
     for state in states:
-        if state.reason or state.kind.forced is None:
+        if state.reason or state.kind.forced is None or state.isa is None:  # not in this run
             continue
         for other in states:
             same = (other.kind.precision, other.isa) == (state.kind.precision, state.isa)

@@ -94,6 +94,7 @@ class TimeEstimate:
     def _part(self, number: int, work: WorkFile, kind: type[Contestant]) -> dict[str, float]:
         earlier = self._work[: self._work.index(work)]
         settled = any(other.workload is work.workload for other in earlier)
+        settled = settled and not work.size.trained
         return part_seconds(kind, work, self._effort, self._ceilings, number, settled=settled)
 
 

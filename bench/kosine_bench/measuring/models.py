@@ -2,7 +2,8 @@
 
 Speed does not depend on what the weights are, so the base and large sizes are made here,
 with NumPy alone. All are written in the sentence-transformers layout that every reader since
-2.x understands, float32, with a BERT WordPiece tokenizer, as KLUE's RoBERTa models are.
+2.x understands, float32, with a BERT WordPiece tokenizer, as KLUE's RoBERTa models are. Trained
+ones of one's own are read by `own_model`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from kosine_bench import paths
 from kosine_bench.measuring import modernbert
 
-__all__ = ["SIZES", "ModelSize", "build", "flops_per_text", "weight_bytes"]
+__all__ = ["SIZES", "ModelSize", "build", "flops_per_text", "weight_bytes", "write_modules"]
 
 SEED = 20_240_117
 
@@ -29,7 +30,8 @@ SEED = 20_240_117
 class ModelSize:
     """Shape of an encoder. `position_rows` counts RoBERTa's two unused ones.
 
-    `family` is "roberta" or "modernbert".
+    `family` is a `model_type` of transformers. Of a checkpoint of one's own, `folder` is where
+    contestants read it, and `limit` the most tokens that it takes.
     """
 
     name: str
@@ -40,15 +42,24 @@ class ModelSize:
     intermediate: int
     position_rows: int
     family: str = "roberta"
+    folder: Path | None = None
+    limit: int | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights are trained and not random."""
+        return self.name == "sample" or self.folder is not None
 
     @property
     def max_tokens(self) -> int:
+        if self.limit is not None:
+            return self.limit
         return self.position_rows - (2 if self.family == "roberta" else 0)
 
     @property
     def linear_weights(self) -> int:
         """Weights of the linear layers, which one forward pass reads whatever the text."""
-        forward = 2 if self.family == "roberta" else 3  # gated
+        forward = 3 if self.family == "modernbert" else 2  # gated
         return self.layers * (4 * self.hidden**2 + forward * self.hidden * self.intermediate)
 
     def describe(self) -> dict[str, Any]:
@@ -60,7 +71,7 @@ class ModelSize:
             "heads": self.heads,
             "intermediate": self.intermediate,
             "vocabulary": self.vocab_size,
-            "weights": "trained" if self.name == "sample" else "random",
+            "weights": "trained" if self.trained else "random",
         }
 
 
@@ -81,7 +92,7 @@ def flops_per_text(size: ModelSize, num_tokens: int) -> float:
     linear = 2.0 * size.linear_weights * num_tokens
     seen = [
         num_tokens
-        if size.family == "roberta" or modernbert.sees_all(layer)
+        if size.family != "modernbert" or modernbert.sees_all(layer)
         else min(num_tokens, modernbert.WINDOW + 1)
         for layer in range(size.layers)
     ]
@@ -96,11 +107,13 @@ def weight_bytes(size: ModelSize, precision: str) -> int:
 
 
 def build(size: ModelSize, cache: Path | None = None) -> Path:
-    """The checkpoint folder of `size`, made on first use and kept in `cache`.
+    """The checkpoint folder of `size`, made on first use and kept in `cache`; or one's own.
 
     Raises:
         FileNotFoundError: The sample checkpoint is needed and the package has no checkout.
     """
+    if size.folder is not None:
+        return size.folder
     cache = cache or paths.cache_dir()
     tokenizer = _tokenizer(size)
     folder = cache / "checkpoints" / f"{size.name}-{tokenizer.parent.name}"
@@ -108,12 +121,13 @@ def build(size: ModelSize, cache: Path | None = None) -> Path:
         return folder
     building = folder.with_name(folder.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
-    (building / "1_Pooling").mkdir(parents=True)
+    building.mkdir(parents=True)
     from safetensors.numpy import save_file
 
     tensors = _sample_weights() if size.name == "sample" else dict(_random_weights(size))
     save_file(tensors, building / "model.safetensors", metadata={"format": "pt"})
-    _write_configs(size, building)
+    _write_config(size, building)
+    write_modules(building, size.hidden, size.max_tokens)
     _write_tokenizer(size, tokenizer, building)
     building.rename(folder)
     return folder
@@ -180,37 +194,53 @@ def _random_weights(size: ModelSize) -> Iterator[tuple[str, NDArray[np.float32]]
     yield from linear("pooler.dense", h, h)
 
 
-def _write_configs(size: ModelSize, folder: Path) -> None:
+def _write_config(size: ModelSize, folder: Path) -> None:
+    config = {
+        "architectures": ["RobertaModel"],
+        "model_type": "roberta",
+        "attention_probs_dropout_prob": 0.1,
+        "hidden_dropout_prob": 0.1,
+        "hidden_act": "gelu",
+        "hidden_size": size.hidden,
+        "intermediate_size": size.intermediate,
+        "num_attention_heads": size.heads,
+        "num_hidden_layers": size.layers,
+        "vocab_size": size.vocab_size,
+        "max_position_embeddings": size.position_rows,
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "initializer_range": 0.02,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "position_embedding_type": "absolute",
+        "tokenizer_class": "BertTokenizer",
+        "torch_dtype": "float32",
+    }
+    if size.family == "modernbert":
+        config = modernbert.config(size)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_modules(
+    folder: Path,
+    hidden: int,
+    max_tokens: int,
+    *,
+    pooling: str = "mean",
+    do_lower_case: bool = False,
+) -> None:
+    """sentence-transformers' own files: a transformer in `folder` itself, pooling, no prompts.
+
+    Args:
+        pooling: "mean" or "cls".
+        do_lower_case: Whether texts are lower-cased first.
+    """
+
     def write(name: str, content: Any) -> None:
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    write(
-        "config.json",
-        modernbert.config(size)
-        if size.family == "modernbert"
-        else {
-            "architectures": ["RobertaModel"],
-            "model_type": "roberta",
-            "attention_probs_dropout_prob": 0.1,
-            "hidden_dropout_prob": 0.1,
-            "hidden_act": "gelu",
-            "hidden_size": size.hidden,
-            "intermediate_size": size.intermediate,
-            "num_attention_heads": size.heads,
-            "num_hidden_layers": size.layers,
-            "vocab_size": size.vocab_size,
-            "max_position_embeddings": size.position_rows,
-            "type_vocab_size": 1,
-            "layer_norm_eps": 1e-5,
-            "initializer_range": 0.02,
-            "pad_token_id": 1,
-            "bos_token_id": 0,
-            "eos_token_id": 2,
-            "position_embedding_type": "absolute",
-            "tokenizer_class": "BertTokenizer",
-            "torch_dtype": "float32",
-        },
-    )
+    (folder / "1_Pooling").mkdir()
     write(
         "modules.json",
         [
@@ -231,9 +261,9 @@ def _write_configs(size: ModelSize, folder: Path) -> None:
     write(
         "1_Pooling/config.json",
         {
-            "word_embedding_dimension": size.hidden,
-            "pooling_mode_cls_token": False,
-            "pooling_mode_mean_tokens": True,
+            "word_embedding_dimension": hidden,
+            "pooling_mode_cls_token": pooling == "cls",
+            "pooling_mode_mean_tokens": pooling == "mean",
             "pooling_mode_max_tokens": False,
             "pooling_mode_mean_sqrt_len_tokens": False,
             "include_prompt": True,
@@ -241,7 +271,7 @@ def _write_configs(size: ModelSize, folder: Path) -> None:
     )
     write(
         "sentence_bert_config.json",
-        {"max_seq_length": size.max_tokens, "do_lower_case": False},
+        {"max_seq_length": max_tokens, "do_lower_case": do_lower_case},
     )
     write(
         "config_sentence_transformers.json",

@@ -9,8 +9,8 @@ from typing import Literal
 from kosine_bench.contestants.contestant import Contestant
 from kosine_bench.contestants.registry import CONTESTANTS, FORCED, WRAPPERS
 from kosine_bench.measuring.machine import Gpu
-from kosine_bench.measuring.models import ModelSize
-from kosine_bench.measuring.workload import Workload
+from kosine_bench.measuring.models import SIZES, ModelSize
+from kosine_bench.measuring.workload import WORKLOADS, Workload
 
 __all__ = [
     *("CALL_MODES", "FULL", "GPU_FULL", "GPU_QUICK", "LOAD_SHARES", "LONG_TOKENS", "MODES"),
@@ -24,6 +24,7 @@ __all__ = [
         "default_parts",
         "gpu_parts",
         "load_contestants",
+        "trained_part",
     ),
 ]
 
@@ -201,7 +202,7 @@ def _default(workload: Workload, size: ModelSize) -> Part:
         omits = WRAPPERS | _levels(workload, size)
         return Part(*(workload, size, modes, SCOPES[1:], omits), rounds={"bulk": 1})
     if workload.name == "korsts" and not large:
-        return Part(workload, size)
+        return Part(workload, size, omits=_levels(workload, size))
     omits = WRAPPERS | _levels(workload, size) | (ON_BASE_ONLY if large else frozenset())
     if workload.equal:
         return Part(
@@ -218,6 +219,15 @@ def _default(workload: Workload, size: ModelSize) -> Part:
         load_shares=FEWER_SHARES,
         under_load=load_contestants(omits),
     )
+
+
+def trained_part() -> Part:
+    """What a run on random weights has beside them: how near everyone comes on trained ones.
+
+    On few layers, so it takes little time.
+    """
+    korsts, sample = WORKLOADS["korsts"], SIZES["sample"]
+    return Part(*(korsts, sample, ("bulk",), SCOPES[1:], FORCED), rounds={"bulk": 1})
 
 
 def _levels(workload: Workload, size: ModelSize) -> frozenset[str]:

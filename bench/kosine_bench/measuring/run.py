@@ -123,7 +123,7 @@ class _Run:
             with self._worker(state, size) as worker:
                 state.versions = worker.ask("versions")
                 state.isa = worker.ask("isa_level")
-                seconds = worker.ask("convert", calibration=calibration)
+                seconds = worker.ask("convert", calibration=calibration, trained=size.trained)
                 share = worker.ask("w8a16_share")
         except (Absent, WorkerFailed) as problem:
             state.reason = str(problem)
@@ -299,7 +299,9 @@ class _Run:
             "models": {
                 size.name: {
                     **size.describe(),
-                    "tokenizer": self.checkpoints[size.name].folder.name.split("-", 1)[1],
+                    "tokenizer": self.checkpoints[size.name].folder.name.removeprefix(
+                        f"{size.name}-"
+                    ),
                 }
                 for size in plan.sizes
             },

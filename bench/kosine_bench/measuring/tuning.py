@@ -22,7 +22,8 @@ def known_setting(
     *,
     on_gpu: bool = False,
 ) -> dict[str, Any] | None:
-    """What is known to be best: for bursts where that settles bulk; on another size.
+    """What is known to be best: for bursts where that settles bulk; on another size, but for
+    trained models, whose shapes are others.
 
     Args:
         tuning: What was settled so far, by contestant, workload and mode.
@@ -42,7 +43,7 @@ def known_setting(
             "trials": [],
             "settled_by": "burst",
         }
-    for other in files:
+    for other in () if work.size.trained else files:
         tuned = tuning.get((name, other.key, mode))
         if tuned and other.workload is work.workload and other.size is not work.size:
             tokens = round(work.workload.mean)

@@ -59,14 +59,19 @@ class Worker:
     def w8a16_share(self) -> float | None:
         return self.contestant.w8a16_share(self.checkpoint)
 
-    def convert(self, calibration: list[list[int]]) -> dict[str, float]:
-        """Seconds that each of the contestant's conversions took."""
+    def convert(self, calibration: list[list[int]], trained: bool = True) -> dict[str, float]:
+        """Seconds that each of the contestant's conversions took.
+
+        Args:
+            trained: Whether the weights are trained and not random ones.
+        """
         from kosine_bench.contestants.conversion import convert
 
         seconds = {}
+        checkpoint = replace(self.checkpoint, trained=trained)
         for name in self.contestant.converts:
             start = time.perf_counter()
-            convert(name, self.checkpoint, calibration)
+            convert(name, checkpoint, calibration)
             seconds[name] = time.perf_counter() - start
         return seconds
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ENOUGH_ARRIVALS", "beaten_limits", "figure_of", "main_workload", "min_cosine"]
+__all__ = [
+    *("ENOUGH_ARRIVALS", "beaten_limits", "cosine_columns", "figure_of", "main_workload"),
+    *("COSINE", "TRAINED_COSINE", "min_cosine", "trained_workloads"),
+]
 
 # A limit that somebody passes by more than noise was measured too low, and is none.
 MOST_SHARE = 1.05
 # A 95th percentile of fewer rests on too few of the slowest.
 ENOUGH_ARRIVALS = 100
+COSINE, TRAINED_COSINE = "lowest cosine", "lowest cosine, trained"
 
 
 def main_workload(result: dict[str, Any]) -> str:
@@ -29,12 +33,33 @@ def figure_of(
     return None
 
 
-def min_cosine(result: dict[str, Any], contestant: str, workload: str) -> float | None:
+def trained_workloads(result: dict[str, Any]) -> list[str]:
+    """Keys of the workloads that were run on a model with trained weights."""
+    models = result["models"]
+    return [key for key in result["workloads"] if models[_model(key)]["weights"] == "trained"]
+
+
+def cosine_columns(result: dict[str, Any], workload: str) -> dict[str, list[str]]:
+    """Heads of the columns of lowest cosines beside `workload`'s speeds, and over which workloads.
+
+    How near int8 comes on random weights says little of trained ones, which stand beside it.
+    """
+    trained = trained_workloads(result)
+    if workload in trained:
+        return {TRAINED_COSINE: [workload]}
+    return {COSINE: [workload]} | ({TRAINED_COSINE: trained} if trained else {})
+
+
+def _model(workload: str) -> str:
+    return workload.split("@", 1)[1]
+
+
+def min_cosine(result: dict[str, Any], contestant: str, *workloads: str) -> float | None:
     """The lowest cosine to PyTorch's vectors over both ways in, or None where unchecked."""
     found = [
         float(entry["min_cosine"])
         for entry in result["parity"]
-        if (entry["contestant"], entry["workload"]) == (contestant, workload)
+        if entry["contestant"] == contestant and entry["workload"] in workloads
     ]
     return min(found, default=None)
 

@@ -18,7 +18,7 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 SUMMARY_BEGIN, SUMMARY_END = "<!-- speed:begin -->", "<!-- speed:end -->"
 SUMMARY_COLUMNS = (
     *("runtime", "single p50, ms", "burst, sentences/s", "bulk, sentences/s"),
-    *("peak memory, MiB", "lowest cosine"),
+    *("peak memory, MiB", figures.COSINE, figures.TRAINED_COSINE),
 )
 GPU_BEGIN, GPU_END = "<!-- bench-gpu:begin -->", "<!-- bench-gpu:end -->"
 
@@ -33,7 +33,7 @@ def block(result: dict[str, Any], path: Path, root: Path) -> str:
     """
     made = result["made"]
     workload = figures.main_workload(result)
-    size = workload.split("@")[1]
+    size = workload.split("@", 1)[1]
     sentences = result["workloads"][workload]["sentences"]
     relative = Path(os.path.relpath(path, root)).as_posix()
     weights = result["models"][size]["weights"]
@@ -50,10 +50,15 @@ def block(result: dict[str, Any], path: Path, root: Path) -> str:
         f"Text in, unit vectors out, workload `{workload.split('@')[0]}`:",
         "",
         tables.markdown(
-            tables.heads(result), tables.headline(result, workload, "end-to-end"), bold="kosine"
+            tables.heads(result, workload),
+            tables.headline(result, workload, "end-to-end"),
+            bold="kosine",
         ),
         "",
     ]
+    trained = figures.trained_workloads(result)
+    if trained and workload not in trained:
+        lines += [f"Weights are trained on {', '.join(f'`{key}`' for key in trained)}.", ""]
     rows = ratios.ratio_rows(result)
     if rows:
         lines += [
@@ -134,7 +139,7 @@ def _missing(result: dict[str, Any]) -> str:
     if not result["made"].get("unfinished"):
         return ""
     found = {(figure["contestant"], figure["workload"]) for figure in result["figures"]}
-    sizes = {workload.split("@")[1] for _, workload in found}
+    sizes = {workload.split("@", 1)[1] for _, workload in found}
     names = [each["label"] for each in result["contestants"] if not each["absent"]
              and each["name"] not in {name for name, _ in found}]  # fmt: skip
     names += [f"the size {size}" for size in result["models"] if size not in sizes]
@@ -185,7 +190,8 @@ def summary(result: dict[str, Any], path: Path, root: Path) -> str:
             kind = contestant["precision"]
             best[kind] = max(best.get(kind, (0.0, "")), (rate, contestant["label"]))
     shown |= {label for _, label in best.values()}
-    columns = [tables.HEADLINE.index(name) for name in SUMMARY_COLUMNS]
+    heads = tables.heads(result, workload)
+    columns = [i for i, name in enumerate(heads) if name in SUMMARY_COLUMNS]
     rows = [
         [row[column] for column in columns]
         for row in tables.headline(result, workload, "end-to-end")
@@ -199,7 +205,7 @@ def summary(result: dict[str, Any], path: Path, root: Path) -> str:
             " in, unit vectors out; the fastest rival of each precision beside kosine, in one run"
             f" ([{made['date'][:10]}, {made.get('commit', '')[:12]}]({relative})):",
             "",
-            tables.markdown(SUMMARY_COLUMNS, rows, bold="kosine"),
+            tables.markdown([heads[column] for column in columns], rows, bold="kosine"),
         ]
     )
 

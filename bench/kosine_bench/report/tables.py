@@ -7,7 +7,13 @@ from typing import Any
 
 from kosine_bench.measuring.plan import CALL_MODES
 from kosine_bench.measuring.result_file import device
-from kosine_bench.report.figures import ENOUGH_ARRIVALS, beaten_limits, figure_of, min_cosine
+from kosine_bench.report.figures import (
+    ENOUGH_ARRIVALS,
+    beaten_limits,
+    cosine_columns,
+    figure_of,
+    min_cosine,
+)
 from kosine_bench.report.ratios import (
     LEVEL_HEADS,
     PACKED_HEADS,
@@ -45,17 +51,18 @@ def share_rows(result: dict[str, Any], mode: str, scope: str = "end-to-end") -> 
 
 HEADLINE = (
     *("runtime", "single p50, ms", "single p99, ms", "burst, sentences/s", "bulk, sentences/s"),
-    *("padding in a burst", "CPU s per 1000", "peak memory, MiB", "load, s", "lowest cosine"),
+    *("padding in a burst", "CPU s per 1000", "peak memory, MiB", "load, s"),
 )
 GPU_HEADLINE = (
     *("runtime", "single p50, ms", "single p99, ms", "burst, sentences/s", "bulk, sentences/s"),
-    *("padding in a burst", "share of the limit, bulk", "load, s", "lowest cosine"),
+    *("padding in a burst", "share of the limit, bulk", "load, s"),
 )
 
 
-def heads(result: dict[str, Any]) -> tuple[str, ...]:
+def heads(result: dict[str, Any], workload: str) -> tuple[str, ...]:
     """Names of the columns of `headline`."""
-    return GPU_HEADLINE if device(result) == "cuda" else HEADLINE
+    names = GPU_HEADLINE if device(result) == "cuda" else HEADLINE
+    return (*names, *cosine_columns(result, workload))
 
 
 def headline(result: dict[str, Any], workload: str, scope: str) -> list[list[str]]:
@@ -63,7 +70,8 @@ def headline(result: dict[str, Any], workload: str, scope: str) -> list[list[str
 
     Those that are held to an instruction set have tables of their own.
     """
-    size = workload.split("@")[1]
+    size = workload.split("@", 1)[1]
+    cosines = cosine_columns(result, workload).values()
     gpu = device(result) == "cuda"
     rows: list[tuple[float, list[str]]] = []
     absent = []
@@ -79,7 +87,6 @@ def headline(result: dict[str, Any], workload: str, scope: str) -> list[list[str
         run = next(
             (r for r in result["runs"] if (r["contestant"], r["model"]) == (name, size)), None
         )
-        cosine = min_cosine(result, name, workload)
         rows.append(
             (
                 -_value(figures["burst"], "sentences_per_second"),
@@ -99,7 +106,7 @@ def headline(result: dict[str, Any], workload: str, scope: str) -> list[list[str
                         ]
                     ),
                     f"{_median(run['load_seconds']):.2f}" if run else "",
-                    _cosine(cosine, gpu),
+                    *(_cosine(min_cosine(result, name, *keys), gpu) for keys in cosines),
                 ],
             )
         )
@@ -127,7 +134,7 @@ def text_table(result: dict[str, Any]) -> str:
         for scope in ("engine", "end-to-end"):
             rows = [row for row in headline(result, workload, scope) if len(row) > 2]
             if rows:
-                parts.append(f"{workload}, {scope}\n{_aligned([heads(result), *rows])}")
+                parts.append(f"{workload}, {scope}\n{_aligned([heads(result, workload), *rows])}")
         loads = [entry for entry in result["load"] if entry["workload"] == workload]
         if loads:
             rows = [
