@@ -197,7 +197,9 @@ def plan(args: argparse.Namespace, device: Gpu | None = None) -> Plan:
     for option in ("rounds", "threads"):
         value = getattr(args, option)
         if value is not None and value < 1:
-            raise UnknownOption(f"--{option} is {value}", limit="at least 1")
+            raise UnknownOption(
+                f"--{option} is {value}", limit="at least 1", remedy="leave it out for the default"
+            )
     if args.rounds:
         effort = replace(effort, rounds=args.rounds)
     pairs.sort(key=lambda pair: list(SIZES).index(pair[1].name))

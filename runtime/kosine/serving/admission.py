@@ -90,7 +90,9 @@ class Admission:
             prompt_name: As in `Batcher.submit`, as are the others and the errors.
         """
         if prompt is not None and not isinstance(prompt, str):
-            raise TextError(f"the prompt is {type(prompt).__name__}", limit="str")
+            raise TextError(
+                f"the prompt is a {type(prompt).__name__}", limit="a str", remedy="pass a str"
+            )
         if truncate_dim is not None:
             dim = self._encoder.dim
             if not is_whole(truncate_dim) or not 1 <= truncate_dim <= dim:
@@ -98,7 +100,9 @@ class Admission:
                     f"truncate_dim={truncate_dim!r}", limit=f"1 to {dim}", remedy="keep within it"
                 )
         if type(priority) is not int and not is_whole(priority):
-            raise InputError(f"priority={priority!r}", limit="a whole number")
+            raise InputError(
+                f"priority={priority!r}", limit="a whole number", remedy="leave it out for 0"
+            )
         started = self._now()
         until = math.inf
         if deadline is not None:
@@ -265,7 +269,9 @@ def to_tokens(
 def _counted(prepared: Prepared, texts: Sequence[str]) -> Prepared:
     if len(prepared.sentences) != len(texts):
         raise BackendError(
-            f"the encoder prepared {len(prepared.sentences)} texts", limit=f"expected {len(texts)}"
+            f"the encoder prepared {len(prepared.sentences)} texts",
+            limit=f"expected {len(texts)}",
+            remedy="report this encoder",
         )
     return prepared
 

@@ -35,9 +35,13 @@ class Limits:
             if not is_whole(value) or value < 1:
                 raise InputError(f"{name}={value!r}", limit="at least 1", remedy=f"raise {name}")
         if not 0.0 <= max_wait_ms < math.inf:
-            raise InputError(f"max_wait_ms={max_wait_ms!r}", limit="0 or more milliseconds")
+            raise InputError(
+                f"max_wait_ms={max_wait_ms!r}", limit="0 or more milliseconds", remedy="leave it out for 0"
+            )
         if not 0.0 < ageing_s < math.inf:
-            raise InputError(f"ageing_s={ageing_s!r}", limit="more than 0 seconds")
+            raise InputError(
+                f"ageing_s={ageing_s!r}", limit="more than 0 seconds", remedy="leave it out for 1"
+            )
         counted = {name.removeprefix("max_"): value for name, value in bounds.items()}
         return cls(wait_s=max_wait_ms / 1e3, ageing_s=ageing_s, **counted)
 

@@ -201,7 +201,7 @@ class Service:
                 body = await self._body(endpoint, call, receive)
                 reply = await endpoint.handle(call, body)
                 if body is not None and time.monotonic() > call.deadline:
-                    raise DeadlineExceeded("the deadline has passed")
+                    raise DeadlineExceeded("the deadline has passed", remedy="allow more time")
             except Exception as error:  # noqa: BLE001 - whatever it is, it is answered
                 reply = self._refusal(error, shape, call)
             status = reply.status

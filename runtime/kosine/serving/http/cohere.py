@@ -111,5 +111,9 @@ def _writer(model: Model, kind: str, dim: int | None) -> Callable[[Float32], lis
             remedy="export it again, or take binary",
         )
     if dim is not None and dim > model.encoder.dim:
-        raise InputError(f"output_dimension is {dim}", limit=f"1 to {model.encoder.dim}")
+        raise InputError(
+            f"output_dimension is {dim}",
+            limit=f"1 to {model.encoder.dim}",
+            remedy="leave it out for all of them",
+        )
     return lambda vectors: float_rows(quantize(vectors, kind, ranges))

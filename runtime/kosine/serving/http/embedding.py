@@ -119,7 +119,11 @@ async def embed(
                 except InputError as error:
                     if begin == 0:
                         raise
-                    raise InputError(f"counted from text {begin}: {error}") from None
+                    raise InputError(
+                        f"counted from text {begin}: {error.problem}",
+                        limit=error.limit,
+                        remedy=error.remedy,
+                    ) from None
             calls.append((begin, call))
         while calls:
             await collect()
@@ -137,7 +141,7 @@ async def _submit(
     def submit() -> Submitted:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise DeadlineExceeded("the deadline has passed")
+            raise DeadlineExceeded("the deadline has passed", remedy="allow more time")
         future = model.batcher.submit(texts, deadline=left, **options)
         seen = staged.seen
         call = Submitted(future, seen.tokens, seen.seconds, time.perf_counter())
