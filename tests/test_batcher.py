@@ -242,6 +242,8 @@ class TestBadInput:
             ({"deadline": 0.0}, DeadlineExceeded),
             ({"deadline": -1.0}, DeadlineExceeded),
             ({"deadline": float("nan")}, DeadlineExceeded),
+            ({"deadline": "1"}, InputError),
+            ({"deadline": True}, InputError),
         ],
     )
     def test_options_are_refused_at_the_door(self, options, error):
@@ -261,11 +263,22 @@ class TestBadInput:
             {"max_wait_ms": -1},
             {"max_wait_ms": float("inf")},
             {"ageing_s": 0},
+            {"max_queue_requests": True},
+            {"max_wait_ms": "5"},
+            {"max_wait_ms": None},
+            {"max_wait_ms": True},
+            {"ageing_s": "1"},
         ],
     )
     def test_limits_that_make_no_sense(self, options):
         with pytest.raises(InputError):
             Batcher(FakeEncoder(), **options)
+
+    def test_numbers_of_numpy_are_numbers(self):
+        options = {"max_wait_ms": np.float32(1), "ageing_s": np.int64(2), "cache_bytes": np.int64(9)}
+        with Batcher(FakeEncoder(), max_queue_requests=np.int32(3), **options) as batcher:
+            future = batcher.submit("text", deadline=np.float64(30))
+            assert future.result(30).shape == (FakeEncoder().dim,)
 
     def test_a_call_of_many_is_cut_into_whole_batches(self):
         backend = FakeBackend()

@@ -20,7 +20,7 @@ from kosine.errors import (
 )
 from kosine.packed import Float32
 from kosine.serving.cache import Key, VectorCache
-from kosine.serving.limits import is_whole
+from kosine.serving.limits import is_number, is_whole
 from kosine.serving.request import BatchFuture, Call
 from kosine.serving.stages import Prepared, StagedEncoder
 from kosine.serving.workers import Workers, forked_error
@@ -106,6 +106,12 @@ class Admission:
         started = self._now()
         until = math.inf
         if deadline is not None:
+            if type(deadline) is not float and not is_number(deadline):
+                raise InputError(
+                    f"deadline={deadline!r}",
+                    limit="a number of seconds",
+                    remedy="leave it out for none",
+                )
             if not deadline > 0.0:
                 raise DeadlineExceeded(
                     f"deadline={deadline!r}", limit="more than 0 seconds", remedy="allow more time"
