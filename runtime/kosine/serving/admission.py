@@ -116,7 +116,7 @@ class Admission:
                 raise DeadlineExceeded(
                     f"deadline={deadline!r}", limit="more than 0 seconds", remedy="allow more time"
                 )
-            until = started + deadline
+            until = started + float(deadline)
         if self._caches and texts:
             options = (prompt_name, prompt, truncate_dim, normalize_embeddings)
             keys = [Key.of(text, *options) for text in texts]
@@ -229,17 +229,31 @@ class Admission:
         return len(self._encoder.prepare([""], prompt="").sentences[0])
 
 
-def read_texts(value: str | Iterable[str]) -> tuple[list[str], list[int], bool]:
+def read_texts(
+    value: str | Iterable[str], failed: dict[int, TextError] | None = None
+) -> tuple[list[str], list[int], bool]:
     """The texts that a caller passed, their UTF-8 bytes, and whether it was one text alone.
 
     Raises:
-        TextError: Something in there is no text.
+        TextError: Something in there is no text. A str that is none, for a character in it, is
+            written into `failed` instead, by its position, where that is given.
     """
     if type(value) is str:  # as most requests to a service are
         return [value], [check_characters(value, "text 0")], True
     given, single, _ = as_texts(value, "texts")
     texts = [as_str(text, f"text {i}") for i, text in enumerate(given)]
-    return texts, [check_characters(text, f"text {i}") for i, text in enumerate(texts)], single
+    try:
+        sizes = [check_characters(text, f"text {i}") for i, text in enumerate(texts)]
+    except TextError:
+        if failed is None:
+            raise
+        sizes = [0] * len(texts)
+        for i, text in enumerate(texts):
+            try:
+                sizes[i] = check_characters(text, f"text {i}")
+            except TextError as error:
+                failed[i] = error
+    return texts, sizes, single
 
 
 def to_tokens(

@@ -42,8 +42,10 @@ class Limits:
             raise InputError(
                 f"ageing_s={ageing_s!r}", limit="more than 0 seconds", remedy="leave it out for 1"
             )
-        counted = {name.removeprefix("max_"): value for name, value in bounds.items()}
-        return cls(wait_s=max_wait_ms / 1e3, ageing_s=ageing_s, **counted)
+        # As Python's own: what is computed from a float32 of NumPy's is one too, and no lock waits
+        # for that long.
+        counted = {name.removeprefix("max_"): int(value) for name, value in bounds.items()}
+        return cls(wait_s=float(max_wait_ms) / 1e3, ageing_s=float(ageing_s), **counted)
 
 
 class Refusal(NamedTuple):
