@@ -400,3 +400,9 @@ def test_a_forced_level_without_bfloat16_means_float32(bundle, monkeypatch):
 def test_threads_that_make_no_sense(sample_bundle, backend, threads):
     with pytest.raises(UnknownOption, match="1 to 1024"):
         make_backend(Bundle(sample_bundle), backend=backend, threads=threads)
+
+
+@pytest.mark.parametrize("device", [None, 0, b"cpu"])
+def test_devices_that_are_no_names(sample_bundle, device):
+    with pytest.raises(UnknownOption, match="auto, cpu, cuda or cuda:N; name it as a str"):
+        make_backend(Bundle(sample_bundle), device=device)

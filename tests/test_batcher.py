@@ -242,6 +242,8 @@ class TestBadInput:
             ({"deadline": 0.0}, DeadlineExceeded),
             ({"deadline": -1.0}, DeadlineExceeded),
             ({"deadline": float("nan")}, DeadlineExceeded),
+            ({"deadline": "1"}, InputError),
+            ({"deadline": True}, InputError),
         ],
     )
     def test_options_are_refused_at_the_door(self, options, error):
@@ -261,11 +263,29 @@ class TestBadInput:
             {"max_wait_ms": -1},
             {"max_wait_ms": float("inf")},
             {"ageing_s": 0},
+            {"max_queue_requests": True},
+            {"max_wait_ms": "5"},
+            {"max_wait_ms": None},
+            {"max_wait_ms": True},
+            {"ageing_s": "1"},
         ],
     )
     def test_limits_that_make_no_sense(self, options):
         with pytest.raises(InputError):
             Batcher(FakeEncoder(), **options)
+
+    def test_numbers_of_numpy_are_numbers(self):
+        options = {
+            "max_wait_ms": np.float32(1),
+            "ageing_s": np.float32(2),
+            "cache_bytes": np.int64(9),
+            "max_queue_requests": np.int32(3),
+        }
+        with Batcher(FakeEncoder(), **options) as batcher:
+            for deadline in (None, np.float32(30), np.int64(30)):
+                future = batcher.submit("text", deadline=deadline)
+                assert future.result(30).shape == (FakeEncoder().dim,)
+            assert batcher.health().worker_crashes == 0
 
     def test_a_call_of_many_is_cut_into_whole_batches(self):
         backend = FakeBackend()
@@ -274,6 +294,24 @@ class TestBadInput:
             rows = [future.result(30) for future in batcher.submit_many(texts)]
         assert np.array_equal(rows, FakeEncoder().encode(texts))
         assert backend.batches == [(10, 100)] * 4 + [(5, 50)]
+
+    def test_a_text_of_many_that_cannot_be_tokenised_fails_alone(self):
+        encoder = FakeEncoder()
+        texts = ["fine", "lone \ud800 surrogate", "a\0b", "fine too"]
+        with Batcher(encoder, cache_bytes=1 << 20) as batcher:
+            for _ in range(2):  # the second time from the cache
+                futures = batcher.submit_many(texts)
+                rows = [futures[0].result(30), futures[3].result(30)]
+                np.testing.assert_array_equal(rows, encoder.encode([texts[0], texts[3]]))
+                for place, what in ((1, "surrogate"), (2, "NUL")):
+                    with pytest.raises(TextError, match=f"text {place} has a .*{what}"):
+                        futures[place].result(30)
+            (alone,) = batcher.submit_many(["\0"])
+            assert isinstance(alone.exception(30), TextError)
+            stats = batcher.stats()
+            assert (stats.submitted, stats.completed, stats.failed) == (9, 4, 5)
+            with pytest.raises(TextError, match="text 1 is missing"):
+                batcher.submit_many(["fine", None])
 
     def test_submit_many_wants_a_list(self):
         with Batcher(FakeEncoder()) as batcher, pytest.raises(InputError):

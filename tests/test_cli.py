@@ -559,3 +559,17 @@ def test_a_reader_that_goes_away_is_no_error(sample_bundle, words):
     process.stderr.close()
     assert process.wait(120) == 0
     assert err == b""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes them by >&-")
+def test_standard_streams_may_be_closed(sample_bundle, tmp_path):
+    """As a supervisor may start it: what is opened next does not take a stream's place."""
+    (tmp_path / "texts.txt").write_text("가\n나\n", encoding="utf-8")
+    embed = f"embed '{sample_bundle}' '{tmp_path}/texts.txt' -o '{tmp_path}/v.npy'"
+    for words, code in ((f"{embed} >&- 2>&- <&-", 0), (f"info '{tmp_path}/none' >&- 2>&-", 2)):
+        line = f"'{sys.executable}' -m kosine.cli {words}"
+        assert subprocess.run(["sh", "-c", line], check=False).returncode == code
+    assert np.load(tmp_path / "v.npy").shape == (2, 256)
+    line = f"'{sys.executable}' -m kosine.cli info '{tmp_path}/none' >&-"
+    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

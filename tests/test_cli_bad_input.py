@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -359,6 +360,15 @@ def test_exports_that_are_refused(refused, tmp_path, words, message):
     assert tree(tmp_path) == before
 
 
+def test_what_the_system_refuses_has_a_remedy(refused, sample_bundle, texts, tmp_path):
+    message = refused("eval", sample_bundle, tmp_path / "none.tsv")
+    assert message.endswith("none.tsv: No such file or directory; name one that is there\n")
+    message = refused("compare", sample_bundle, tmp_path / "none.npy", "--texts", texts)
+    assert message.endswith("none.npy: No such file or directory; name one that is there\n")
+    message = refused("embed", sample_bundle, texts, "-o", tmp_path / f"{'n' * 300}.npy")
+    assert message.endswith("; name another file or folder\n")
+
+
 # In a process of its own: what no handler caught would show as a traceback
 
 
@@ -385,3 +395,23 @@ def test_in_a_process(kosine_command, sample_bundle, tmp_path, words, stdin):
 def test_a_folder_that_may_not_be_written(refused, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     assert "cannot write" in refused("export", SAMPLE, tmp_path / "locked" / "x")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("words", [("info", "{bundle}"), ("info", "{bundle}", "--json"), ("--help",)])
+def test_an_output_that_takes_nothing(sample_bundle, words):
+    """One line, and none of the interpreter's about what it could not write either."""
+    filled = [word.format(bundle=sample_bundle) for word in words]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "kosine.cli", *filled],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    if words == ("--help",):
+        assert done.stderr == ""
+    else:
+        assert done.returncode == 2
+        assert re.fullmatch("kosine: [^\n]*No space left on device; make room[^\n]*\n", done.stderr)

@@ -498,6 +498,8 @@ def test_a_bundle_without_ranges_says_so(small):
     [
         ({"precision": "int4"}, "unknown precision 'int4'; known: float32, int8"),
         ({"precision": "float16"}, "unknown precision 'float16'"),
+        ({"precision": ""}, "unknown precision ''"),
+        ({"precision": 0}, "unknown precision 0"),
         ({"batch_size": 0}, "batch_size is 0; at least 1"),
         ({"batch_size": -5}, "batch_size is -5"),
         ({"batch_size": True}, "batch_size is True; at least 1"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import copy
 import inspect
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,9 @@ CLASSES = {
     if inspect.isclass(value) and value.__module__ == errors.__name__
 }
 REQUIRED = {"QueueFull": {"retry_after": 1.0}}
+OWN_REMEDY = {"CorruptCheckpoint": "save or download it again"}
+ROOT = Path(__file__).parent.parent
+ROOMS = ("runtime", "export", "bench/kosine_bench", "kernels/kosine_kernels")
 
 
 def drawn() -> dict[str, tuple[str | None, set[str]]]:
@@ -60,7 +65,22 @@ def test_messages_have_three_parts(name):
     assert isinstance(error, KosineError)
     assert CLASSES[name].__doc__
     short = CLASSES[name]("k is 0", **REQUIRED.get(name, {}))
-    assert str(short) == "k is 0"
+    assert str(short) == "k is 0" + "".join(f"; {part}" for part in [OWN_REMEDY.get(name)] if part)
+
+
+def test_every_error_that_is_raised_has_a_remedy():
+    """By name, wherever one is made; what passes a remedy on has that of somebody else."""
+    without = []
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.Call):
+                    continue
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                given = {word.arg for word in node.keywords}
+                if name in CLASSES and name not in OWN_REMEDY and not given & {"remedy", None}:
+                    without.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert without == []
 
 
 @pytest.mark.parametrize(

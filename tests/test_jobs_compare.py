@@ -153,7 +153,6 @@ def test_vectors_stored_earlier(run, sample_bundle, other_bundle, texts, tmp_pat
         (np.zeros((20, 256), np.int8), "holds int8 of shape (20, 256); (n, d) floats"),
         (np.zeros(20, np.float32), "holds float32 of shape (20,)"),
         (np.full((20, 256), np.nan, np.float32), "row 0 of"),
-        (np.zeros((20, 257), np.float32), "truncate_dim is 257; 1 to 256"),
     ],
 )
 def test_stored_vectors_that_do_not_fit(run, sample_bundle, texts, tmp_path, array, message):
@@ -163,6 +162,21 @@ def test_stored_vectors_that_do_not_fit(run, sample_bundle, texts, tmp_path, arr
     assert message in err
     (tmp_path / "v.npy").write_bytes(b"no array")
     assert run("compare", sample_bundle, tmp_path / "v.npy", "--texts", texts)[0] == 2
+
+
+def test_stored_vectors_of_a_longer_model(run, sample_bundle, texts, tmp_path):
+    """There is no cosine between different lengths; the rest is compared all the same."""
+    np.save(tmp_path / "v.npy", RNG.standard_normal((20, 300)).astype(np.float32))
+    words = ("compare", sample_bundle, tmp_path / "v.npy", "--texts", texts)
+    code, out, err = run(*words, "--json")
+    assert (code, err) == (0, "")
+    value = json.loads(out)
+    assert (value["a"]["dim"], value["b"]["dim"]) == (256, 300)
+    assert value["min_cosine"] is None
+    assert value["max_score_change"] > 0
+    code, out, err = run(*words, "--min-cosine", "0.5")
+    assert (code, out) == (2, "")
+    assert "vectors of 256 and 300 dimensions have no cosine" in err
 
 
 # Searching

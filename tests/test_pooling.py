@@ -146,6 +146,12 @@ def test_a_stated_pooling_is_not_overridden(tmp_path):
     assert done.manifest.source["overrides"] == {}
 
 
+def test_the_command_line_calls_lasttoken_last_too(tmp_path, capfd):
+    path = factories.build(tmp_path / "m", pooling="mean")
+    assert cli.main(["export", str(path), str(tmp_path / "b"), "--pooling", "last"]) == 2
+    assert "lasttoken was asked for, and the checkpoint states mean" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("mode", ["last", "mean+max", "CLS", ""])
 def test_unknown_pooling_is_refused_with_the_known_ones(mode, tmp_path):
     with pytest.raises(UnknownOption, match="known: mean, cls, max"):

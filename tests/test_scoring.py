@@ -269,7 +269,7 @@ def test_top_k_of_little():
     assert top_k(A[0], B, 2).scores.shape == (1, 2)
 
 
-@pytest.mark.parametrize("k", [0, -1])
+@pytest.mark.parametrize("k", [0, -1, True, 1.5, None])
 def test_top_k_needs_a_k(k):
     with pytest.raises(InputError, match=f"k is {k}; at least 1"):
         top_k(A, B, k)

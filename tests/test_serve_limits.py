@@ -361,8 +361,30 @@ def test_routes_that_are_none(thread, method, path, code):
     assert answer.status_code == code
     if code > 200:
         assert "error" in answer.json()
+        assert isinstance(answer.json()["error"], dict) == path.startswith("/v1/")
     allow = {"/v1/embeddings": "POST", "/v1/models": "GET, HEAD"}.get(path)
     assert answer.headers.get("allow") == (allow if code == 405 else None)
+
+
+def test_errors_before_a_route_is_found_have_its_interface_s_form(sample_bundle, tmp_path, thread):
+    """Cohere's client reads no error of TEI's, whatever is wrong."""
+    assert set(httpx.get(f"{thread.url}/v2/embed").json()) == {"message"}
+    with running(tmp_path / "log", sample_bundle, env={"KOSINE_API_KEY": KEYS[0]}) as service:
+        forms = {
+            path: httpx.post(service.url + path, json={}).json()
+            for path in ("/v2/embed", "/v1/embeddings", "/embed")
+        }
+    assert set(forms["/v2/embed"]) == {"message"}
+    assert forms["/v1/embeddings"]["error"]["code"] == "invalid_api_key"
+    assert forms["/embed"]["error_type"] == "Unauthorized"
+
+
+def test_a_model_that_is_none_is_named_so(thread):
+    answer = httpx.get(f"{thread.url}/v1/models/nope")
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert "sample" in error["message"]
 
 
 def test_an_id_comes_back_and_answers_name_no_server(thread):

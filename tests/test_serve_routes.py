@@ -178,6 +178,13 @@ def test_tei_errors(post, path, body, status, kind):
     assert answer.json()["error_type"] == kind
 
 
+def test_the_field_that_asks_for_too_many_dimensions_is_named(post):
+    assert "dimensions is 9999; " in post("/embed", inputs="a", dimensions=9_999).json()["error"]
+    body = {"model": "ko", "texts": TEXTS, "input_type": "search_document"}
+    message = post("/v2/embed", **body, output_dimension=9_999).json()["message"]
+    assert message.startswith("output_dimension is 9999; ")
+
+
 def test_nan_is_a_5xx_here_too(sample_bundle):
     with InThread(sample_bundle) as service:
         answer = httpx.post(f"{service.url}/embed", json={"inputs": ["가", NAN]})

@@ -21,7 +21,7 @@ from conftest import SAMPLE
 from kosine.errors import BundleExists, InputError
 from kosine_export.export import export
 from kosine_export.triton import repository
-from kosine_export.triton.repository import write_repository
+from kosine_export.triton.repository import check_repository, write_repository
 
 TEXTS = ["한 문장", "비행기가 하늘로 날아오른다. " * 9, "", "커피"]
 
@@ -206,6 +206,13 @@ def test_what_is_there_is_replaced_only_by_force(written: Path, sample_bundle: P
         write_repository(sample_bundle, written)
     write_repository(sample_bundle, written, force=True)
     assert not [*written.glob(".*.part")]
+
+
+def test_a_place_that_is_none_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/models"):
+        with pytest.raises(InputError, match="no model repository can be written"):
+            check_repository(tmp_path / "x.kosine", tmp_path / place)
 
 
 def test_names_that_triton_would_not_take(tmp_path: Path) -> None:

@@ -201,7 +201,9 @@ def plan(args: argparse.Namespace, device: Gpu | None = None) -> Plan:
     for option in ("rounds", "threads"):
         value = getattr(args, option)
         if value is not None and value < 1:
-            raise UnknownOption(f"--{option} is {value}", limit="at least 1")
+            raise UnknownOption(
+                f"--{option} is {value}", limit="at least 1", remedy="leave it out for the default"
+            )
     if args.rounds:
         effort = replace(effort, rounds=args.rounds)
     # What is best on base is used on larger ones.

@@ -24,6 +24,8 @@ from kosine_export.triton.repository import check_repository, write_repository
 
 __all__ = ["add_arguments", "run"]
 
+OTHER_POOLINGS = {"last": "lasttoken"}  # shorter names
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id")
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pooling",
         metavar="MODE",
-        help=f"{', '.join(POOLINGS)}: for a checkpoint that states none",
+        help=f"{', '.join(POOLINGS)} (or last): for a checkpoint that states none",
     )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="override the maximum length")
     parser.add_argument(
@@ -104,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         revision=args.revision,
         prompts=_prompts(args.prompt),
         max_tokens=args.max_tokens,
-        pooling=args.pooling,
+        pooling=OTHER_POOLINGS.get(args.pooling, args.pooling),
         unicode=args.unicode,
         calibrate=args.calibrate,
         allow_pickle=args.allow_pickle,

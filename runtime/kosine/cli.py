@@ -6,6 +6,8 @@ Exit codes: 0 done; 1 the check failed; 2 wrong usage or bad input, with one lin
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import importlib
 import io
 import logging
@@ -32,6 +34,12 @@ VERBS = {
     "bench": ("kosine_bench.command", "measure kosine and its rivals side by side"),
     "completion": ("kosine.completion", "print a script of completions for bash, zsh or fish"),
 }
+OS_REMEDIES = {
+    errno.ENOENT: "name one that is there",
+    errno.EACCES: "give this user the right to it, or name another",
+    errno.ENOSPC: "make room on that disk, or write to another",
+    errno.ENOMEM: "free memory",
+}
 EXTRA_OF = {"kosine_export": "onnx,export", "kosine_bench": "bench"}
 
 
@@ -46,14 +54,26 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        # Closed by whoever started this. The next file that is opened would be taken for it.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         # A terminal of another encoding, or a file's name of none, costs characters, not the run.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
     logging.basicConfig(level=logging.WARNING, format="kosine: %(message)s")
-    if not words or words[0] not in VERBS:
-        return _top(words)
-    return guarded(lambda: _run(words[0], words[1:]))
+    try:
+        if not words or words[0] not in VERBS:
+            return _top(words)
+        return guarded(lambda: _run(words[0], words[1:]))
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # It cannot be written, which was said above or is of no interest: the interpreter is
+            # not to try again when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def guarded(run: Callable[[], int]) -> int:
@@ -95,9 +115,7 @@ def _run(verb: str, words: list[str]) -> int:
         code: int = module.run(args)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader went away (`| head`): not an error, but stdout must not be flushed again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0  # the reader went away (`| head`)
     return code
 
 
@@ -118,8 +136,10 @@ def import_verb(verb: str, name: str) -> Any:
 def _say(error: Exception) -> None:
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, KosineError):
-        text = f"{error.filename or 'input'}: {error.strerror or error}"
-    sys.stderr.write(f"kosine: {' '.join(text.splitlines())}\n")
+        remedy = OS_REMEDIES.get(error.errno, "name another file or folder")
+        text = f"{error.filename or 'input or output'}: {error.strerror or error}; {remedy}"
+    with contextlib.suppress(OSError):  # nobody is to be told: the code says it
+        sys.stderr.write(f"kosine: {' '.join(text.splitlines())}\n")
 
 
 def _version() -> str:

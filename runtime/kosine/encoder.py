@@ -67,14 +67,14 @@ class Encoder(EncodingStages, SentenceTransformerNames):
         *,
         max_batch_tokens: int | None = None,
         max_text_bytes: int = MAX_TEXT_BYTES,
-        normalize_embeddings: bool = True,
+        normalize_embeddings: bool | None = True,
     ) -> None:
         if max_batch_tokens is None:
             max_batch_tokens = backend.batch_tokens
         max_batch_tokens = whole_number("max_batch_tokens", max_batch_tokens)
         super().__init__(bundle, backend, whole_number("max_text_bytes", max_text_bytes))
         self.max_batch_tokens = max_batch_tokens
-        self.normalize_embeddings = normalize_embeddings
+        self.normalize_embeddings = normalize_embeddings is None or normalize_embeddings
         self._recipe: tuple[Any, ...] | None = None
 
     # Text in, vectors out
@@ -198,7 +198,7 @@ class Encoder(EncodingStages, SentenceTransformerNames):
         """
         del chunk_size
         sentences = check_options(self.device, device, output_value, pool, inputs, sentences)
-        precision = precision or "float32"
+        precision = "float32" if precision is None else precision
         outputs = None if output == "dense" else Outputs(self.bundle, self.backend, output)
         if outputs is not None:
             outputs.check_options(

@@ -140,6 +140,11 @@ class CheckpointNotFound(CheckpointError, FileNotFoundError):
 class CorruptCheckpoint(CheckpointError):
     """The checkpoint's files are damaged or contradict one another."""
 
+    def __init__(
+        self, problem: str, *, limit: str = "", remedy: str = "save or download it again"
+    ) -> None:
+        super().__init__(problem, limit=limit, remedy=remedy)
+
 
 class UnsupportedCheckpoint(CheckpointError):
     """The checkpoint is readable but asks for something that kosine does not do."""

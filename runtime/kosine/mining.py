@@ -83,9 +83,8 @@ def paraphrase_mining(
         InputError, UnknownOption, TextError: As `top_k` and `encode`.
     """
     del query_chunk_size, corpus_chunk_size
-    for name, value in (("max_pairs", max_pairs), ("top_k", top_k)):
-        if value < 1:
-            raise InputError(f"{name} is {value}", limit="at least 1", remedy="ask for one or more")
+    scoring.check_count("max_pairs", max_pairs)
+    scoring.check_count("top_k", top_k)
     vectors = np.asarray(
         model.encode(
             sentences,
@@ -132,9 +131,8 @@ def community_detection(
     Raises:
         InputError: No array of numbers, or a size below 1.
     """
-    for name, value in (("min_community_size", min_community_size), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name} is {value}", limit="at least 1", remedy="ask for one or more")
+    scoring.check_count("min_community_size", min_community_size)
+    scoring.check_count("batch_size", batch_size)
     vectors = scoring.as_rows(embeddings)
     n = len(vectors)
     if n < min_community_size or not vectors.size:
@@ -177,10 +175,9 @@ def _neighbours(
 
 def _best(queries: ArrayLike, corpus: ArrayLike, k: int, score_function: ScoreFunction) -> Any:
     left, right = scoring.as_rows(queries), scoring.as_rows(corpus)
-    if isinstance(score_function, str):
+    if not callable(score_function):
         return scoring.top_k(left, right, k, similarity=score_function, precision="float32")
-    if k < 1:
-        raise InputError(f"k is {k}", limit="at least 1", remedy="ask for one row or more")
+    scoring.check_count("k", k)
     return scoring.best_of(_blocks(left, right, score_function), len(left), min(k, len(right)))
 
 

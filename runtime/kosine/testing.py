@@ -80,7 +80,9 @@ class FakeEncoder:
         if prompt is None and prompt_name is not None:
             if prompt_name not in self.prompts:
                 raise UnknownPrompt(
-                    f"unknown prompt {prompt_name!r}", limit=f"known: {sorted(self.prompts)}"
+                    f"unknown prompt {prompt_name!r}",
+                    limit=f"known: {sorted(self.prompts)}",
+                    remedy="name one of these, or pass prompt='...' as text",
                 )
             prompt = self.prompts[prompt_name]
         head = chr(CLS) + (prompt or "")
@@ -90,7 +92,11 @@ class FakeEncoder:
         if longest <= self.max_tokens:
             return Tokenized(sentences, 0, 0)
         if not truncate:
-            raise TextTooLong(f"a text has {longest} tokens", limit=f"{self.max_tokens} tokens")
+            raise TextTooLong(
+                f"a text has {longest} tokens",
+                limit=f"{self.max_tokens} tokens",
+                remedy="shorten it, or let it be truncated with truncate=True",
+            )
         truncated = sum(len(ids) > self.max_tokens for ids in sentences)
         return Tokenized([ids[: self.max_tokens] for ids in sentences], truncated, 0)
 
@@ -105,7 +111,12 @@ class FakeEncoder:
         finite = np.isfinite(pooled.vectors).all(axis=1)
         if not finite.all():
             rows = tuple(int(row) for row in np.flatnonzero(~finite))
-            raise NonFiniteVector(f"{len(rows)} rows are not finite", indices=rows, pooled=pooled)
+            raise NonFiniteVector(
+                f"{len(rows)} rows are not finite",
+                indices=rows,
+                pooled=pooled,
+                remedy="leave these texts out",
+            )
         return pooled
 
     def finish(

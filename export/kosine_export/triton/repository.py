@@ -48,9 +48,17 @@ def check_repository(bundle: str | Path, repository: str | Path, *, force: bool 
     """Raise what would keep `write_repository` from writing, before the bundle is made.
 
     Raises:
-        InputError: See `model_name`.
+        InputError: See `model_name`; or the repository is no folder, or cannot be written.
         BundleExists: A model of that name is there, and `force` is not given.
     """
+    place = Path(repository).absolute()
+    there = next(each for each in (place, *place.parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(
+            f"no model repository can be written at {str(repository)!r}",
+            limit="a folder, or a place for a new one",
+            remedy="name another for --triton",
+        )
     for each in _folders(Path(repository), model_name(bundle)):
         if each.exists() and not force:
             raise BundleExists(

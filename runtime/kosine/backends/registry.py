@@ -92,6 +92,12 @@ def candidates(backend: str, dtype: str, device: str) -> list[tuple[str, str]]:
     """
     _check_option("backend", backend, ("auto", *BACKENDS))
     _check_option("dtype", dtype, ("auto", *DTYPES))
+    if not isinstance(device, str):
+        raise UnknownOption(
+            f"device is {str(device)[:40]!r}, a {type(device).__name__}",
+            limit="auto, cpu, cuda or cuda:N",
+            remedy="name it as a str",
+        )
     names = [*BACKENDS] if backend == "auto" else [backend]
     known = {name: capabilities(name) for name in names}
     kind = "cuda" if is_cuda(device) else "cpu"

@@ -25,6 +25,7 @@ from kosine.bundle.tensorfile import Mapped, TensorFile, map_file
 from kosine.errors import (
     BundleError,
     BundleNotFound,
+    InputError,
     IntegrityError,
     ManifestError,
     UnsafeBundle,
@@ -67,10 +68,18 @@ class Bundle:
 
     Raises:
         BundleNotFound, ManifestError, SchemaTooNew, UnsafeBundle, IntegrityError.
+        InputError: `path` is no path.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        try:
+            self.path = Path(path)
+        except TypeError:
+            raise InputError(
+                f"the bundle is given as a {type(path).__name__}",
+                limit="a str or a path",
+                remedy="name the bundle's folder",
+            ) from None
         raw = self._read_manifest()
         self.manifest = Manifest.from_json(raw)
         self.sha256 = _sha256(raw)

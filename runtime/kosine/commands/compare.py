@@ -154,6 +154,8 @@ def _encoded(
         threads=args.threads,
     )
     source = open_input(args.texts, args.text_field)
+    if dim is not None and dim > encoder.dim:
+        dim = None  # of another model: their lengths differ, and there is no cosine
     job = RecordEncoder(encoder, source, truncate_dim=dim, **options.prompt_options(args))
     vectors = np.empty((len(records), job.like.shape[1]), np.float32)
     begin = 0

@@ -122,7 +122,8 @@ def _text(bundle: Bundle, engines: list[dict[str, Any]], chosen: dict[str, str] 
     ]
     if spec.heads is not None:
         lines.insert(2, f"  outputs      {', '.join(spec.outputs)}")
-    for dtype, other in ({} if m.parity is None else m.parity.get("others", {})).items():
+    others = None if m.parity is None else m.parity.get("others")
+    for dtype, other in others.items() if isinstance(others, dict) else ():
         lines.append(f"    in {dtype:<8} {_measured(other)}")
     for entry in engines:
         state = f"fingerprint {entry['fingerprint']}" if entry["runs"] else entry["reason"]
@@ -157,11 +158,14 @@ def _parity(manifest: Manifest) -> str:
     return _measured(parity)
 
 
-def _measured(parity: dict[str, Any]) -> str:
-    centred = parity.get("centred")
-    return (
-        f"min cosine {parity['min_cosine']:.8f}, "
-        + ("" if centred is None else f"centred {centred['min_cosine']:.8f}, ")
-        + f"max abs error {parity['max_abs_error']:.1e} over "
-        f"{parity['texts']} comparisons with {parity['referee']}"
-    )
+def _measured(parity: Any) -> str:
+    try:
+        centred = parity.get("centred")
+        return (
+            f"min cosine {parity['min_cosine']:.8f}, "
+            + ("" if centred is None else f"centred {centred['min_cosine']:.8f}, ")
+            + f"max abs error {parity['max_abs_error']:.1e} over "
+            f"{parity['texts']} comparisons with {parity['referee']}"
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):  # the manifest leaves its form open
+        return "not in the form that this version of kosine writes"

@@ -20,6 +20,7 @@ from kosine.errors import InputError, MissingExtra
 
 __all__ = ["add_arguments", "run"]
 
+LEAVE_OUT = "leave it out for the default"
 EXTRA = ("uvicorn", "httptools", "starlette", "msgspec", "orjson", "prometheus_client")
 
 
@@ -102,7 +103,11 @@ def named(words: Sequence[str]) -> dict[str, Path]:
             path = word
             name = Path(word).absolute().name.removesuffix(".kosine")
         if not name or not path or not name.isprintable():
-            raise InputError(f"{word!r} names no model", limit="BUNDLE or NAME=BUNDLE")
+            raise InputError(
+                f"{word!r} names no model",
+                limit="BUNDLE or NAME=BUNDLE",
+                remedy="name a bundle's folder",
+            )
         if name in found:
             raise InputError(f"two models are called {name!r}", remedy="give one NAME=BUNDLE")
         found[name] = Path(path)
@@ -117,12 +122,12 @@ def _settings(args: argparse.Namespace) -> Any:
     for name, value in vars(args).items():
         if name.startswith(("max_", "payload")) and value is not None and value < 1:
             flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} {value}", limit="at least 1")
+            raise InputError(f"{flag} {value}", limit="at least 1", remedy=LEAVE_OUT)
         if isinstance(value, float) and not 0 <= value < 1e7:
             flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} {value}", limit="0 or more seconds")
+            raise InputError(f"{flag} {value}", limit="0 or more seconds, under 1e7", remedy=LEAVE_OUT)
     if not 0 <= args.port < 65_536:
-        raise InputError(f"--port {args.port}", limit="0 to 65535")
+        raise InputError(f"--port {args.port}", limit="0 to 65535", remedy="choose another --port")
     return Settings(
         host=args.host,
         port=args.port,

@@ -195,7 +195,7 @@ class Replayed:
 def _canary_check(bundle: Bundle) -> tuple[str, Check]:
     canary = Canary.read(bundle)
     parity = bundle.manifest.parity
-    reference = "numpy" if parity is None else parity["referee"]
+    reference = "numpy" if parity is None else str(parity.get("referee", "not named"))
 
     def check(backend: Backend) -> Report:
         batch = Encoder(bundle, backend).prepare(canary.texts, prompt="").batch

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from kosine.scoring.matrix import SIMILARITIES, Similarity, cosine, pairwise, score_matrix
 from kosine.scoring.search import TopK, best_of, top_k
-from kosine.scoring.vectors import as_rows
+from kosine.scoring.vectors import as_rows, check_count
 
 __all__ = [
     "SIMILARITIES",
@@ -23,6 +23,7 @@ __all__ = [
     "TopK",
     "as_rows",
     "best_of",
+    "check_count",
     "cosine",
     "pairwise",
     "score_matrix",

@@ -9,11 +9,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kosine import native_search
-from kosine.errors import InputError
 from kosine.packed import Float32
 from kosine.quantization import BITS, Precision, Ranges, affine
-from kosine.scoring.matrix import Similarity, score_matrix
-from kosine.scoring.vectors import Sides, Vectors, read_sides, unit
+from kosine.scoring.matrix import SIMILARITIES, Similarity, score_matrix
+from kosine.scoring.vectors import (
+    Sides,
+    Vectors,
+    check_count,
+    read_sides,
+    unit,
+    unknown_option,
+)
 
 __all__ = ["TopK", "best_of", "top_k"]
 
@@ -56,8 +62,9 @@ def top_k(
     Raises:
         InputError, UnknownOption: See `cosine`.
     """
-    if not isinstance(k, (int, np.integer)) or k < 1:
-        raise InputError(f"k is {k!r}", limit="at least 1", remedy="ask for one row or more")
+    check_count("k", k)
+    if similarity not in SIMILARITIES:
+        raise unknown_option("similarity", similarity, SIMILARITIES)
     sides = read_sides(queries, corpus, precision, ranges, None)
     left, right = sides.left.floats(), sides.right
     # Bits are all of one length: their exact dot products leave equal distances equal.

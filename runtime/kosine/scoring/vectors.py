@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from kosine.errors import InputError, UnknownOption
 from kosine.quantization import BITS, INTEGERS, PRECISIONS, Ranges, dequantize, ranges_dim
 
-__all__ = ["Sides", "Vectors", "as_rows", "read_sides", "unit", "unknown_option"]
+__all__ = ["Sides", "Vectors", "as_rows", "check_count", "read_sides", "unit", "unknown_option"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +165,23 @@ def unit(x: NDArray[Any]) -> NDArray[Any]:
     if odd.any():
         rows = x[odd].astype(np.float64)
         norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-        out[odd] = rows / np.where(norms == 0, 1, norms)[:, None]
+        with np.errstate(invalid="ignore"):  # an infinite one has no direction: NaN
+            out[odd] = rows / np.where(norms == 0, 1, norms)[:, None]
     return out
 
 
-def unknown_option(what: str, value: str, known: tuple[str, ...]) -> UnknownOption:
+def check_count(name: str, value: object) -> None:
+    """Refuse what is no whole number of at least 1; NumPy's are taken, booleans are not.
+
+    Raises:
+        InputError: It is none.
+    """
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < 1:  # type: ignore[operator]
+        raise InputError(f"{name} is {value!r}", limit="at least 1", remedy="ask for one or more")
+
+
+def unknown_option(what: str, value: object, known: tuple[str, ...]) -> UnknownOption:
     return UnknownOption(
         f"unknown {what} {value!r}", limit=f"known: {', '.join(known)}", remedy=f"choose a {what}"
     )

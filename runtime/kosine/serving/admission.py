@@ -20,7 +20,7 @@ from kosine.errors import (
 )
 from kosine.packed import Float32
 from kosine.serving.cache import Key, VectorCache
-from kosine.serving.limits import is_whole
+from kosine.serving.limits import is_number, is_whole
 from kosine.serving.request import BatchFuture, Call
 from kosine.serving.stages import Prepared, StagedEncoder
 from kosine.serving.workers import Workers, forked_error
@@ -90,7 +90,9 @@ class Admission:
             prompt_name: As in `Batcher.submit`, as are the others and the errors.
         """
         if prompt is not None and not isinstance(prompt, str):
-            raise TextError(f"the prompt is {type(prompt).__name__}", limit="str")
+            raise TextError(
+                f"the prompt is a {type(prompt).__name__}", limit="a str", remedy="pass a str"
+            )
         if truncate_dim is not None:
             dim = self._encoder.dim
             if not is_whole(truncate_dim) or not 1 <= truncate_dim <= dim:
@@ -98,15 +100,23 @@ class Admission:
                     f"truncate_dim={truncate_dim!r}", limit=f"1 to {dim}", remedy="keep within it"
                 )
         if type(priority) is not int and not is_whole(priority):
-            raise InputError(f"priority={priority!r}", limit="a whole number")
+            raise InputError(
+                f"priority={priority!r}", limit="a whole number", remedy="leave it out for 0"
+            )
         started = self._now()
         until = math.inf
         if deadline is not None:
+            if type(deadline) is not float and not is_number(deadline):
+                raise InputError(
+                    f"deadline={deadline!r}",
+                    limit="a number of seconds",
+                    remedy="leave it out for none",
+                )
             if not deadline > 0.0:
                 raise DeadlineExceeded(
                     f"deadline={deadline!r}", limit="more than 0 seconds", remedy="allow more time"
                 )
-            until = started + deadline
+            until = started + float(deadline)
         if self._caches and texts:
             options = (prompt_name, prompt, truncate_dim, normalize_embeddings)
             keys = [Key.of(text, *options) for text in texts]
@@ -219,17 +229,31 @@ class Admission:
         return len(self._encoder.prepare([""], prompt="").sentences[0])
 
 
-def read_texts(value: str | Iterable[str]) -> tuple[list[str], list[int], bool]:
+def read_texts(
+    value: str | Iterable[str], failed: dict[int, TextError] | None = None
+) -> tuple[list[str], list[int], bool]:
     """The texts that a caller passed, their UTF-8 bytes, and whether it was one text alone.
 
     Raises:
-        TextError: Something in there is no text.
+        TextError: Something in there is no text. A str that is none, for a character in it, is
+            written into `failed` instead, by its position, where that is given.
     """
     if type(value) is str:  # as most requests to a service are
         return [value], [check_characters(value, "text 0")], True
     given, single, _ = as_texts(value, "texts")
     texts = [as_str(text, f"text {i}") for i, text in enumerate(given)]
-    return texts, [check_characters(text, f"text {i}") for i, text in enumerate(texts)], single
+    try:
+        sizes = [check_characters(text, f"text {i}") for i, text in enumerate(texts)]
+    except TextError:
+        if failed is None:
+            raise
+        sizes = [0] * len(texts)
+        for i, text in enumerate(texts):
+            try:
+                sizes[i] = check_characters(text, f"text {i}")
+            except TextError as error:
+                failed[i] = error
+    return texts, sizes, single
 
 
 def to_tokens(
@@ -265,7 +289,9 @@ def to_tokens(
 def _counted(prepared: Prepared, texts: Sequence[str]) -> Prepared:
     if len(prepared.sentences) != len(texts):
         raise BackendError(
-            f"the encoder prepared {len(prepared.sentences)} texts", limit=f"expected {len(texts)}"
+            f"the encoder prepared {len(prepared.sentences)} texts",
+            limit=f"expected {len(texts)}",
+            remedy="report this encoder",
         )
     return prepared
 

@@ -19,7 +19,7 @@ from typing import Any, Final, Self, Unpack, overload
 import numpy as np
 
 from kosine.clock import Clock, SystemClock
-from kosine.errors import InputError
+from kosine.errors import InputError, TextError
 from kosine.packed import Float32, Matrix, Vector
 from kosine.serving.admission import Admission, SubmitOptions, is_short, read_texts
 from kosine.serving.cache import VectorCache
@@ -176,11 +176,24 @@ class Batcher:
             raise InputError(
                 "submit_many was given one str", limit="a list of texts", remedy="use submit"
             )
-        texts, sizes, _ = read_texts(texts)
+        failed: dict[int, TextError] = {}
+        texts, sizes, _ = read_texts(texts, failed)
         futures: list[BatchFuture[Vector]] = [
             BatchFuture(self._workers, index) for index in range(len(texts))
         ]
-        self._admit(texts, sizes, futures, separate=True, **options)
+        kept = futures
+        if failed:
+            good = [i for i in range(len(texts)) if i not in failed]
+            texts, sizes = [texts[i] for i in good], [sizes[i] for i in good]
+            kept = [futures[i] for i in good]
+            for place, future in enumerate(kept):
+                future.index = place
+        self._admit(texts, sizes, kept, separate=True, **options)
+        if failed:
+            with self._runner.lock:
+                self._runner.counters.submitted += len(failed)
+        for index, error in failed.items():
+            self._runner.fail(futures[index], error)
         return futures
 
     @overload

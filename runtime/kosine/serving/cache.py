@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from kosine.errors import InputError
 from kosine.packed import Float32
+from kosine.serving.limits import is_whole
 
 __all__ = ["Key", "VectorCache"]
 
@@ -52,13 +53,13 @@ class VectorCache:
     """
 
     def __init__(self, most_bytes: int) -> None:
-        if type(most_bytes) is not int or most_bytes < 0:
+        if not is_whole(most_bytes) or most_bytes < 0:
             raise InputError(
                 f"cache_bytes={most_bytes!r}",
                 limit="a whole number of bytes, 0 for no cache",
                 remedy="pass one, for example cache_bytes=64 << 20",
             )
-        self._most = most_bytes
+        self._most = int(most_bytes)
         self._vectors: OrderedDict[Key, Float32] = OrderedDict()
         self.nbytes = 0
 

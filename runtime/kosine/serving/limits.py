@@ -10,7 +10,7 @@ import numpy as np
 
 from kosine.errors import InputError, KosineError, QueueFull
 
-__all__ = ["Limits", "Refusal", "is_whole"]
+__all__ = ["Limits", "Refusal", "is_number", "is_whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,18 @@ class Limits:
         for name, value in bounds.items():
             if not is_whole(value) or value < 1:
                 raise InputError(f"{name}={value!r}", limit="at least 1", remedy=f"raise {name}")
-        if not 0.0 <= max_wait_ms < math.inf:
-            raise InputError(f"max_wait_ms={max_wait_ms!r}", limit="0 or more milliseconds")
-        if not 0.0 < ageing_s < math.inf:
-            raise InputError(f"ageing_s={ageing_s!r}", limit="more than 0 seconds")
-        counted = {name.removeprefix("max_"): value for name, value in bounds.items()}
-        return cls(wait_s=max_wait_ms / 1e3, ageing_s=ageing_s, **counted)
+        if not is_number(max_wait_ms) or not 0.0 <= max_wait_ms < math.inf:
+            raise InputError(
+                f"max_wait_ms={max_wait_ms!r}", limit="0 or more milliseconds", remedy="leave it out for 0"
+            )
+        if not is_number(ageing_s) or not 0.0 < ageing_s < math.inf:
+            raise InputError(
+                f"ageing_s={ageing_s!r}", limit="more than 0 seconds", remedy="leave it out for 1"
+            )
+        # As Python's own: what is computed from a float32 of NumPy's is one too, and no lock waits
+        # for that long.
+        counted = {name.removeprefix("max_"): int(value) for name, value in bounds.items()}
+        return cls(wait_s=float(max_wait_ms) / 1e3, ageing_s=float(ageing_s), **counted)
 
 
 class Refusal(NamedTuple):
@@ -79,6 +85,11 @@ class Refusal(NamedTuple):
             remedy=f"try again in {retry_after:.3f} s",
             retry_after=retry_after,
         )
+
+
+def is_number(value: object) -> bool:
+    """Whether it is an int or a float, NumPy's included; booleans are not."""
+    return is_whole(value) or isinstance(value, (float, np.floating))
 
 
 def is_whole(value: object) -> bool:

@@ -130,6 +130,7 @@ class Runner:
                     raise BackendError(
                         f"the encoder finished vectors {vectors.shape}",
                         limit=f"expected {expected}",
+                        remedy="report this encoder",
                     )
             except Exception as error:  # noqa: BLE001 - reported to who asked
                 for text in own:

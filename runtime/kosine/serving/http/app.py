@@ -41,6 +41,8 @@ from kosine.serving.http.wire import (
 
 __all__ = ["Call", "Endpoint", "Service"]
 
+# How errors look of what is no route, or not for whoever asks.
+SHAPES_OF: Final = {"/v1/": "openai", "/v2/": "cohere"}
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 logger = logging.getLogger("kosine.http")
@@ -192,7 +194,7 @@ class Service:
             connection.task = asyncio.current_task()
         call = Call(self, dict(scope["headers"]))
         path = scope["path"]
-        route, shape = "unknown", "openai" if path.startswith("/v1/") else "tei"
+        route, shape = "unknown", SHAPES_OF.get(path[:4], "tei")
         self.in_progress += 1
         try:
             try:
@@ -201,7 +203,7 @@ class Service:
                 body = await self._body(endpoint, call, receive)
                 reply = await endpoint.handle(call, body)
                 if body is not None and time.monotonic() > call.deadline:
-                    raise DeadlineExceeded("the deadline has passed")
+                    raise DeadlineExceeded("the deadline has passed", remedy="allow more time")
             except Exception as error:  # noqa: BLE001 - whatever it is, it is answered
                 reply = self._refusal(error, shape, call)
             status = reply.status
@@ -239,6 +241,9 @@ class Service:
         methods = self._routes.get(path)
         if methods is None:
             self._authorize(call)
+            if path.startswith("/v1/models/"):
+                with call.using(path.removeprefix("/v1/models/")):  # says that there is none
+                    pass
             raise Problem("not_found", "there is no such route; GET /openapi.json lists them")
         endpoint = methods.get("GET" if method == "HEAD" else method)
         if endpoint is None or not endpoint.public:

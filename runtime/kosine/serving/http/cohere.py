@@ -12,7 +12,7 @@ from kosine.errors import InputError
 from kosine.packed import Float32
 from kosine.quantization import quantize
 from kosine.serving.http.app import Call, Endpoint
-from kosine.serving.http.embedding import embed, prompt_for, refuse_long
+from kosine.serving.http.embedding import check_dimensions, embed, prompt_for, refuse_long
 from kosine.serving.http.models import Model
 from kosine.serving.http.stages import TokenIds
 from kosine.serving.http.wire import Reply, base64_rows, float_rows
@@ -77,7 +77,8 @@ async def embed_(call: Call, body: CohereRequest) -> Reply:
             texts = await model.cut_left(texts, name)
             name = None if isinstance(texts[0], TokenIds) else name
         dim = body.output_dimension
-        writers = {kind: _writer(model, kind, dim) for kind in body.embedding_types}
+        check_dimensions(model, "output_dimension", dim)
+        writers = {kind: _writer(model, kind) for kind in body.embedding_types}
         found = await embed(
             model, texts, deadline=call.deadline, prompt_name=name, truncate_dim=dim
         )
@@ -98,7 +99,7 @@ async def embed_(call: Call, body: CohereRequest) -> Reply:
         )
 
 
-def _writer(model: Model, kind: str, dim: int | None) -> Callable[[Float32], list[bytes]]:
+def _writer(model: Model, kind: str) -> Callable[[Float32], list[bytes]]:
     """What writes vectors of a kind; refused before anything is computed."""
     if kind == "float":
         return float_rows
@@ -110,6 +111,4 @@ def _writer(model: Model, kind: str, dim: int | None) -> Callable[[Float32], lis
             f"embedding_types has {kind!r}, and this model has no ranges for it",
             remedy="export it again, or take binary",
         )
-    if dim is not None and dim > model.encoder.dim:
-        raise InputError(f"output_dimension is {dim}", limit=f"1 to {model.encoder.dim}")
     return lambda vectors: float_rows(quantize(vectors, kind, ranges))

@@ -16,10 +16,11 @@ from kosine.encoder import DOCUMENT_PROMPTS
 from kosine.errors import DeadlineExceeded, InputError, QueueFull, TextTooLong
 from kosine.packed import Float32
 from kosine.serving.http.models import Model
+from kosine.serving.http.problems import Problem
 from kosine.serving.http.stages import TokenIds
 from kosine.serving.request import BatchFuture
 
-__all__ = ["Embedded", "embed", "prompt_for", "refuse_long"]
+__all__ = ["Embedded", "check_dimensions", "embed", "prompt_for", "refuse_long"]
 
 # Fewer characters are tokenised faster than another thread is woken.
 ON_LOOP_CHARACTERS: Final = 1_024
@@ -119,7 +120,11 @@ async def embed(
                 except InputError as error:
                     if begin == 0:
                         raise
-                    raise InputError(f"counted from text {begin}: {error}") from None
+                    raise InputError(
+                        f"counted from text {begin}: {error.problem}",
+                        limit=error.limit,
+                        remedy=error.remedy,
+                    ) from None
             calls.append((begin, call))
         while calls:
             await collect()
@@ -137,7 +142,7 @@ async def _submit(
     def submit() -> Submitted:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise DeadlineExceeded("the deadline has passed")
+            raise DeadlineExceeded("the deadline has passed", remedy="allow more time")
         future = model.batcher.submit(texts, deadline=left, **options)
         seen = staged.seen
         call = Submitted(future, seen.tokens, seen.seconds, time.perf_counter())
@@ -167,6 +172,16 @@ def _measured(result: Embedded, call: Submitted) -> Embedded:
     result.queue_s += max(0.0, began - call.since)
     result.run_s += max(0.0, ended - began)
     return result
+
+
+def check_dimensions(model: Model, field: str, wanted: int | None) -> None:
+    """Raise the Problem of a field that asks for more dimensions than a model's vectors have."""
+    if wanted is not None and wanted > model.encoder.dim:
+        raise Problem(
+            "invalid",
+            f"{field} is {wanted}; this model's vectors have {model.encoder.dim}; ask for fewer",
+            param=field,
+        )
 
 
 def prompt_for(model: Model, role: str | None) -> str | None:

@@ -242,6 +242,7 @@ class Models:
             raise InputError(
                 f"--default-prompt-name {chosen!r}",
                 limit=f"{name} has: {', '.join(encoder.manifest.prompts) or 'none'}",
+                remedy="name one of these, or leave it out",
             )
         return Model(name, encoder, self.lane, settings)
 

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from kosine.serving.http.app import Call, Endpoint
-from kosine.serving.http.embedding import embed, prompt_for, refuse_long
+from kosine.serving.http.embedding import check_dimensions, embed, prompt_for, refuse_long
 from kosine.serving.http.models import Model
 from kosine.serving.http.problems import Problem
 from kosine.serving.http.settings import Settings
@@ -119,12 +119,7 @@ async def embeddings(call: Call, body: EmbeddingsRequest) -> Reply:
             name = prompt_for(model, body.input_type)
         if not call.service.settings.auto_truncate:
             await refuse_long(model, texts, name)
-        if body.dimensions is not None and body.dimensions > model.encoder.dim:
-            raise Problem(
-                "invalid",
-                f"dimensions is {body.dimensions}; this model's vectors have {model.encoder.dim}",
-                param="dimensions",
-            )
+        check_dimensions(model, "dimensions", body.dimensions)
         found = await embed(
             model,
             texts,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from kosine.serving.http.app import Call, Endpoint
-from kosine.serving.http.embedding import Embedded, embed, refuse_long
+from kosine.serving.http.embedding import Embedded, check_dimensions, embed, refuse_long
 from kosine.serving.http.models import Model
 from kosine.serving.http.problems import Problem
 from kosine.serving.http.stages import TokenIds
@@ -162,6 +162,7 @@ async def _vectors(
 ) -> Embedded:
     settings = call.service.settings
     call.count(texts)
+    check_dimensions(model, "dimensions", dimensions)
     name = options.prompt_name or settings.default_prompt_name
     left = options.truncation_direction.lower() == "left"
     truncate = settings.auto_truncate if options.truncate is None else options.truncate
