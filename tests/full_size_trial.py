@@ -7,8 +7,9 @@ far each engine is from PyTorch. Outside `make test`: gigabytes, and minutes for
     python tests/full_size_trial.py compare modernbert-base FOLDER [--lengths 2,128,2048] \
         [--dtypes float32,bfloat16]
 
-Each step is a process of its own and prints one line of JSON with its seconds and its peak memory.
-`float16` says what the range certificate found. Runs so far: bench/results/full-size/.
+Each step is a process of its own and prints one line of JSON with its seconds, those of its CPUs
+and its peak memory. `float16` says what the range certificate found. Runs so far:
+bench/results/full-size/.
 """
 
 from __future__ import annotations
@@ -112,28 +113,28 @@ def compare(
     found: dict[str, list[np.ndarray]] = {}
     for dtype in dtypes:
         forget_peak()
-        began = time.perf_counter()
-        encoder = kosine.load(folder / f"{name}.kosine", backend=backend, dtype=dtype)
-        result[dtype] = {"load_s": round(time.perf_counter() - began, 2), "load_mib": peak()}
+        loading, encoding = Stopwatch(), Stopwatch()
+        with loading:
+            encoder = kosine.load(folder / f"{name}.kosine", backend=backend, dtype=dtype)
+        result[dtype] = {**loading.line("load"), "load_mib": peak()}
         forget_peak()
         texts = texts or [text_of(encoder, length) for length in lengths]
-        found[dtype], seconds = [], []
+        found[dtype] = []
         for text in texts:
-            began = time.perf_counter()
-            found[dtype].append(encoder.encode(text))
-            seconds.append(round(time.perf_counter() - began, 2))
-        result[dtype] |= {"encode_s": seconds, "encode_mib": peak()}
+            with encoding:
+                found[dtype].append(encoder.encode(text))
+        result[dtype] |= {**encoding.line("encode"), "encode_mib": peak()}
         encoder.backend.close()
         del encoder
-    expected, _ = referee(name, folder, texts, "float32")
+    expected, result["pytorch_float32"] = referee(name, folder, texts, "float32")
     if "bfloat16" in dtypes:
-        found["pytorch_bfloat16"], seconds = referee(name, folder, texts, "bfloat16")
-        result["pytorch_bfloat16"] = {"encode_s": seconds}
+        theirs = referee(name, folder, texts, "bfloat16")
+        found["pytorch_bfloat16"], result["pytorch_bfloat16"] = theirs
     for dtype, vectors in found.items():
         errors, below = [], []
-        for own, theirs in zip(vectors, expected, strict=True):
-            errors.append(float(f"{np.abs(theirs - own).max():.2g}"))
-            cosine = float(theirs.astype(np.float64) @ own.astype(np.float64))
+        for own, true in zip(vectors, expected, strict=True):
+            errors.append(float(f"{np.abs(true - own).max():.2g}"))
+            cosine = float(true.astype(np.float64) @ own.astype(np.float64))
             below.append(float(f"{1 - cosine:.2g}"))
         result[dtype] |= {"max_abs_error": errors, "cosine_below_1": below}
     return result
@@ -141,19 +142,37 @@ def compare(
 
 def referee(
     name: str, folder: Path, texts: list[str], dtype: str
-) -> tuple[list[np.ndarray], list[float]]:
-    """PyTorch's unit vectors, each text alone, and its seconds. Its fused attention: a text of
-    8,192 tokens would have 4 GB of scores.
+) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """PyTorch's unit vectors, each text alone, and its times. Its fused attention: a text of 8,192
+    tokens would have 4 GB of scores.
     """
+    forget_peak()
     model = factories.referee(folder / name, attention="sdpa", dtype=dtype)
-    vectors, seconds = [], []
+    vectors, encoding = [], Stopwatch()
     for text in texts:
-        began = time.perf_counter()
-        (vector,) = factories.referee_vectors(model, [text], threads=2)
-        seconds.append(round(time.perf_counter() - began, 2))
+        with encoding:
+            (vector,) = factories.referee_vectors(model, [text], threads=2)
         vector = vector.astype(np.float32)
         vectors.append(vector / np.linalg.norm(vector))
-    return vectors, seconds
+    return vectors, {**encoding.line("encode"), "mib": peak()}
+
+
+class Stopwatch:
+    """Seconds of each block, and of the CPUs: those change less where others work too."""
+
+    def __init__(self) -> None:
+        self.laps: list[tuple[float, float]] = []
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        now = time.perf_counter(), time.process_time()
+        self.laps.append((round(now[0] - self.began[0], 2), round(now[1] - self.began[1], 2)))
+
+    def line(self, what: str) -> dict[str, Any]:
+        seconds, cpu = zip(*self.laps, strict=True)
+        return {f"{what}_s": seconds, f"{what}_cpu_s": cpu}
 
 
 def text_of(encoder: kosine.Encoder, length: int) -> str:
@@ -192,18 +211,18 @@ def main() -> None:
     parser.add_argument("--backend", default="native")
     parser.add_argument("--dtypes", default="float32")
     args = parser.parse_args()
-    began = time.perf_counter()
+    line: dict[str, Any] = {"step": args.step, "model": args.model}
     if args.step == "compare":
         lengths = [int(each) for each in args.lengths.split(",")]
         dtypes = args.dtypes.split(",")
-        result = compare(args.model, args.folder, args.backend, dtypes, lengths)
+        line |= compare(args.model, args.folder, args.backend, dtypes, lengths)
     else:
         steps = {"make": make, "export": export, "float16": float16}
-        result = steps[args.step](args.model, args.folder)
-        result["peak_mib"] = peak()
-    seconds = round(time.perf_counter() - began, 1)
-    line = {"step": args.step, "model": args.model, "seconds": seconds}
-    sys.stdout.write(json.dumps({**line, **result}) + "\n")
+        whole = Stopwatch()
+        with whole:
+            result = steps[args.step](args.model, args.folder)
+        line |= {**whole.line(args.step), "peak_mib": peak(), **result}
+    sys.stdout.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":
