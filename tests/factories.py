@@ -1272,8 +1272,8 @@ FIVE = {
 }
 
 
-def referee(path: Path):
-    """The checkpoint in PyTorch: float32, eager attention, on the CPU."""
+def referee(path: Path, *, attention: str = "eager", dtype: str = "float32"):
+    """The checkpoint in PyTorch, on the CPU."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import torch
@@ -1283,7 +1283,7 @@ def referee(path: Path):
             str(path),
             device="cpu",
             local_files_only=True,
-            model_kwargs={"attn_implementation": "eager", "dtype": torch.float32},
+            model_kwargs={"attn_implementation": attention, "dtype": getattr(torch, dtype)},
         )
 
 

@@ -8,6 +8,8 @@ import pytest
 import factories
 import kosine
 from kosine_bench import command
+from kosine_bench.contestants import conversion
+from kosine_bench.contestants.contestant import Checkpoint
 from kosine_bench.measuring import models
 from kosine_bench.measuring.models import SIZES, ModelSize, flops_per_text
 from kosine_export.export import export
@@ -27,6 +29,21 @@ def test_everyone_reads_the_checkpoint(tmp_path):
     found = kosine.load(done.path, backend="onnx").encode(texts)
     assert np.abs(found - expected).max() <= 5e-6
     assert abs(float(found[0] @ found[1])) < 0.99
+
+
+def test_masks_without_infinity_are_its_own(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = models.build(TINY, tmp_path)
+    checkpoint = Checkpoint(path, tmp_path)
+    ids = torch.tensor([[2, *range(5, 203), 3], [2, *range(5, 23), 3, *[1] * 180]])
+    mask = (ids != 1).long()
+    with torch.no_grad():
+        found, expected = (
+            conversion._transformer(checkpoint, finite_masks=finite)(ids, mask)
+            for finite in (True, False)
+        )
+    assert torch.isfinite(found).all()
+    assert (found - expected)[mask == 1].abs().max() <= 1e-5
 
 
 def test_operations_are_those_of_the_window():

@@ -272,6 +272,8 @@ def test_agreement_divides_norms_out_and_reports_them() -> None:
     assert found["min_cosine"] == pytest.approx(2**-0.5)
     assert found["mean_cosine"] == pytest.approx((1 + 2**-0.5) / 2)
     assert found["max_norm_error"] == pytest.approx(1.0)
+    one_is_nan = agreement(np.array([[1.0, 0.0], [np.nan, 1.0]], np.float32), expected)
+    assert (one_is_nan["min_cosine"], one_is_nan["mean_cosine"]) == (-1.0, 0.0)
 
 
 def test_random_checkpoints_are_the_same_everywhere_and_readable(tmp_path: Path) -> None:

@@ -49,6 +49,21 @@ def test_the_same_checkpoint_is_fine_in_float32(tmp_path: Path) -> None:
     assert done.manifest.parity["passed"]
 
 
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text"])
+def test_decoders_are_refused_with_the_figure(family: str, tmp_path: Path) -> None:
+    """Trained ones have such numbers: each sublayer norms what it reads, whatever its size."""
+    path = factories.build(tmp_path / "m", family=family)
+    state = load_file(path / "model.safetensors")
+    for name in state:
+        if name.endswith("down_proj.weight"):
+            state[name] = state[name] * 2000
+    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+    done = export(path, tmp_path / "b.kosine")
+    assert done.parity["float32"].passed
+    with pytest.raises(ParityError, match=r"float16 would overflow: \|x\| reaches \d{4,}"):
+        export(path, tmp_path / "c.kosine", targets=("onnx-fp16",))
+
+
 def test_weights_outside_the_range_are_named() -> None:
     with pytest.raises(ParityError, match=r"layers\.0\.ffn\.up\.weight"):
         check_weights({"layers.0.ffn.up.weight": np.array([[1.0, -9000.0]], np.float32)})

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 import factories
 import kosine
 from family_checks import check_engines, check_padded_graph, engines
-from kosine.errors import CorruptCheckpoint, ParityError, UnsupportedCheckpoint
+from kosine.errors import CorruptCheckpoint, UnsupportedCheckpoint
 from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.export import export
 from kosine_export.families.config import read_config
@@ -124,20 +124,6 @@ def test_variants(name, tmp_path):
     assert done.parity["float32"].passed
     texts = [words(n) for n in (2, 4, 5, 6, 7, 9, 40)]
     check_engines(done.path, factories.referee(path), texts)
-
-
-def test_float16_is_refused_with_the_figure(tmp_path):
-    """What its sublayers give is normed again, so it may be as large as it likes in float32."""
-    path = factories.build(tmp_path / "m", family="gemma3_text")
-    state = load_file(path / "model.safetensors")
-    for name in state:
-        if name.endswith("down_proj.weight"):
-            state[name] = state[name] * 2000
-    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
-    done = export(path, tmp_path / "b.kosine")
-    assert done.parity["float32"].passed
-    with pytest.raises(ParityError, match=r"float16 would overflow: \|x\| reaches \d{4,}"):
-        export(path, tmp_path / "c.kosine", targets=("onnx-fp16",))
 
 
 CONFIG = factories.transformers_config("gemma3_text", 300, num_hidden_layers=3)

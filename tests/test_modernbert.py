@@ -163,29 +163,6 @@ def test_a_tensor_without_a_place_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_texts_of_8192_tokens(tmp_path):
-    path = factories.build(
-        tmp_path / "m",
-        family="modernbert",
-        max_length=8192,
-        sizes={
-            "num_hidden_layers": 4,
-            "max_position_embeddings": 8192,
-            "local_attention": 128,
-        },
-    )
-    bundle = export(path, tmp_path / "b.kosine").path
-    lengths = (64, 65, 66, 128, 129, 130, 1023, 1024, 1025, 8191, 8192)
-    texts = [*map(words, lengths), words(8193)]
-    model = factories.referee(path)
-    expected = factories.referee_vectors(model, texts, normalize_embeddings=True)
-    for backend, dtype, error in engines():
-        encoder = kosine.load(bundle, backend=backend, dtype=dtype)
-        assert encoder.count_tokens(texts[:-1]) == list(lengths)
-        assert np.abs(encoder.encode(texts) - expected).max() <= error, (backend, dtype)
-
-
-@pytest.mark.slow
 def test_base_size(tmp_path):
     """ModernBERT-base's shape, but for its vocabulary."""
     path = factories.build(

@@ -118,6 +118,16 @@ MODERNBERT_LARGE = {
 }
 # A.X-Encoder reads 16,384 tokens.
 MODERNBERT_16K = {**MODERNBERT_BASE, "max_position_embeddings": 16384}
+# granite-embedding-multilingual-r2, as its cards describe it: they round the vocabulary.
+GRANITE_311M = {**MODERNBERT_BASE, "vocab_size": 262_144, "max_position_embeddings": 32768}
+GRANITE_97M = {
+    **GRANITE_311M,
+    "hidden_activation": "silu",
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 12,
+    "vocab_size": 180_000,
+}
 # Numbers in their weights, without heads and modules after the pooling.
 PUBLISHED = {
     "qwen3-0.6b": (QWEN3_600M, 595_776_512),
@@ -127,6 +137,8 @@ PUBLISHED = {
     "modernbert-base": (MODERNBERT_BASE, 149_014_272),
     "modernbert-large": (MODERNBERT_LARGE, 394_781_696),
     "modernbert of 16,384 tokens": (MODERNBERT_16K, 149_014_272),
+    "granite-embedding-311m-multilingual-r2": (GRANITE_311M, 311_658_240),
+    "granite-embedding-97m-multilingual-r2": (GRANITE_97M, 97_441_152),
 }
 
 

@@ -216,6 +216,13 @@ def test_erf_and_gelu():
     assert np.abs(activations.gelu(X) - tanh).max() > 1e-4  # and not the other GELU
 
 
+def test_erf_across_blocks():
+    x = np.random.default_rng(5).normal(size=(2, activations.ERF_BLOCK + 1)) * 2
+    expected = np.array([[math.erf(value) for value in row] for row in x])
+    assert np.abs(activations.erf(x) - expected).max() <= 1e-15
+    assert np.abs(activations.erf(x[:, ::-3]) - expected[:, ::-3]).max() <= 1e-15
+
+
 def test_a_nan_stays_one_and_alone():
     for x in (np.nan, -np.nan):
         found = activations.gelu(np.array([1.0, x, -2.0]))

@@ -84,7 +84,7 @@ class Assembly:
         self._add("ecosystem", "", write_ecosystem(self.folder, self.checkpoint))
 
         self.write_manifest()
-        encoder = self._encoder("float32", canary=False)
+        encoder = self._encoder(Bundle(self.folder), "float32", canary=False)
         self.source["tokenizer"] = check_token_ids(encoder, referee, self.checkpoint)
         canary = make_canary(encoder, referee, self.checkpoint)
         write_tensors(self.folder / CANARY, canary.tensors())
@@ -157,9 +157,10 @@ class Assembly:
 
     def _check(self, dtype: str, referee: Referee | None) -> None:
         """Refuse to finish a bundle that does not give what the reference gives."""
-        encoder = self._encoder(dtype, canary=True)
-        if encoder.backend.name == "onnx":
-            check_model_graph(encoder.bundle, dtype)
+        bundle = Bundle(self.folder)
+        if dtype not in IN_BYTES:  # before the encoder: two sessions have the weights twice
+            check_model_graph(bundle, dtype)
+        encoder = self._encoder(bundle, dtype, canary=True)
         if referee is None:
             return
         longest = self.checkpoint.max_tokens
@@ -169,8 +170,7 @@ class Assembly:
         self.parity[dtype] = parity
         parity.require(self.checkpoint.notes)
 
-    def _encoder(self, dtype: str, *, canary: bool) -> Encoder:
-        bundle = Bundle(self.folder)
+    def _encoder(self, bundle: Bundle, dtype: str, *, canary: bool) -> Encoder:
         name = "native" if dtype in IN_BYTES else "onnx"
         backend = make_backend(bundle, backend=name, dtype=dtype)
         if canary:

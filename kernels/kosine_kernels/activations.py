@@ -19,6 +19,15 @@ def erf(x: Array) -> Array:
     points that `math.erf` gave. The n-th derivative is Hermite's polynomial H(n - 1) times
     (-1) ** (n - 1) * 2 / sqrt(pi) * exp(-x * x).
     """
+    flat = np.ravel(x)
+    out = np.empty_like(flat)
+    for begin in range(0, flat.size, ERF_BLOCK):
+        out[begin : begin + ERF_BLOCK] = _erf(flat[begin : begin + ERF_BLOCK])
+    return out.reshape(x.shape)
+
+
+def _erf(x: Array) -> Array:
+    """float64 of a block that stays in the cache: whole layers took seven times as long."""
     wide = np.clip(np.asarray(x, np.float64), -GRID_END, GRID_END)
     # A NaN takes any point of the grid: its offset is NaN, and so is what comes out.
     nearest = np.rint(np.nan_to_num(wide) * GRID_STEPS).astype(np.intp)
@@ -26,7 +35,7 @@ def erf(x: Array) -> Array:
     total = np.zeros_like(wide)
     for coefficient in reversed(_ERF_SERIES):
         total = total * offset + coefficient[nearest + GRID_END * GRID_STEPS]
-    return np.asarray(total, x.dtype)
+    return total
 
 
 def _erf_series() -> list[NDArray[np.float64]]:
@@ -43,6 +52,7 @@ def _erf_series() -> list[NDArray[np.float64]]:
 GRID_END = 7  # erf is 1 to float64 precision beyond 6
 GRID_STEPS = 32
 ERF_TERMS = 8
+ERF_BLOCK = 1 << 14
 _ERF_SERIES = _erf_series()
 
 

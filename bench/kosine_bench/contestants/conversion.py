@@ -50,10 +50,15 @@ def made_by(name: str) -> dict[str, str]:
     return versions
 
 
-def _transformer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's encoder as a torch module (input_ids, attention_mask) -> hidden state."""
+def _transformer(checkpoint: Checkpoint, *, finite_masks: bool = False) -> Any:
+    """The checkpoint's encoder as a torch module (input_ids, attention_mask) -> hidden state.
+
+    `finite_masks`: no token is left without any that it sees, which some runtimes make NaN.
+    """
     import torch
     from transformers import AutoModel
+
+    windowed = finite_masks and checkpoint.config["model_type"] == "modernbert"
 
     class Encoder(torch.nn.Module):
         def __init__(self) -> None:
@@ -61,7 +66,18 @@ def _transformer(checkpoint: Checkpoint) -> Any:
             self.model = AutoModel.from_pretrained(checkpoint.folder, dtype=torch.float32)
 
         def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            mask = self.masks(attention_mask) if windowed else attention_mask
+            return self.model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+
+        def masks(self, attention_mask: Any) -> Any:
+            """ModernBERT's own, by kind of layer, with a large number for infinity."""
+            places = torch.arange(attention_mask.shape[1])
+            far = (places[:, None] - places).abs() > self.model.config.local_attention // 2
+            hidden = (attention_mask == 0)[:, None, None, :] | torch.zeros_like(far)
+            return {
+                "full_attention": hidden * -1e30,
+                "sliding_attention": (hidden | far) * -1e30,
+            }
 
     return Encoder().eval()
 
@@ -108,7 +124,8 @@ def _openvino(checkpoint: Checkpoint, folder: Path, _: Sequence[Sequence[int]]) 
     import torch
 
     with torch.no_grad():
-        model = openvino.convert_model(_transformer(checkpoint), example_input=_example())
+        encoder = _transformer(checkpoint, finite_masks=True)
+        model = openvino.convert_model(encoder, example_input=_example())
     openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
 

@@ -91,8 +91,12 @@ def _limit(
 
 
 def agreement(vectors: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> dict[str, float]:
-    """Cosines of rows against the reference's, norms divided out, and the rows' own norms."""
-    rows = vectors.astype(np.float64)
+    """Cosines of rows against the reference's, norms divided out, and the rows' own norms.
+
+    A row that is not finite points away from everything.
+    """
+    finite = np.isfinite(vectors).all(axis=1)
+    rows = np.where(finite[:, None], vectors.astype(np.float64), -expected)
     norms = np.linalg.norm(rows, axis=1)
     cosines = (rows * expected).sum(axis=1) / (norms * np.linalg.norm(expected, axis=1))
     return {

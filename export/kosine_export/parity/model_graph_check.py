@@ -19,7 +19,7 @@ BATCH = 16
 
 
 def run_model_graph(bundle: Bundle, batch: Packed, dtype: str = "float32") -> Float32:
-    """(B, dim) `sentence_embedding` of `model.onnx` on right-padded batches, in order."""
+    """(B, dim) `sentence_embedding` of `model.onnx`, on right-padded batches of like length."""
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -29,9 +29,11 @@ def run_model_graph(bundle: Bundle, batch: Packed, dtype: str = "float32") -> Fl
     )
     wanted = [node.name for node in session.get_inputs()]
     pad = bundle.manifest.special_ids["pad"]
-    parts = []
+    order = np.argsort(batch.lengths, kind="stable")
+    vectors = np.empty((len(batch), bundle.manifest.dim), np.float32)
     for begin in range(0, len(batch), BATCH):
-        part = batch.take(range(begin, min(begin + BATCH, len(batch))))
+        chosen = order[begin : begin + BATCH]
+        part = batch.take(chosen)
         lengths = part.lengths
         mask = np.arange(lengths.max()) < lengths[:, None]
         ids = np.full(mask.shape, pad, np.int64)
@@ -41,8 +43,9 @@ def run_model_graph(bundle: Bundle, batch: Packed, dtype: str = "float32") -> Fl
             "attention_mask": mask.astype(np.int64),
             "token_type_ids": np.zeros_like(ids),
         }
-        parts.append(session.run(["sentence_embedding"], {name: feed[name] for name in wanted})[0])
-    return np.concatenate(parts)
+        (found,) = session.run(["sentence_embedding"], {name: feed[name] for name in wanted})
+        vectors[chosen] = found
+    return vectors
 
 
 def check_model_graph(bundle: Bundle, dtype: str = "float32") -> None:
