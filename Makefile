@@ -231,7 +231,7 @@ clean:
 .venvs/node/.done: Makefile
 	@mkdir -p .venvs/node
 	-npm install --silent --no-audit --no-fund --ignore-scripts --prefix .venvs/node \
-	  @huggingface/transformers
+	  @huggingface/transformers pyright
 	@touch $@
 
 # onnxruntime-gpu and onnxruntime overwrite one another, hence an environment apart. TensorRT's
