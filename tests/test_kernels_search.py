@@ -92,6 +92,14 @@ def test_bytes(isa, dtype):
         check(found, scores, k, 1e-5 * np.sqrt(d))
 
 
+def test_no_queries(isa):
+    nothing = at_the_end(np.empty((0, 24), np.float32))
+    for corpus in (np.ones((9, 24), np.float32), np.ones((9, 24), np.int8)):
+        row = np.ones(24, np.float32)
+        indices, scores = search.top_products(nothing, corpus, 2, shift=row, scale=row, isa=isa)
+        assert indices.shape == scores.shape == (0, 2)
+
+
 def test_bits(isa):
     for q, n, d in SHAPES:
         signs = RNG.integers(0, 2, (n, d)).astype(np.uint8)

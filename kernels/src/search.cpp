@@ -335,6 +335,7 @@ void find(const Search& search, std::size_t rows, const More&... more) {
 
 void find_products(const Search& search, const std::string& level) {
   const SearchKernels& kernels = kernels_for(level);
+  if (search.num_queries == 0) return;
   const std::size_t fitting = kBlockBytes / (search.depth * sizeof(float) + 1);
   const std::size_t rows = std::min(std::max<std::size_t>(fitting / 84 * 84, 84), search.count);
   if (search.num_queries <= kFewQueries) return find<FewWorker>(search, rows, kernels);

@@ -84,8 +84,9 @@ std::size_t score_few_rows(const kosine::FewArgs& args) {
     const Row row = Row::of(args, r);
     float* const scores = args.scores + passed * kosine::kFewQueries;
     std::size_t q = args.in < 4 ? 1 : 4;
-    const float squares = q == 1 ? multiply_row<1, kNormalise>(row, args.queries, args.depth, scores)
-                                 : multiply_row<4, kNormalise>(row, args.queries, args.depth, scores);
+    const float squares =
+        q == 1 ? multiply_row<1, kNormalise>(row, args.queries, args.depth, scores)
+               : multiply_row<4, kNormalise>(row, args.queries, args.depth, scores);
     for (; q + 4 <= args.in; q += 4) {
       multiply_row<4, false>(row, args.queries + q * args.depth, args.depth, scores + q);
     }

@@ -41,15 +41,15 @@ struct FewArgs {
   const float* scale;
   bool normalise;
   const float* queries;    // (in, depth)
-  std::size_t in;          // at most kFewQueries
+  std::size_t in;          // 1 to kFewQueries
   const float* least;      // (in,)
-  std::uint32_t* passed;   // (count,): rows where a score is not at most its `least`, by rising index
+  std::uint32_t* passed;   // (count,): rows that have a score that is not at most its `least`
   float* scores;           // (count, kFewQueries), of those rows
 };
 
 constexpr std::size_t kMaxPanel = 32;    // queries that are scored together
 constexpr std::size_t kFewQueries = 8;   // up to so many are faster without a panel
-constexpr std::uint32_t kOddLength = 1u << 31;  // beside a row in `passed`: its scores are not there
+constexpr std::uint32_t kOddLength = 1u << 31;  // in `passed`, with a row that has no scores yet
 
 // Between these are squares of a length that floats can be divided by: others, and products with
 // such rows, may have overflowed or vanished.
