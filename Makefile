@@ -104,16 +104,18 @@ LIBRARIES = sentence-transformers setfit mteb keybert bertopic langchain-core ll
   chromadb scikit-learn datasets qdrant-client usearch
 LIBRARIES_RESULT ?= bench/results/libraries/$(shell date +%F).json
 test-libraries: .venvs/libraries/.done .venvs/node/.done test-ray test-spark
-	PYTHONPATH=runtime:kernels .venvs/libraries/bin/python tests/library_trials.py $(SAMPLE) \
+	PYTHONPATH="$(SOURCES)" .venvs/libraries/bin/python tests/library_trials.py $(SAMPLE) \
 	  export/sample $(LIBRARIES_RESULT)
 
-# Clusters on this machine, one worker killed in the middle. Spark needs Java.
+# Clusters on this machine, one worker killed in the middle. Spark needs Java. Its executors run in
+# folders of their own, so the paths are whole.
+SOURCES = $(CURDIR)/runtime:$(CURDIR)/kernels
 PACKAGES_ray = 'ray[data,serve]'
 PACKAGES_spark = 'pyspark[sql]'
 define cluster_trial
 @mkdir -p out
 .venv/bin/kosine export export/sample $(SAMPLE) --force
-PYTHONPATH=runtime:kernels .venvs/$(1)/bin/python tests/libraries/$(1)_trial.py $(SAMPLE) \
+PYTHONPATH="$(SOURCES)" .venvs/$(1)/bin/python tests/libraries/$(1)_trial.py $(SAMPLE) \
   bench/results/libraries/$(1).json
 endef
 
@@ -231,7 +233,7 @@ clean:
 .venvs/node/.done: Makefile
 	@mkdir -p .venvs/node
 	-npm install --silent --no-audit --no-fund --ignore-scripts --prefix .venvs/node \
-	  @huggingface/transformers
+	  @huggingface/transformers pyright
 	@touch $@
 
 # onnxruntime-gpu and onnxruntime overwrite one another, hence an environment apart. TensorRT's

@@ -34,6 +34,7 @@ import kosine
 from recipes import CHECKS, DISTRIBUTIONS, LABELS, PAGE, TEXTS, recipes
 
 NODE_MODULES = Path(__file__).resolve().parent.parent / ".venvs" / "node" / "node_modules"
+OF_NPM = ("@huggingface/transformers", "pyright")
 PRINT = "console.log(JSON.stringify(vectors.tolist()));\n"
 BESIDE = ("numpy", "torch", "transformers", "tokenizers", "sentence-transformers", "onnxruntime")
 
@@ -141,6 +142,22 @@ class Trials:
         expected = self.ours().encode(TEXTS, normalize_embeddings=True)
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
+    def pyright(self) -> None:
+        """pyright"""
+        root = NODE_MODULES.parent.parent.parent
+        config = {
+            "typeCheckingMode": "strict",
+            "extraPaths": [str(root / name) for name in ("runtime", "kernels")],
+        }
+        (self.folder / "pyrightconfig.json").write_text(json.dumps(config), "utf-8")
+        (self.folder / "user.py").write_text((root / "tests/typed_user.py").read_text("utf-8"))
+        command = [NODE_MODULES / ".bin/pyright", "--project", self.folder, self.folder / "user.py"]
+        done = subprocess.run(
+            [*command, "--pythonpath", sys.executable],
+            capture_output=True, text=True, check=False, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+
     def mteb(self) -> None:
         """mteb sentence-transformers"""
         import mteb
@@ -165,7 +182,7 @@ def trials_of(trials: Trials) -> dict[str, tuple[list[str], Callable[[], None]]]
     }
     for name in (
         *("datasets_cache", "sentence_transformers_evaluators", "sentence_transformers_mining"),
-        *("setfit", "mteb", "transformers_js"),
+        *("setfit", "mteb", "transformers_js", "pyright"),
     ):
         method = getattr(trials, name)
         found[name.replace("_", " ")] = (method.__doc__.split(), method)
@@ -218,7 +235,7 @@ def main() -> int:
 
 def version_of(name: str) -> str:
     """Of a distribution, or of a package of npm."""
-    if not name.startswith("@"):
+    if name not in OF_NPM:
         return version(name)
     try:
         return str(json.loads((NODE_MODULES / name / "package.json").read_text("utf-8"))["version"])

@@ -135,14 +135,19 @@ def test_another_bundle_moves(run, sample, sample_bundle, other_bundle, texts):
         assert run(*words, "--min-overlap", "1")[0] == 1
 
 
-def test_vectors_stored_earlier(run, sample_bundle, other_bundle, texts, tmp_path):
-    stored = tmp_path / "v.npy"
+@pytest.mark.parametrize("kind", ["npy", "jsonl", "parquet"])
+def test_vectors_stored_earlier(run, sample, sample_bundle, other_bundle, texts, tmp_path, kind):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    stored = tmp_path / f"v.{kind}"
     for more in ((), ("--truncate-dim", "32")):
         run("embed", sample_bundle, texts, "-o", stored, "--backend", "onnx", *more)
         words = ("--texts", texts, "--backend", "onnx", "--min-cosine", "0.999999", "--json")
         code, out, err = run("compare", sample_bundle, stored, *words)
         assert (code, err) == (0, "")
-        assert json.loads(out)["b"]["engine"] is None
+        said = json.loads(out)["b"]
+        assert said["engine"] is None
+        assert said["fingerprint"] == (sample.fingerprint if kind == "parquet" else None)
         assert run("compare", other_bundle, stored, *words)[0] == 1
 
 
@@ -160,8 +165,50 @@ def test_stored_vectors_that_do_not_fit(run, sample_bundle, texts, tmp_path, arr
     code, out, err = run("compare", sample_bundle, tmp_path / "v.npy", "--texts", texts)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
-    (tmp_path / "v.npy").write_bytes(b"no array")
-    assert run("compare", sample_bundle, tmp_path / "v.npy", "--texts", texts)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("v.npy", "no array", "holds no vectors that can be read"),
+        ("v.npy", None, "no file"),
+        ("v.jsonl", "", "holds no vectors"),
+        ("v.jsonl", "한 문장\n", "holds no vectors"),
+        ("v.jsonl", '{"text": "한 문장"}\n', "holds no vectors"),
+        ("v.jsonl", '{"vector": [1.5, 2.5]}\n{"vector": [1.5]}\n', "holds no vectors"),
+        ("v.jsonl", '{"vector": [1, 2]}\n', "holds int64 of shape (1, 2)"),
+        ("v.jsonl", '{"vector": null}\n{"vector": [1.5, 2.5]}\n', "row 0 of"),
+        ("v.jsonl", '{"vector": [1.5, 2.5]}\n', "has 1 rows for the 20 texts"),
+        ("v.parquet", "no table", "holds no vectors"),
+    ],
+)
+def test_files_that_hold_no_vectors(run, sample_bundle, texts, tmp_path, name, lines, message):
+    if name == "v.parquet":
+        pytest.importorskip("pyarrow")
+    if lines is not None:
+        (tmp_path / name).write_text(lines, "utf-8")
+    code, out, err = run("compare", sample_bundle, tmp_path / name, "--texts", texts)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+def test_tables_that_hold_no_vectors(run, sample_bundle, texts, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    floats = arrow.FixedSizeListArray.from_arrays(
+        arrow.array(np.arange(4, dtype=np.float32)), 2, mask=arrow.array([False, True])
+    )
+    integers = arrow.FixedSizeListArray.from_arrays(arrow.array(np.zeros(4, np.int8)), 2)
+    for table, message in (
+        ({"text": ["한 문장"]}, "holds no vectors"),
+        ({"vector": ["한 문장"]}, "holds no vectors"),
+        ({"vector": integers}, "holds vectors of int8"),
+        ({"vector": floats}, "row 1 of"),
+    ):
+        parquet.write_table(arrow.table(table), tmp_path / "v.parquet")
+        code, out, err = run("compare", sample_bundle, tmp_path / "v.parquet", "--texts", texts)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err
 
 
 def test_stored_vectors_of_a_longer_model(run, sample_bundle, texts, tmp_path):

@@ -92,6 +92,14 @@ def test_bytes(isa, dtype):
         check(found, scores, k, 1e-5 * np.sqrt(d))
 
 
+def test_no_queries(isa):
+    nothing = at_the_end(np.empty((0, 24), np.float32))
+    for corpus in (np.ones((9, 24), np.float32), np.ones((9, 24), np.int8)):
+        row = np.ones(24, np.float32)
+        indices, scores = search.top_products(nothing, corpus, 2, shift=row, scale=row, isa=isa)
+        assert indices.shape == scores.shape == (0, 2)
+
+
 def test_bits(isa):
     for q, n, d in SHAPES:
         signs = RNG.integers(0, 2, (n, d)).astype(np.uint8)
@@ -160,6 +168,58 @@ def test_lengths_that_squares_cannot_hold(isa, queries):
     found = search.top_products(asked, corpus, 200, normalise=True, isa=isa)
     check(found, asked @ expected.T, 200)
     assert (found[1][found[0] == 7] == 0).all()
+
+
+@pytest.mark.parametrize("queries", [1, 6, 20])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_lengths_of_bytes_that_squares_cannot_hold(isa, dtype, queries):
+    """`shift + byte * scale` of rows that are all zeros, tiny, huge and plain."""
+    corpus = RNG.integers(1, 100, (90, 24)).astype(dtype)
+    corpus[:, :12] = 0
+    corpus[40:, :12] = corpus[40:, 12:]
+    corpus[60:, 12:] = 0
+    corpus[7] = 0
+    scale = np.repeat(np.array([1e-25, 1e25], np.float32), 12)
+    shift = np.zeros(24, np.float32)
+    expected = corpus.astype(np.float64) * scale
+    expected /= np.where(expected.any(axis=1), np.linalg.norm(expected, axis=1), 1)[:, None]
+    asked = RNG.standard_normal((queries, 24)).astype(np.float32)
+    found = search.top_products(
+        asked, corpus, 90, normalise=True, shift=shift, scale=scale, isa=isa
+    )
+    check(found, asked @ expected.T, 90)
+    assert (found[1][found[0] == 7] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int8, np.uint8])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_scores_of_up_to_eight_queries_depend_on_query_and_row_alone(isa, dtype, normalise):
+    """Bit for bit: not on other queries, the row's place, other rows, or threads."""
+    for depth in (5, 50, 64, 200):
+        rows = RNG.standard_normal((700, depth)) * 40 + (100 if dtype == np.uint8 else 0)
+        corpus = rows.clip(0 if dtype == np.uint8 else -128, 127).astype(dtype)
+        corpus[300] = 0
+        queries = RNG.standard_normal((8, depth)).astype(np.float32)
+        options = {"normalise": normalise, "isa": isa}
+        if dtype != np.float32:
+            options["scale"] = RNG.uniform(0.001, 0.01, depth).astype(np.float32)
+            options["shift"] = RNG.uniform(-0.5, 0.5, depth).astype(np.float32)
+        every = by_index(search.top_products(queries, corpus, 700, **options))
+        for first, last in [(0, 1), (0, 2), (0, 3), (1, 5), (3, 8), (7, 8), (0, 7)]:
+            for threads in (1, 3):
+                part = search.top_products(
+                    queries[first:last].copy(), corpus, 700, threads=threads, **options
+                )
+                np.testing.assert_array_equal(by_index(part), every[first:last])
+        moved = search.top_products(queries[:3].copy(), corpus[299:].copy(), 401, **options)
+        np.testing.assert_array_equal(by_index(moved), every[:3, 299:])
+
+
+def by_index(found):
+    """(q, n) scores in the order of the corpus, of a search for all its rows."""
+    scores = np.empty_like(found[1])
+    np.put_along_axis(scores, found[0], found[1], axis=1)
+    return scores
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -26,38 +26,54 @@ const SearchKernels& kernels_for(const std::string& level) {
   return isa == Isa::kAvx2 ? kAvx2Search : kAvx512Search;
 }
 
-// Queries as the kernels read them.
+// Queries in panels, as the kernels read them.
 class Queries {
  public:
   Queries(const Search& search, const SearchKernels& kernels)
-      : from_(static_cast<const float*>(search.queries)),
-        count_(search.num_queries),
-        depth_(search.depth),
-        few_(count_ <= kFewQueries),
-        panel_(few_ ? kFewQueries : kernels.panel) {
-    if (few_) return;
+      : count_(search.num_queries), depth_(search.depth), panel_(kernels.panel) {
+    const auto* const from = static_cast<const float*>(search.queries);
     packed_.resize(panels() * panel_ * depth_);
     for (std::size_t q = 0; q < count_; ++q) {
       float* const to = packed_.data() + q / panel_ * panel_ * depth_ + q % panel_;
-      for (std::size_t i = 0; i < depth_; ++i) to[i * panel_] = from_[q * depth_ + i];
+      for (std::size_t i = 0; i < depth_; ++i) to[i * panel_] = from[q * depth_ + i];
     }
   }
 
-  bool few() const { return few_; }
   std::size_t panels() const { return (count_ + panel_ - 1) / panel_; }
   std::size_t first(std::size_t panel) const { return panel * panel_; }
   std::size_t in(std::size_t panel) const { return std::min(panel_, count_ - first(panel)); }
-  const float* at(std::size_t panel) const {
-    return (few_ ? from_ : packed_.data()) + panel * panel_ * depth_;
-  }
+  const float* at(std::size_t panel) const { return packed_.data() + panel * panel_ * depth_; }
 
  private:
-  const float* from_;
-  std::size_t count_, depth_;
-  bool few_;
-  std::size_t panel_;
+  std::size_t count_, depth_, panel_;
   std::vector<float> packed_;
 };
+
+const char* row_at(const Search& search, std::size_t row) {
+  return static_cast<const char*>(search.corpus) + row * search.row_bytes();
+}
+
+// A copy of rows of any kind as floats.
+void copy_floats(const Search& search, const SearchKernels& kernels, std::size_t begin,
+                 std::size_t count, float* out) {
+  for (std::size_t i = 0; i < count; ++i) {
+    const char* const row = row_at(search, begin + i);
+    float* const to = out + i * search.depth;
+    if (search.kind == Rows::kFloats) {
+      std::memcpy(to, row, search.depth * sizeof(float));
+    } else {
+      kernels.widen(search.kind, row, search.depth, search.shift, search.scale, to);
+    }
+  }
+}
+
+// Gives a row the length 1 that floats cannot divide by.
+void divide_by_length(float* x, std::size_t depth) {
+  double sum = 0;
+  for (std::size_t i = 0; i < depth; ++i) sum += static_cast<double>(x[i]) * x[i];
+  const double length = sum == 0 ? 1 : std::sqrt(sum);
+  for (std::size_t i = 0; i < depth; ++i) x[i] = static_cast<float>(x[i] / length);
+}
 
 // A block of the corpus as floats, where they lie or in a buffer, and what their scores are
 // multiplied by.
@@ -70,16 +86,11 @@ class Block {
         factors_(rows, 1.0f) {}
 
   void read(std::size_t begin, std::size_t count) {
-    const std::size_t depth = search_.depth;
     rows_ = buffer_.get();
     if (search_.kind == Rows::kFloats) {
-      rows_ = static_cast<const float*>(search_.corpus) + begin * depth;
+      rows_ = reinterpret_cast<const float*>(row_at(search_, begin));
     } else {
-      const char* from = static_cast<const char*>(search_.corpus) + begin * search_.width;
-      for (std::size_t i = 0; i < count; ++i) {
-        kernels_.widen(search_.kind, from + i * search_.width, depth, search_.shift,
-                       search_.scale, buffer_.get() + i * depth);
-      }
+      copy_floats(search_, kernels_, begin, count, buffer_.get());
     }
     for (std::size_t i = 0; search_.normalise && i < count; ++i) measure(i, count);
   }
@@ -90,20 +101,15 @@ class Block {
  private:
   void measure(std::size_t row, std::size_t count) {
     const float squares = kernels_.squares(rows_ + row * search_.depth, search_.depth);
-    if (squares > 1e-30f && squares < 1e30f) {
+    if (squares > kLeastSquares && squares < kMostSquares) {
       factors_[row] = static_cast<float>(1.0 / std::sqrt(static_cast<double>(squares)));
       return;
     }
-    // Squares, or products, of such a row may overflow or vanish: it is divided in double.
     if (rows_ != buffer_.get()) {
       std::memcpy(buffer_.get(), rows_, count * search_.depth * sizeof(float));
       rows_ = buffer_.get();
     }
-    float* const x = buffer_.get() + row * search_.depth;
-    double sum = 0;
-    for (std::size_t i = 0; i < search_.depth; ++i) sum += static_cast<double>(x[i]) * x[i];
-    const double length = sum == 0 ? 1 : std::sqrt(sum);
-    for (std::size_t i = 0; i < search_.depth; ++i) x[i] = static_cast<float>(x[i] / length);
+    divide_by_length(buffer_.get() + row * search_.depth, search_.depth);
     factors_[row] = 1;
   }
 
@@ -147,7 +153,7 @@ class Worker {
           .scores = scores_.data(),
           .passed = passed_.data(),
       };
-      (queries_.few() ? kernels_.score_few : kernels_.score_panel)(args);
+      kernels_.score_panel(args);
       for (std::size_t row = 0; row < count; ++row) {
         for (std::uint32_t bits = passed_[row]; bits != 0; bits &= bits - 1) {
           const auto q = static_cast<std::size_t>(__builtin_ctz(bits));
@@ -168,6 +174,75 @@ class Worker {
   Block block_;
   std::vector<float> scores_;
   std::vector<std::uint32_t> passed_;
+};
+
+// The same for up to kFewQueries queries.
+class FewWorker {
+ public:
+  FewWorker(const Search& search, const SearchKernels& kernels, std::size_t rows)
+      : heaps(search.num_queries, search.k),
+        search_(search),
+        kernels_(kernels),
+        score_(search.kind == Rows::kBytes         ? kernels.score_bytes
+               : search.kind == Rows::kSignedBytes ? kernels.score_signed_bytes
+                                                   : kernels.score_floats),
+        buffer_(new float[(search.kind == Rows::kBits ? rows : 1) * search.depth]),
+        passed_(rows),
+        scores_(rows * kFewQueries) {}
+
+  void look_at(std::size_t begin, std::size_t count) {
+    const void* rows = row_at(search_, begin);
+    if (search_.kind == Rows::kBits) {
+      copy_floats(search_, kernels_, begin, count, buffer_.get());
+      rows = buffer_.get();
+    }
+    float least[kFewQueries];
+    for (std::size_t q = 0; q < search_.num_queries; ++q) least[q] = heaps.least(q);
+    FewArgs args = {
+        .rows = rows,
+        .count = count,
+        .depth = search_.depth,
+        .shift = search_.shift,
+        .scale = search_.scale,
+        .normalise = search_.normalise,
+        .queries = static_cast<const float*>(search_.queries),
+        .in = search_.num_queries,
+        .least = least,
+        .passed = passed_.data(),
+        .scores = scores_.data(),
+    };
+    const std::size_t found = score_(args);
+    args.normalise = false;
+    for (std::size_t i = 0; i < found; ++i) {
+      const std::size_t row = begin + (passed_[i] & ~kOddLength);
+      float* const scores = scores_.data() + i * kFewQueries;
+      if ((passed_[i] & kOddLength) != 0) score_odd(args, row, scores);
+      for (std::size_t q = 0; q < search_.num_queries; ++q) {
+        heaps.offer(q, {scores[q], static_cast<std::int64_t>(row)});
+      }
+    }
+  }
+
+  Heaps heaps;
+
+ private:
+  void score_odd(FewArgs args, std::size_t row, float* scores) {
+    copy_floats(search_, kernels_, row, 1, buffer_.get());
+    divide_by_length(buffer_.get(), search_.depth);
+    std::uint32_t passed;
+    args.rows = buffer_.get();
+    args.count = 1;
+    args.passed = &passed;
+    args.scores = scores;
+    kernels_.score_floats(args);
+  }
+
+  const Search& search_;
+  const SearchKernels& kernels_;
+  std::size_t (*score_)(const FewArgs&);
+  std::unique_ptr<float[]> buffer_;
+  std::vector<std::uint32_t> passed_;
+  std::vector<float> scores_;
 };
 
 // The same for bits.
@@ -246,34 +321,32 @@ void write_best(const Search& search, const std::vector<std::unique_ptr<W>>& wor
   }
 }
 
-std::size_t workers_for(const Search& search, std::size_t rows) {
+template <class W, class... More>
+void find(const Search& search, std::size_t rows, const More&... more) {
   const std::size_t blocks = (search.count + rows - 1) / rows;
-  return std::min(static_cast<std::size_t>(std::max(search.threads, 1)), blocks);
+  std::vector<std::unique_ptr<W>> workers(
+      std::min(static_cast<std::size_t>(std::max(search.threads, 1)), blocks));
+  for (auto& worker : workers) worker = std::make_unique<W>(search, more..., rows);
+  look_at_all(search, workers, rows);
+  write_best(search, workers);
 }
 
 }  // namespace
 
 void find_products(const Search& search, const std::string& level) {
   const SearchKernels& kernels = kernels_for(level);
+  if (search.num_queries == 0) return;
   const std::size_t fitting = kBlockBytes / (search.depth * sizeof(float) + 1);
   const std::size_t rows = std::min(std::max<std::size_t>(fitting / 84 * 84, 84), search.count);
+  if (search.num_queries <= kFewQueries) return find<FewWorker>(search, rows, kernels);
   const Queries queries(search, kernels);
-  std::vector<std::unique_ptr<Worker>> workers(workers_for(search, rows));
-  for (auto& worker : workers) {
-    worker = std::make_unique<Worker>(search, kernels, queries, rows);
-  }
-  look_at_all(search, workers, rows);
-  write_best(search, workers);
+  find<Worker>(search, rows, kernels, queries);
 }
 
 void find_distances(const Search& search, const std::string& level) {
-  const SearchKernels& kernels = kernels_for(level);
   const std::size_t rows =
       std::min(std::max<std::size_t>(kBlockBytes / (4 * search.width), 64), search.count);
-  std::vector<std::unique_ptr<BitWorker>> workers(workers_for(search, rows));
-  for (auto& worker : workers) worker = std::make_unique<BitWorker>(search, kernels, rows);
-  look_at_all(search, workers, rows);
-  write_best(search, workers);
+  find<BitWorker>(search, rows, kernels_for(level));
 }
 
 }  // namespace kosine

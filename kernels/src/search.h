@@ -25,6 +25,8 @@ struct Search {
   int threads;
   std::int64_t* indices; // (num_queries, k), best first; ties go to the lower index, NaN comes last
   float* scores;         // (num_queries, k)
+
+  std::size_t row_bytes() const { return kind == Rows::kFloats ? width * sizeof(float) : width; }
 };
 
 // `level` is an ISA level that is not exceeded, or empty. Throws Unavailable, std::bad_alloc.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "dot_float32.h"
+#include "search_few.h"
 #include "search_kernels.h"
 #include "tile.h"
 
@@ -47,38 +48,6 @@ void score_tiles(const kosine::ScoreArgs& args) {
 
 void score_panel(const kosine::ScoreArgs& args) {
   args.in <= Vec::kLanes ? score_tiles<1>(args) : score_tiles<2>(args);
-}
-
-// The row against Q queries: a sum runs along the depth in as many lanes as a vector has.
-template <int Q>
-void score_row(const kosine::ScoreArgs& args, std::size_t row, std::size_t first) {
-  const float* const x = args.rows + row * args.ld;
-  const float* const queries = args.queries + first * args.depth;
-  Vec acc[Q];
-#pragma GCC unroll 4
-  for (int q = 0; q < Q; ++q) acc[q] = Vec::zero();
-  std::size_t i = 0;
-  for (; i + Vec::kLanes <= args.depth; i += Vec::kLanes) {
-    const Vec part = Vec::load(x + i);
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; ++q) acc[q] = fma(part, Vec::load(queries + q * args.depth + i), acc[q]);
-  }
-  for (int q = 0; q < Q; ++q) {
-    float score = sum(acc[q]);
-    for (std::size_t j = i; j < args.depth; ++j) score += x[j] * queries[q * args.depth + j];
-    score *= args.factor[row];
-    args.scores[row * kosine::kMaxPanel + first + q] = score;
-    if (!(score <= args.least[first + q])) args.passed[row] |= 1u << (first + q);
-  }
-}
-
-void score_few(const kosine::ScoreArgs& args) {
-  for (std::size_t row = 0; row < args.count; ++row) {
-    args.passed[row] = 0;
-    std::size_t first = 0;
-    for (; first + 4 <= args.in; first += 4) score_row<4>(args, row, first);
-    for (; first < args.in; ++first) score_row<1>(args, row, first);
-  }
 }
 
 float squares(const float* row, std::size_t depth) {
@@ -137,7 +106,15 @@ void distances(const std::uint8_t* rows, std::size_t width, std::size_t count,
 
 constexpr kosine::SearchKernels search_table(kosine::Isa isa) {
   static_assert(kQueries <= kosine::kMaxPanel);
-  return {isa, kQueries, score_panel, score_few, squares, widen, distances};
+  return {isa,
+          kQueries,
+          score_panel,
+          score_few<FloatRow>,
+          score_few<ByteRow<std::uint8_t>>,
+          score_few<ByteRow<std::int8_t>>,
+          squares,
+          widen,
+          distances};
 }
 
 }  // namespace

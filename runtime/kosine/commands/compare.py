@@ -1,9 +1,10 @@
 """Compare two bundles, or a bundle and vectors stored earlier, on your own texts.
 
-A is a bundle. B is a bundle too, or a .npy file of float vectors that `kosine embed` wrote for the
-same texts. Shown are the lowest cosine of a text's two vectors, the largest change of the cosine of
-two texts, how many of a text's 10 nearest neighbours stay, and which texts move most. Between
-vectors of different lengths there is no cosine; scores and neighbours are compared all the same.
+A is a bundle. B is a bundle too, or a .npy, .jsonl or .parquet file of float vectors that
+`kosine embed` wrote for the same texts. Shown are the lowest cosine of a text's two vectors, the
+largest change of the cosine of two texts, how many of a text's 10 nearest neighbours stay, and
+which texts move most. Between vectors of different lengths there is no cosine; scores and
+neighbours are compared all the same.
 
 Exits 1 where --min-cosine or --min-overlap is given and missed: the gate before an upgrade.
 """
@@ -25,6 +26,7 @@ from kosine.errors import InputError
 from kosine.jobs.comparison import Comparison, compare
 from kosine.jobs.encoding import RecordEncoder, windows
 from kosine.jobs.inputs import Record, open_input
+from kosine.jobs.stored import read_stored
 from kosine.progress import progress_bar
 
 __all__ = ["add_arguments", "run"]
@@ -34,7 +36,9 @@ SHOWN = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="A")
-    parser.add_argument("other", metavar="B", help="a bundle, or vectors in a .npy file")
+    parser.add_argument(
+        "other", metavar="B", help="a bundle, or vectors in a file that embed wrote"
+    )
     parser.add_argument("--texts", metavar="FILE", required=True, help="as kosine embed reads them")
     options.add_fields(parser)
     parser.add_argument("--min-cosine", type=float, metavar="C", help="exit 1 below it")
@@ -60,22 +64,25 @@ def run(args: argparse.Namespace) -> int:
     source = open_input(args.texts, args.text_field)
     if not source.is_file:
         raise InputError(f"{source.title} is read twice", limit="a file", remedy="save it first")
-    stored = _stored(args.other)
+    stored = read_stored(Path(args.other))
     records = list(source.records())
     if not records:
         raise InputError(f"{source.title} holds no text", remedy="name a file of texts")
-    if stored is not None and len(stored) != len(records):
+    rows = len(records) if stored is None else len(stored.vectors)
+    if rows != len(records):
         raise InputError(
-            f"{args.other!r} has {len(stored)} rows for the {len(records)} texts of {args.texts!r}",
+            f"{args.other!r} has {rows} rows for the {len(records)} texts of {args.texts!r}",
             limit="one row a text",
             remedy="name the texts that it was made from",
         )
-    dim = None if stored is None else stored.shape[1]
+    dim = None if stored is None else stored.vectors.shape[1]
     a, engine, fingerprint = _encoded(args, args.bundle, records, dim)
+    other: tuple[NDArray[Any], str | None, str | None]
     if stored is None:
-        b, other_engine, other_fingerprint = _encoded(args, args.other, records, None)
+        other = _encoded(args, args.other, records, None)
     else:
-        b, other_engine, other_fingerprint = stored, None, None
+        other = stored.vectors, None, stored.fingerprint
+    b, other_engine, other_fingerprint = other
     found = compare(a, b)
     if args.min_cosine is not None and found.cosines is None:
         raise InputError(
@@ -115,31 +122,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write(_table(args, found, records, sides, source.unit, passed))
     return 0 if passed else 1
-
-
-def _stored(name: str) -> NDArray[Any] | None:
-    """Vectors in a file; None where it is no such file, and so a bundle."""
-    path = Path(name)
-    if path.suffix.lower() != ".npy" or path.is_dir():
-        return None
-    try:
-        vectors: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError):
-        vectors = np.empty(0)
-    if vectors.ndim != 2 or vectors.dtype.kind != "f" or not vectors.shape[1]:
-        raise InputError(
-            f"{name!r} holds {vectors.dtype} of shape {vectors.shape}",
-            limit="(n, d) floats in a .npy file",
-            remedy="name what kosine embed wrote with --precision float32",
-        )
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        raise InputError(
-            f"row {int(np.argmin(finite))} of {name!r}, counted from 0, is not finite",
-            limit="a vector for every text",
-            remedy="leave those texts out of both files",
-        )
-    return vectors
 
 
 def _encoded(
