@@ -398,11 +398,13 @@ def test_a_folder_that_may_not_be_written(refused, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-@pytest.mark.parametrize("words", [("info", "{bundle}"), ("info", "{bundle}", "--json"), ("--help",)])
+@pytest.mark.parametrize(
+    "words", [("info", "{bundle}"), ("info", "{bundle}", "--json"), ("--help",)]
+)
 def test_an_output_that_takes_nothing(sample_bundle, words):
     """One line, and none of the interpreter's about what it could not write either."""
     filled = [word.format(bundle=sample_bundle) for word in words]
-    with open("/dev/full", "wb") as full:
+    with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [sys.executable, "-m", "kosine.cli", *filled],
             stdout=full,

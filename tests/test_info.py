@@ -127,5 +127,7 @@ def test_the_parity_line(info, sample_bundle, tmp_path):
     assert "parity       not measured" in info(none)[1]
     # Its form is open: another kosine may write another.
     for number, other in enumerate(({}, {"others": []}, {"others": {"bfloat16": 1}, "texts": 3})):
-        odd = rewrite_manifest(sample_bundle, tmp_path / f"d{number}", lambda m: m.update(parity=other))
+        odd = rewrite_manifest(
+            sample_bundle, tmp_path / f"d{number}", lambda m, parity=other: m.update(parity=parity)
+        )
         assert "not in the form that this version of kosine writes" in info(odd)[1]

@@ -45,7 +45,9 @@ def read_prompts(
     for name, text in (added or {}).items():
         if not name or not isinstance(text, str):
             raise InputError(
-                f"prompt {name!r} is a {type(text).__name__}", limit="prompts are texts by name", remedy="pass {name: text}"
+                f"prompt {name!r} is a {type(text).__name__}",
+                limit="prompts are texts by name",
+                remedy="pass {name: text}",
             )
         named[name] = text
     default = stated.get("default_prompt_name")

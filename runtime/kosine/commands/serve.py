@@ -125,7 +125,9 @@ def _settings(args: argparse.Namespace) -> Any:
             raise InputError(f"{flag} {value}", limit="at least 1", remedy=LEAVE_OUT)
         if isinstance(value, float) and not 0 <= value < 1e7:
             flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} {value}", limit="0 or more seconds, under 1e7", remedy=LEAVE_OUT)
+            raise InputError(
+                f"{flag} {value}", limit="0 or more seconds, under 1e7", remedy=LEAVE_OUT
+            )
     if not 0 <= args.port < 65_536:
         raise InputError(f"--port {args.port}", limit="0 to 65535", remedy="choose another --port")
     return Settings(

@@ -36,7 +36,9 @@ class Limits:
                 raise InputError(f"{name}={value!r}", limit="at least 1", remedy=f"raise {name}")
         if not is_number(max_wait_ms) or not 0.0 <= max_wait_ms < math.inf:
             raise InputError(
-                f"max_wait_ms={max_wait_ms!r}", limit="0 or more milliseconds", remedy="leave it out for 0"
+                f"max_wait_ms={max_wait_ms!r}",
+                limit="0 or more milliseconds",
+                remedy="leave it out for 0",
             )
         if not is_number(ageing_s) or not 0.0 < ageing_s < math.inf:
             raise InputError(
