@@ -136,7 +136,7 @@ def import_verb(verb: str, name: str) -> Any:
 def _say(error: Exception) -> None:
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, KosineError):
-        remedy = OS_REMEDIES.get(error.errno, "name another file or folder")
+        remedy = OS_REMEDIES.get(error.errno or 0, "name another file or folder")
         text = f"{error.filename or 'input or output'}: {error.strerror or error}; {remedy}"
     with contextlib.suppress(OSError):  # nobody is to be told: the code says it
         sys.stderr.write(f"kosine: {' '.join(text.splitlines())}\n")
