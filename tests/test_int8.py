@@ -101,7 +101,10 @@ class TestBundle:
             assert weight.dtype == np.int8
             assert abs(weight.astype(int)).max() <= 127
             step = scale * file[f"{source}.smooth"][:, None]
-            assert (np.abs(weight * step - exact[f"{name}.weight"]) <= 0.501 * step).all()
+            # To the nearest step, but for what makes up for the rounding of other rows.
+            steps = np.abs(weight * step - exact[f"{name}.weight"]) / step
+            assert steps.max() <= 5
+            assert (steps <= 0.501).mean() >= 0.7
         assert all(entry.offset % 64 == 0 for entry in file.entries.values())
         assert (bundle / INT8_WEIGHTS).stat().st_size < 0.27 * sum(
             exact.entries[f"{name}.weight"].nbytes for name in names
@@ -393,13 +396,13 @@ class TestRefusals:
 
     @pytest.mark.parametrize("torch", [True, False])
     def test_a_bundle_that_misses_parity_is_not_written(self, tmp_path, monkeypatch, torch):
-        right = int8_module.quantize_weight
+        right = int8_module.round_weight
 
-        def coarse(weight, smooth):
-            found, scale = right(weight, smooth)
+        def coarse(weight, smooth, gram):
+            found, scale = right(weight, smooth, gram)
             return (found // 16 * 16).astype(np.int8), scale
 
-        monkeypatch.setattr(int8_module, "quantize_weight", coarse)
+        monkeypatch.setattr(int8_module, "round_weight", coarse)
         monkeypatch.setattr(int8_module, "MAX_ERROR", 1.0)
         if not torch:
             monkeypatch.setattr("kosine_export.export.missing_packages", lambda **_: ("torch",))

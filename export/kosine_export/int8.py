@@ -2,7 +2,7 @@
 
 Where a few columns of an input are much larger than the rest, one step of 255 has to span them
 all. So each column is multiplied by a factor, and the weight's row divided by it (SmoothQuant's
-rule with 0.5): what is hard to round is shared between the two sides.
+rule with 0.5): what is hard to round is shared between the two sides. `rounding` does the rest.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from kosine.bundle.int8 import Int8Weights
 from kosine.packed import Float32, Packed
 from kosine.positions import position_ids
 from kosine.spec import EncoderSpec
+from kosine_export.rounding import round_weight
 from kosine_kernels import reference
-from kosine_kernels.quantized import multiply, products, quantize_rows, quantize_weight
+from kosine_kernels.quantized import multiply, products, quantize_rows
 from kosine_kernels.steps import FeedForward, Step
 
 __all__ = ["MAX_ERROR", "quantize_layers"]
@@ -38,10 +39,12 @@ class _Input:
 
     def __init__(self) -> None:
         self.largest: Any = np.float32(0)
+        self.gram: Any = np.float32(0)  # (in, in)
         self.rows: list[Float32] = []
 
     def add(self, x: Float32, every: int) -> None:
         self.largest = np.maximum(self.largest, np.abs(x).max(axis=0))
+        self.gram = self.gram + x.T @ x
         self.rows.append(np.array(x[::every]))
 
 
@@ -70,13 +73,14 @@ def quantize_layers(
     errors: dict[str, float] = {}
     for source, sharing in readers.items():
         weights = {name: tensors[f"{name}.weight"] for name in sharing}
-        smooth = _factors(inputs[source].largest, [*weights.values()])
+        seen = inputs.pop(source)
+        smooth = _factors(seen.largest, [*weights.values()])
         arrays[f"{source}.smooth"] = smooth
-        rows = np.concatenate(inputs.pop(source).rows)
+        rows = np.concatenate(seen.rows)
         in_bytes = quantize_rows(rows, smooth)
         for name, weight in weights.items():
-            arrays[f"{name}.weight"], arrays[f"{name}.scale"] = found = quantize_weight(
-                weight, smooth
+            arrays[f"{name}.weight"], arrays[f"{name}.scale"] = found = round_weight(
+                weight, smooth, seen.gram
             )
             exact = rows @ weight
             rounded = multiply(in_bytes, *found, np.zeros(weight.shape[1], np.float32))
