@@ -11,7 +11,7 @@ EXPORT = Path(__file__).parents[1] / "export" / "kosine_export"
 # Bottom first. A module imports from its own room and from floors below it; rooms of one floor
 # know nothing of each other. What stands under `TYPE_CHECKING` or in a function counts.
 FLOORS = (
-    {"texts", "files", "calibration"},
+    {"texts", "files", "calibration", "rounding"},
     {"families", "graph", "tensorrt"},
     {"tokenizer", "certificate", "int8"},
     {"checkpoint"},
