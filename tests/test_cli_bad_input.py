@@ -364,7 +364,7 @@ def test_what_the_system_refuses_has_a_remedy(refused, sample_bundle, texts, tmp
     message = refused("eval", sample_bundle, tmp_path / "none.tsv")
     assert message.endswith("none.tsv: No such file or directory; name one that is there\n")
     message = refused("compare", sample_bundle, tmp_path / "none.npy", "--texts", texts)
-    assert message.endswith("none.npy: No such file or directory; name one that is there\n")
+    assert message.endswith("none.npy'; name a file of vectors, or a bundle\n")
     message = refused("embed", sample_bundle, texts, "-o", tmp_path / f"{'n' * 300}.npy")
     assert message.endswith("; name another file or folder\n")
 
