@@ -11,6 +11,8 @@ using Output = Dot;
 using Heads = BfloatHeads;
 }
 
+#include "amx_sums_bfloat16.h"
+
 #include "amx_gemm.h"
 #include "table.h"
 
