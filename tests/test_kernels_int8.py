@@ -214,6 +214,19 @@ class TestProducts:
         assert found.tobytes() == expected.tobytes()
 
     @ALL
+    @pytest.mark.parametrize("window", [1 << 24, 40])
+    def test_keys_that_a_row_does_not_see_change_no_bit(self, dtype, isa, window):
+        """Floats come out here, where rounding to bfloat16 would hide a difference."""
+        for head_size in (32, 48):
+            q, k, v = random(9, *[(1100, head_size)] * 3)
+            run = kernels().attention
+            whole = run(dtype, isa, q, k, v, "after", window, True)
+            for length in (1, 20, 33, 100, 491, 512, 513, 1030):
+                part = (each[:length] for each in (q, k, v))
+                found = run(dtype, isa, *part, "after", window, True)
+                assert found.tobytes() == whole[:length].tobytes()
+
+    @ALL
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("place", [0, 7, 299, 330, 599])
     def test_what_is_not_finite_stays_visible_and_alone(self, dtype, isa, bad, place):

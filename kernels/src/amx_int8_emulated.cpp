@@ -6,12 +6,12 @@
 #include "dot_bfloat16.h"
 #include "dot_float32.h"
 #include "dot_int8_vnni.h"
-#include "heads_bfloat16.h"
+#include "heads_amx.h"
 
 namespace {
 using Dot = QuantizedDot<Int8>;
 using Output = FloatDot;
-using Heads = BfloatHeads;
+using Heads = TileHeads;
 }
 
 #include "amx_sums_int8.h"
