@@ -147,7 +147,7 @@ def test_reduced_precision_on_korean_sentences(exported: tuple[Exported, Exporte
     assert done.manifest.int8 is not None
     assert done.manifest.int8.bytes_only_share <= 0.05
     left, right, human = read_pairs(str(shared("data/korsts-dev.tsv")), "sentence1,sentence2,score")
-    for isa in ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16"):
+    for isa in ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8"):
         if not why_not("int8", isa):
             assert check_products(done.path, isa, left[:24]) == 48
     more = read_pairs(str(shared("data/korsts-train.tsv")), "sentence1,sentence2,score")
