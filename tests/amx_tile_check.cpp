@@ -1,8 +1,8 @@
-// The seven operations of amx_tile.h against a scalar model of the tile unit, bit by bit. Built
+// The eight operations of amx_tile.h against a scalar model of the tile unit, bit by bit. Built
 // with KOSINE_AMX_EMULATED it checks the emulation, without it the processor's own tiles.
 //
-// Prints "right"; with the name of a fault as its argument it commits that fault instead, which
-// must end the process.
+// Its first argument names the products, "bfloat16" or "int8". Prints "right"; with the name of a
+// fault behind it it commits that fault instead, which must end the process.
 #include "amx_tile.h"
 
 #include <sys/syscall.h>
@@ -18,7 +18,7 @@
 namespace {
 
 struct Shape {
-  int rows, pairs, columns;
+  int rows, words, columns;  // a word is a pair of bfloat16, or four bytes
 };
 
 float float_of(std::uint32_t bits) {
@@ -41,8 +41,8 @@ float widened(std::uint16_t x) { return flushed(float_of(std::uint32_t{x} << 16)
 
 TileConfig shapes(Shape shape) {
   TileConfig config;
-  const int rows[3] = {shape.rows, shape.rows, shape.pairs};
-  const int row_bytes[3] = {4 * shape.columns, 4 * shape.pairs, 4 * shape.columns};
+  const int rows[3] = {shape.rows, shape.rows, shape.words};
+  const int row_bytes[3] = {4 * shape.columns, 4 * shape.words, 4 * shape.columns};
   for (int t = 0; t < 3; ++t) {
     config.rows[t] = static_cast<std::uint8_t>(rows[t]);
     config.row_bytes[t] = static_cast<std::uint16_t>(row_bytes[t]);
@@ -95,7 +95,7 @@ bool check_dot(Shape shape, std::mt19937& random) {
         continue;
       }
       float half[2] = {0.0f, 0.0f};
-      for (int k = 0; k < shape.pairs; ++k) {
+      for (int k = 0; k < shape.words; ++k) {
         for (int i = 0; i < 2; ++i) {
           half[i] = flushed(std::fma(widened(a[m][2 * k + i]), widened(b[k][2 * n + i]), half[i]));
         }
@@ -105,6 +105,51 @@ bool check_dot(Shape shape, std::mt19937& random) {
     }
   }
   tile_release();
+  return true;
+}
+
+// C += A B in bytes: of all values, or of the ends of their ranges alone, where four products do not
+// fit into 16 bits; onto sums of all values, or so near the ends of int32 that they wrap around.
+bool check_dot_bytes(Shape shape, bool extreme, std::mt19937& random) {
+  constexpr int kStride = 80;
+  constexpr std::int32_t kUntouched = 12345;
+  alignas(64) std::uint8_t a[16][kStride];
+  alignas(64) std::int8_t b[16][kStride];
+  alignas(64) std::int32_t c[16][kStride / 4], found[16][kStride / 4];
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < kStride; ++j) {
+      a[i][j] = static_cast<std::uint8_t>(extreme ? 255 : random());
+      b[i][j] = static_cast<std::int8_t>(extreme ? (j / 4 % 2 == 0 ? 127 : -128) : random());
+    }
+    for (int j = 0; j < kStride / 4; ++j) {
+      const auto any = static_cast<std::int32_t>(random());
+      c[i][j] = !extreme ? any : j % 2 == 0 ? 0x7ffffff0 : -0x7ffffff0;
+      found[i][j] = kUntouched;
+    }
+  }
+  tile_configure(shapes(shape));
+  tile_load<0>(c, kStride);
+  tile_load<1>(a, kStride);
+  tile_load<2>(b, kStride);
+  tile_dot_bytes<0, 1, 2>();
+  tile_store<0>(found, kStride);
+  tile_release();
+  bool wrapped = false;
+  for (int m = 0; m < 16; ++m) {
+    for (int n = 0; n < kStride / 4; ++n) {
+      if (m >= shape.rows || n >= shape.columns) {
+        CHECK(found[m][n] == kUntouched);
+        continue;
+      }
+      std::int64_t sum = c[m][n];
+      for (int k = 0; k < shape.words; ++k) {
+        for (int i = 0; i < 4; ++i) sum += int{a[m][4 * k + i]} * int{b[k][4 * n + i]};
+      }
+      CHECK(static_cast<std::uint32_t>(found[m][n]) == static_cast<std::uint32_t>(sum));
+      wrapped = wrapped || sum != found[m][n];
+    }
+  }
+  CHECK(wrapped || !extreme);
   return true;
 }
 
@@ -149,7 +194,7 @@ bool nothing_to_save() {
 }
 #endif
 
-int commit(const std::string& fault) {
+int commit(bool of_bytes, const std::string& fault) {
   alignas(64) static char bytes[1024];
   TileConfig config = shapes({16, 16, 16});
   if (fault == "no-shapes") {
@@ -164,7 +209,11 @@ int commit(const std::string& fault) {
   } else if (fault == "no-fit") {
     config.rows[2] = 15;
     tile_configure(config);
-    tile_dot<0, 1, 2>();
+    if (of_bytes) {
+      tile_dot_bytes<0, 1, 2>();
+    } else {
+      tile_dot<0, 1, 2>();
+    }
   } else if (fault == "too-many-rows") {
     config.rows[0] = 17;
     tile_configure(config);
@@ -177,14 +226,15 @@ int commit(const std::string& fault) {
   return 0;
 }
 
-bool check() {
+bool check(bool of_bytes) {
   std::mt19937 random(1);
   for (int round = 0; round < 20; ++round) {
     for (Shape shape : {Shape{16, 16, 16}, {1, 16, 16}, {7, 16, 16}, {15, 3, 5}, {16, 1, 1}}) {
-      if (!check_dot(shape, random)) return false;
+      if (!of_bytes && !check_dot(shape, random)) return false;
+      if (of_bytes && !check_dot_bytes(shape, round % 2 != 0, random)) return false;
     }
   }
-  if (!check_zero()) return false;
+  if (!of_bytes && !check_zero()) return false;
   CHECK(nothing_to_save());
   return true;
 }
@@ -196,8 +246,10 @@ int main(int count, char** arguments) {
     std::printf("the system gives this process no tiles\n");
     return 2;
   }
-  if (count > 1) return commit(arguments[1]);
-  if (!check()) return 1;
+  if (count < 2) return 3;
+  const bool of_bytes = std::string(arguments[1]) == "int8";
+  if (count > 2) return commit(of_bytes, arguments[2]);
+  if (!check(of_bytes)) return 1;
   std::printf("right\n");
   return 0;
 }

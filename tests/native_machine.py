@@ -28,6 +28,9 @@ from kosine_kernels.steps import (
 )
 
 AMX_TABLES = (("bfloat16", "amx_bf16"), ("bfloat16", "amx_bf16_emulated"))
+AMX_INT8_TABLES = (("int8", "amx_int8"), ("int8", "amx_int8_emulated"))
+# Where attention multiplies bfloat16, in the dtypes of weights of bytes too.
+BFLOAT16_LEVELS = ("avx512_bf16", "amx_int8", "amx_int8_emulated")
 ALL_TABLES = (
     ("float32", "avx2"),
     ("float32", "avx512"),
@@ -43,6 +46,7 @@ BYTES_TABLES = (
     ("int8", "avx_vnni"),
     ("int8", "avx512_vnni"),
     ("int8", "avx512_bf16"),
+    *AMX_INT8_TABLES,
 )
 MISSING = "" if engine.isa_levels() else "the native module is not in this build"
 

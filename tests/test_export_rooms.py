@@ -12,7 +12,7 @@ EXPORT = Path(__file__).parents[1] / "export" / "kosine_export"
 # know nothing of each other. What stands under `TYPE_CHECKING` or in a function counts.
 FLOORS = (
     {"texts", "files", "calibration", "rounding"},
-    {"families", "graph", "tensorrt"},
+    {"families", "graph", "tensorrt", "smoothing"},
     {"tokenizer", "certificate", "int8"},
     {"checkpoint"},
     {"parity", "ecosystem"},

@@ -171,7 +171,9 @@ class TestQuantizing:
         self, tensors, monkeypatch
     ):
         monkeypatch.setattr(
-            int8_module, "_factors", lambda largest, _: np.ones(len(largest), np.float32)
+            int8_module,
+            "smoothing_factors",
+            lambda largest, *_: np.ones(len(largest), np.float32),
         )
         _, record = quantize_layers(self.SPEC, self.outlying(tensors), self.BATCH)
         assert record.errors["layers.0.ffn.up"] > MAX_ERROR > record.errors["layers.0.ffn.down"]

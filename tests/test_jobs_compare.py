@@ -253,6 +253,11 @@ def test_search_finds_what_is_nearest(run, sample, sample_bundle, texts, tmp_pat
                        "body", "--backend", "onnx", "-k", "99", "--json")  # fmt: skip
     assert code == 0
     assert len(json.loads(out)["results"][0]["hits"]) == 20
+    (tmp_path / "one").write_text("글\n", encoding="utf-8")
+    assert "1 query in 1 text on" in run("search", sample_bundle, tmp_path / "one", "글")[1]
+    np.save(tmp_path / "v.npy", best.scores)
+    code, _, err = run("search", sample_bundle, tmp_path / "v.npy", "글")
+    assert (code, "holds vectors, not texts" in err) == (2, True), err
 
 
 def test_best_of_windows_is_the_best_of_all():

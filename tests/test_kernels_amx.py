@@ -1,7 +1,7 @@
 """AMX: the tile unit itself, and what its kernels have that those of vectors have not.
 
-On processors without AMX the same code runs on an emulated tile unit; `test_kernels_native.py` and
-`test_kernels_engine.py` run all of their tests on both.
+On processors without AMX the same code runs on an emulated tile unit; `test_kernels_native.py`,
+`test_kernels_engine.py` and `test_kernels_int8.py` run all of their tests on both.
 """
 
 from __future__ import annotations
@@ -16,25 +16,31 @@ import numpy as np
 import pytest
 
 from kosine_kernels import engine
-from native_machine import AMX_TABLES, Encoder, kernels, needs_native, script, tables, why_not
+from kosine_kernels.quantized import quantize_weight
+from native_machine import (
+    AMX_INT8_TABLES,
+    AMX_TABLES,
+    Encoder,
+    kernels,
+    needs_native,
+    script,
+    tables,
+    why_not,
+)
+from test_kernels_int8 import check_product
 from test_kernels_native import check_gemm, random
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parent / "kernels" / "src"
 EMULATED = "amx_bf16_emulated"
+EMULATED_INT8 = "amx_int8_emulated"
 FAULTS = ("no-shapes", "released", "no-rows", "no-fit", "too-many-rows", "rows-without-bytes")
 
 ROWS = (1, 15, 16, 17, 31, 32, 33, 47, 64, 65, 128, 129, 144, 160, 300)
 
-amx = tables(AMX_TABLES)
-units = pytest.mark.parametrize(
-    "isa",
-    [
-        pytest.param(isa, marks=pytest.mark.skipif(why != "", reason=why or "it can"))
-        for dtype, isa in AMX_TABLES
-        for why in [why_not(dtype, isa)]
-    ],
-)
+bfloat16_amx = tables(AMX_TABLES)
+int8_amx = tables(AMX_INT8_TABLES)
+amx = tables((*AMX_TABLES, *AMX_INT8_TABLES))
 needs_emulation = pytest.mark.skipif(
     why_not("bfloat16", EMULATED) != "", reason=why_not("bfloat16", EMULATED) or "it can"
 )
@@ -51,7 +57,7 @@ def tile_check(tmp_path_factory):
     def build(isa: str) -> str:
         program = folder / isa
         if not program.exists():
-            emulated = ["-DKOSINE_AMX_EMULATED"] if isa == EMULATED else []
+            emulated = ["-DKOSINE_AMX_EMULATED"] if isa.endswith("_emulated") else []
             command = [
                 *(compiler, "-std=c++20", "-O2", "-ffp-contract=off", "-Wno-uninitialized"),
                 *("-Wno-maybe-uninitialized", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mfma"),
@@ -74,27 +80,36 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@units
-def test_tiles_do_what_the_instruction_set_reference_says(isa, tile_check):
-    done = run(tile_check(isa))
+def gemm(dtype, isa, a, weight, bias, out, epilogue, guard="after"):
+    """`kernels.gemm` with a weight of floats, which become bytes where the table takes those."""
+    scale = None
+    if dtype == "int8":
+        weight, scale = quantize_weight(weight)
+    return kernels().gemm(dtype, isa, a, weight, bias, out, epilogue, guard, scale)
+
+
+def for_dtype(encoder: Encoder, dtype: str) -> Encoder:
+    return encoder.in_bytes() if dtype == "int8" else encoder
+
+
+@amx
+def test_tiles_do_what_the_instruction_set_reference_says(dtype, isa, tile_check):
+    done = run(tile_check(isa), dtype)
     assert (done.returncode, done.stdout) == (0, "right\n")
 
 
-@units
+@amx
 @pytest.mark.parametrize("fault", FAULTS)
-def test_wrong_use_of_tiles_ends_the_process(isa, fault, tile_check):
-    assert run(tile_check(isa), fault).returncode in (-signal.SIGILL, -signal.SIGSEGV)
+def test_wrong_use_of_tiles_ends_the_process(dtype, isa, fault, tile_check):
+    assert run(tile_check(isa), dtype, fault).returncode in (-signal.SIGILL, -signal.SIGSEGV)
 
 
-@pytest.mark.skipif(
-    why_not("bfloat16", "amx_bf16") != "", reason=why_not("bfloat16", "amx_bf16") or "it can"
-)
-def test_the_emulation_gives_the_bits_of_the_processor():
-    a, weight, bias, out = random(11, (77, 800), (800, 96), (96,), (77, 96))
-    found = [
-        kernels().gemm("bfloat16", isa, a, weight, bias, out, "store", "after")
-        for _, isa in AMX_TABLES
-    ]
+@pytest.mark.parametrize("units", [AMX_TABLES, AMX_INT8_TABLES], ids=lambda units: units[0][1])
+def test_the_emulation_gives_the_bits_of_the_processor(units):
+    if why := why_not(*units[0]):
+        pytest.skip(why)
+    operands = random(11, (77, 800), (800, 96), (96,), (77, 96))
+    found = [gemm(*unit, *operands, "store") for unit in units]
     assert np.array_equal(found[0].view(np.int32), found[1].view(np.int32))
 
 
@@ -118,19 +133,52 @@ def test_the_machine_check(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "right"
     # The bits that an emulated Sapphire Rapids gave with tiles of its own. Those of whole encoders
-    # have changed since, with attention, which takes no tiles.
+    # have changed since, with attention.
     assert "digest of products 60a96806c9b4bed9" in done.stdout
 
 
 # Rows: one tile, one and a half, pairs, a pair and a single one, more than a group of pairs, two
 # groups. Depths: below and above one step, a panel in one part, in two, in three and a bit.
-@amx
+@bfloat16_amx
 @pytest.mark.parametrize("depth", [16, 32, 384, 416, 800])
 @pytest.mark.parametrize("epilogue", ["store", "add", "gelu", "gate"])
 def test_each_way_through_a_product(dtype, isa, depth, epilogue):
     for rows in ROWS:
         for columns, guard in ((24, "after"), (64, "before"), (96, "after")):
             check_gemm(dtype, isa, rows, depth, columns, epilogue, guard, rows)
+
+
+# Depths: less than a step and a whole one, a slice of all its steps, two that are not alike, four.
+@int8_amx
+@pytest.mark.parametrize("depth", [16, 64, 512, 528, 1600])
+def test_each_way_through_a_product_of_bytes(dtype, isa, depth):
+    """Numpy's bytes and sums, and bit by bit what the vectors of AVX512 make of them."""
+    for rows in ROWS:
+        for columns, guard in ((24, "after"), (64, "before"), (96, "after")):
+            x, wide, bias, out = random(
+                rows, (rows, depth), (depth, columns), (columns,), (rows, columns)
+            )
+            smooth = np.exp(0.3 * random(depth, (depth,))[0])
+            check_product(isa, x, *quantize_weight(wide, smooth), bias, smooth, guard)
+            for epilogue in ("store", "add", "gelu", "gelu_tanh", "silu", "gate"):
+                ours, vectors = (
+                    gemm(dtype, level, x, wide, bias, out, epilogue, guard)
+                    for level in (isa, "avx512_bf16")
+                )
+                assert ours.tobytes() == vectors.tobytes()
+
+
+@int8_amx
+def test_encoders_of_bytes_differ_from_the_vectors_by_attention_alone(dtype, isa):
+    # A row that sees itself alone is its own value, whatever multiplies it.
+    for window, same in ((0, True), (None, False)):
+        encoder = Encoder(modern=True, inner=600, windows=(window,)).in_bytes()
+        batch = encoder.batch([64, 3, 17, 1, 40] * 9)
+        ours, vectors = (
+            encoder.engine(dtype, level, threads=2).forward(*batch)[0].tobytes()
+            for level in (isa, "avx512_bf16")
+        )
+        assert (ours == vectors) is same
 
 
 @amx
@@ -141,29 +189,21 @@ def test_neither_way_nor_place_changes_a_bit(dtype, isa, epilogue, depth):
     # and a panel without a partner; the parts take one way each.
     rows, columns = 273, 96
     a, weight, bias, out = random(7, (rows, depth), (depth, columns), (columns,), (rows, columns))
-    whole = kernels().gemm(dtype, isa, a, weight, bias, out, epilogue, "after")
+    whole = gemm(dtype, isa, a, weight, bias, out, epilogue)
     for count in (*range(1, 18), 31, 32, 33, 49, 64, 100, 160):
         for first in (0, 100, rows - count):
             part = slice(first, first + count)
             for width in (32, 64, 96):
                 left = np.ascontiguousarray(weight[:, :width])
-                alone = kernels().gemm(
-                    dtype,
-                    isa,
-                    a[part],
-                    left,
-                    bias[:width],
-                    np.ascontiguousarray(out[part, :width]),
-                    epilogue,
-                    "after",
-                )
+                start = np.ascontiguousarray(out[part, :width])
+                alone = gemm(dtype, isa, a[part], left, bias[:width], start, epilogue)
                 assert alone.tobytes() == whole[part, :width].tobytes()
 
 
 @amx
 def test_bits_in_batches_of_several_chunks(dtype, isa):
     # A hidden size that no step of the depth divides, and slices of several parts.
-    encoder = Encoder(hidden=80, heads=5, inner=1500, embedding=48, layers=2)
+    encoder = for_dtype(Encoder(hidden=80, heads=5, inner=1500, embedding=48, layers=2), dtype)
     lengths = [64, 3, 17] * 14
     batch = encoder.batch(lengths)
     whole = encoder.engine(dtype, isa).forward(*batch)[0]
@@ -182,11 +222,12 @@ def test_bits_in_batches_of_several_chunks(dtype, isa):
 @amx
 def test_padding_of_the_depth_holds_nothing_of_earlier_batches(dtype, isa):
     # A batch full of infinities, then another in the same workspace.
-    clean = Encoder(hidden=48, heads=3, embedding=80)
+    clean = for_dtype(Encoder(hidden=48, heads=3, embedding=80), dtype)
     batch = clean.batch([30, 20])
     expected = clean.engine(dtype, isa).forward(*batch)[0]
     dirty = Encoder(hidden=64, heads=4)
     dirty.tensors["embeddings.word.weight"][:] = np.inf
+    dirty = for_dtype(dirty, dtype)
     bad = dirty.engine(dtype, isa)
     good = clean.engine(dtype, isa)
     for lengths in ([64] * 4, [50], [7, 7]):
@@ -201,6 +242,8 @@ import os
 from native_machine import Encoder
 
 encoder = Encoder(hidden=64, heads=2)
+if {dtype!r} == "int8":
+    encoder = encoder.in_bytes()
 engine = encoder.engine({dtype!r}, {isa!r}, threads=2)
 batches = [encoder.batch(lengths) for lengths in ([9, 20], [40] * 12)]
 expected = [engine.forward(*batch)[0].tobytes() for batch in batches]
@@ -226,19 +269,29 @@ print("right")
 class TestEmulation:
     def test_it_is_no_level_of_this_machine_and_never_the_best(self, monkeypatch):
         monkeypatch.delenv(engine.ISA_VARIABLE, raising=False)
-        assert EMULATED not in engine.isa_levels()
-        assert engine.select_isa("bfloat16") == engine.isa_levels()[-1] != EMULATED
-        assert Encoder().engine("bfloat16").isa == engine.isa_levels()[-1]
+        assert not {EMULATED, EMULATED_INT8} & set(engine.isa_levels())
+        for dtype in ("float32", "bfloat16", "w8a16", "int8"):
+            assert engine.select_isa(dtype) in engine.isa_levels()
+        assert Encoder().engine("bfloat16").isa == engine.select_isa("bfloat16")
+        best = "amx_int8" if "amx_int8" in engine.isa_levels() else "avx512_bf16"
+        assert Encoder().in_bytes().engine("int8").isa == best
 
     def test_it_is_there_for_those_who_name_it(self):
         assert Encoder().engine("bfloat16", EMULATED).isa == EMULATED
-        assert engine.select_isa("float32", EMULATED) == "avx512"
+        assert Encoder().in_bytes().engine("int8", EMULATED_INT8).isa == EMULATED_INT8
+        for dtype, isa, found in (
+            ("float32", EMULATED, "avx512"),
+            ("w8a16", EMULATED_INT8, "avx512_bf16"),
+            ("int8", EMULATED, "avx512_bf16"),  # as it is at amx_bf16
+            ("bfloat16", EMULATED_INT8, EMULATED),  # as at amx_int8
+        ):
+            assert engine.select_isa(dtype, isa) == found
 
     def test_messages_do_not_offer_it(self):
         with pytest.raises(ValueError, match="known: avx2") as caught:
             engine.select_isa("float32", "avx3")
-        assert "amx_bf16;" in str(caught.value)
-        assert EMULATED not in str(caught.value)
+        assert "amx_bf16, amx_int8;" in str(caught.value)
+        assert "emulated" not in str(caught.value)
 
 
 @needs_native
@@ -248,6 +301,20 @@ class TestLevel:
             pytest.skip("this processor has no avx512_bf16")
         monkeypatch.setenv(engine.ISA_VARIABLE, "avx512_bf16")
         assert engine.select_isa("bfloat16") == "avx512_bf16"
+
+    def test_to_ask_for_bytes_in_tiles_is_to_get_them_or_an_error(self, monkeypatch):
+        monkeypatch.setenv(engine.ISA_VARIABLE, "amx_int8")
+        if "amx_int8" not in engine.isa_levels():
+            with pytest.raises(engine.Unavailable, match="'amx_int8' is not on this machine"):
+                engine.select_isa("int8")
+            return
+        for dtype, found in (
+            ("int8", "amx_int8"),
+            ("bfloat16", "amx_bf16"),
+            ("w8a16", "avx512_bf16"),
+        ):
+            assert engine.select_isa(dtype) == found
+        assert engine.select_isa("int8", "amx_bf16") == "avx512_bf16"
 
     def test_to_ask_for_it_is_to_get_it_or_an_error(self, monkeypatch):
         monkeypatch.setenv(engine.ISA_VARIABLE, "amx_bf16")

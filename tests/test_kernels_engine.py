@@ -18,6 +18,7 @@ from kosine.spec import PoolingMode
 from kosine_kernels import engine
 from kosine_kernels.steps import Attention, Dense, Distances, Norm, Rotary
 from native_machine import (
+    AMX_INT8_TABLES,
     AMX_TABLES,
     NAN_ORDERS,
     Encoder,
@@ -585,7 +586,8 @@ class TestLevels:
             engine.select_isa("float32")
 
     def test_a_level_that_is_not_there_is_refused(self):
-        absent = sorted({"avx512", "avx512_bf16", "amx_bf16"} - set(engine.isa_levels()))
+        levels = {"avx512", "avx512_bf16", "amx_bf16", "amx_int8"}
+        absent = sorted(levels - set(engine.isa_levels()))
         if not absent:
             pytest.skip("this processor has every level")
         with pytest.raises(engine.Unavailable, match="is not on this machine"):
@@ -615,7 +617,7 @@ class TestSchedule:
         together, chunks = self.schedule(lengths, threads)
         assert (together, chunks) == (expected[0], [chunk for chunk in expected[1] if chunk])
 
-    @tables(AMX_TABLES)
+    @tables((*AMX_TABLES, *AMX_INT8_TABLES))
     @pytest.mark.parametrize(
         ("lengths", "threads", "expected"),
         [

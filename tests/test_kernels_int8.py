@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kosine_kernels import activations, engine, quantized
 from native_machine import (
+    BFLOAT16_LEVELS,
     BYTES_TABLES,
     Encoder,
     kernels,
@@ -203,7 +204,7 @@ class TestProducts:
         """In bfloat16 where the level multiplies it; what comes out are floats here."""
         q, k, v = random(length, *[(length, 48)] * 3)
         found = kernels().attention(dtype, isa, q, k, v, "after")
-        if isa == "avx512_bf16":
+        if isa in BFLOAT16_LEVELS:
             expected = kernels().attention("bfloat16", isa, q, k, v, "after")
             assert length == 1 or (found != expected).any()
             found = to_bfloat16(found)
@@ -211,6 +212,19 @@ class TestProducts:
             level = "avx512" if isa.startswith("avx512") else "avx2"
             expected = kernels().attention("float32", level, q, k, v, "after")
         assert found.tobytes() == expected.tobytes()
+
+    @ALL
+    @pytest.mark.parametrize("window", [1 << 24, 40])
+    def test_keys_that_a_row_does_not_see_change_no_bit(self, dtype, isa, window):
+        """Floats come out here, where rounding to bfloat16 would hide a difference."""
+        for head_size in (32, 48):
+            q, k, v = random(9, *[(1100, head_size)] * 3)
+            run = kernels().attention
+            whole = run(dtype, isa, q, k, v, "after", window, True)
+            for length in (1, 20, 33, 100, 491, 512, 513, 1030):
+                part = (each[:length] for each in (q, k, v))
+                found = run(dtype, isa, *part, "after", window, True)
+                assert found.tobytes() == whole[:length].tobytes()
 
     @ALL
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -247,11 +261,11 @@ def check(encoder: Encoder, dtype: str, isa: str, lengths=LENGTHS, **options) ->
     only = options.get("bytes_only", ())
     twin, twin_norms = in_bytes.reference(
         *batch, dtype=np.float32, quantized=dtype == "int8", bytes_only=only,
-        bfloat16_heads=isa == "avx512_bf16",
+        bfloat16_heads=isa in BFLOAT16_LEVELS,
     )  # fmt: skip
     exact, _ = encoder.reference(*batch)
     # A float that rounds to the byte next to numpy's is one step of 255 off.
-    near = 1e-5 if isa != "avx512_bf16" else 2e-4
+    near = 2e-4 if isa in BFLOAT16_LEVELS else 1e-5
     assert (1 - np.sum(found.astype(np.float64) * twin, axis=1)).max() <= near
     np.testing.assert_allclose(norms, twin_norms, rtol=5e-3)
     assert (1 - np.sum(found.astype(np.float64) * exact, axis=1)).max() <= 2e-3

@@ -1,8 +1,7 @@
 """Weights of signed bytes for the native engine, and which products bear inputs of bytes.
 
-Where a few columns of an input are much larger than the rest, one step of 255 has to span them
-all. So each column is multiplied by a factor, and the weight's row divided by it (SmoothQuant's
-rule with 0.5): what is hard to round is shared between the two sides. `rounding` does the rest.
+What is hard to round is shared between an input and its weights (`smoothing`), and weights are
+rounded with their inputs in view (`rounding`).
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from kosine.packed import Float32, Packed
 from kosine.positions import position_ids
 from kosine.spec import EncoderSpec
 from kosine_export.rounding import round_weight
+from kosine_export.smoothing import smoothing_factors
 from kosine_kernels import reference
 from kosine_kernels.quantized import multiply, products, quantize_rows
 from kosine_kernels.steps import FeedForward, Step
@@ -74,9 +74,11 @@ def quantize_layers(
     for source, sharing in readers.items():
         weights = {name: tensors[f"{name}.weight"] for name in sharing}
         seen = inputs.pop(source)
-        smooth = _factors(seen.largest, [*weights.values()])
-        arrays[f"{source}.smooth"] = smooth
         rows = np.concatenate(seen.rows)
+        smooth = smoothing_factors(
+            seen.largest, rows, seen.gram, batch.num_tokens, [*weights.values()]
+        )
+        arrays[f"{source}.smooth"] = smooth
         in_bytes = quantize_rows(rows, smooth)
         for name, weight in weights.items():
             arrays[f"{name}.weight"], arrays[f"{name}.scale"] = found = round_weight(
@@ -125,14 +127,6 @@ def _inputs(
         positions = position_ids(part.ids, part.starts, spec.embeddings.positions)
         reference.encode(steps, tensors, part.ids, part.starts, None, positions, observe=observe)
     return inputs
-
-
-def _factors(largest: Float32, weights: Sequence[Float32]) -> Float32:
-    """(in,) what the columns of an input are multiplied by: 1 where one side is all zeros."""
-    widest = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
-    with np.errstate(all="ignore"):
-        factors = np.sqrt(widest / largest)
-    return np.where(np.isfinite(factors) & (factors > 0), factors, 1).astype(np.float32)
 
 
 def _relative_error(found: NDArray[Any], exact: NDArray[Any]) -> float:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kosine.packed import Float32
 from kosine_kernels.quantized import quantize_weight
 
-__all__ = ["round_weight"]
+__all__ = ["round_weight", "unexplained"]
 
 Float64 = NDArray[np.float64]
 
@@ -42,20 +42,44 @@ def round_weight(
     plain, scale = quantize_weight(weight, smooth)
     wide = np.asarray(weight, np.float64) / np.asarray(smooth, np.float64)[:, None] / scale
     seen = gram * np.outer(smooth, smooth)
-    mean = float(np.trace(seen)) / len(seen)
-    if not (np.isfinite(mean) and mean > 0):
+    ordered = _factorize(seen)
+    if ordered is None:
         return plain, scale
-    damped = seen + np.diag(np.full(len(seen), DAMPING * mean))
-    # The rows of the largest inputs are rounded first, from the end: most is taken back of those.
-    order = np.argsort(np.diag(damped), kind="stable")
-    try:
-        factor = np.linalg.cholesky(damped[np.ix_(order, order)])
-    except np.linalg.LinAlgError:
-        return plain, scale
+    order, factor = ordered
     rounded = np.empty_like(plain)
     rounded[order] = _round_rows(wide[order], (factor / np.diag(factor)).T)
     better = _error(rounded - wide, seen) < _error(plain - wide, seen)
     return np.where(better, rounded, plain), scale
+
+
+def unexplained(gram: Float64, smooth: Float32) -> Float64 | None:
+    """(in,) of the square of each column, what `round_weight` cannot take back by other columns.
+
+    Args:
+        gram: (in, in) of inputs, not yet multiplied; nor is what comes back.
+        smooth: (in,) what they will be multiplied by, more or less.
+    """
+    ordered = _factorize(gram * np.outer(smooth, smooth))
+    if ordered is None:
+        return None
+    order, factor = ordered
+    left = np.empty(len(order))
+    left[order] = np.square(np.diag(factor))
+    return np.asarray(left / np.square(smooth, dtype=np.float64))
+
+
+def _factorize(seen: Float64) -> tuple[NDArray[np.intp], Float64] | None:
+    """The order of rows and the Cholesky factor in it; None where inputs say nothing."""
+    mean = float(np.trace(seen)) / len(seen)
+    if not (np.isfinite(mean) and mean > 0):
+        return None
+    damped = seen + np.diag(np.full(len(seen), DAMPING * mean))
+    # The rows of the largest inputs are rounded first, from the end: most is taken back of those.
+    order = np.argsort(np.diag(damped), kind="stable")
+    try:
+        return order, np.linalg.cholesky(damped[np.ix_(order, order)])
+    except np.linalg.LinAlgError:
+        return None
 
 
 def _round_rows(wanted: Float64, effect: Float64) -> NDArray[np.int8]:

@@ -1,9 +1,10 @@
 // The table `amx_bf16` against `amx_bf16_emulated`, bit by bit, in one process: each way through a
 // product, whole encoders on threads, preemption and signals in the middle of a product, children
-// of fork(), and when the level is there at all.
+// of fork(), and when the level is there at all. Of `amx_int8`, which shares all but the arithmetic,
+// the products, against its emulation and against vectors.
 //
 //   machine_check             the comparisons; prints a digest of the bits that products gave,
-//                             one of all, then "right"
+//                             one of all, one of products of bytes, then "right"
 //   machine_check emulated    the emulation alone: the digest that it has on this machine
 //   machine_check levels [refuse|small-stack]
 //                             the levels of this machine: as it is, where the system refuses
@@ -37,9 +38,12 @@ using namespace kosine;
 
 namespace {
 
-std::uint64_t digest = 14695981039346656037ull;  // FNV-1a, of all bits that were found right
+constexpr std::uint64_t kNoBits = 14695981039346656037ull;
+std::uint64_t digest = kNoBits;  // FNV-1a, of all bits that were found right
 
-const Kernels* unit = &kAmxBfloat16;  // what is compared with the emulation
+// What is compared with the emulation.
+const Kernels* unit = &kAmxBfloat16;
+const Kernels* bytes_unit = &kAmxInt8;
 
 void add_to_digest(const void* from, std::size_t bytes) {
   const auto* at = static_cast<const unsigned char*>(from);
@@ -50,21 +54,22 @@ void need(bool right, const std::string& what) {
   if (!right) throw std::runtime_error(what);
 }
 
-// Random operands of one product, in buffers that end at unmapped pages.
+// Random operands of one product of the tables that pack as `k` does, in buffers that end at
+// unmapped pages.
 struct Product {
+  const Kernels& k;
   std::size_t rows, depth, columns;
   Epilogue epilogue;
   Arena arena{std::size_t{1} << 30, Guard::kAfter};
   char* packed;
-  std::uint16_t* a;
+  char* a;
   float* bias;
   std::vector<float> start;
-  std::size_t padded, panels, width;
+  std::size_t padded, panels, width, lda;
 
-  Product(std::size_t rows_, std::size_t depth_, std::size_t columns_, Epilogue epilogue_,
-          bool wild)
-      : rows(rows_), depth(depth_), columns(columns_), epilogue(epilogue_) {
-    const Kernels& k = kAmxBfloat16Emulated;
+  Product(const Kernels& k_, std::size_t rows_, std::size_t depth_, std::size_t columns_,
+          Epilogue epilogue_, bool wild)
+      : k(k_), rows(rows_), depth(depth_), columns(columns_), epilogue(epilogue_) {
     std::mt19937 random(static_cast<unsigned>(rows * 7919 + depth * 31 + columns));
     std::normal_distribution<float> normal;
     // From subnormal numbers to infinity and NaN, or what an encoder has.
@@ -78,23 +83,33 @@ struct Product {
     padded = round_up(depth, k.k_step);
     panels = round_up(columns, k.panel) / k.panel;
     width = panels * k.panel;
-    packed = arena.take<char>(width * padded * k.activation);
+    lda = k.row_elements(depth);
+    packed = arena.take<char>(panels * k.panel_bytes(padded));
     std::vector<float> weight(depth * columns);
     for (float& x : weight) x = number();
-    k.pack({.weight = weight.data(),
+    std::vector<signed char> bytes(k.quantized ? weight.size() : 0);
+    for (signed char& x : bytes) x = static_cast<signed char>(random() % 255) - 127;
+    std::vector<float> scale(k.quantized ? columns : 0);
+    for (float& x : scale) x = std::fabs(number()) / 127 + 0.001f;
+    k.pack({.weight = k.quantized ? static_cast<const void*>(bytes.data()) : weight.data(),
             .ldw = columns,
             .depth = depth,
             .padded_depth = padded,
             .columns = columns,
-            .scale = nullptr,
+            .scale = scale.data(),
             .packed = packed});
-    a = arena.take<std::uint16_t>(rows * padded);
+    a = arena.take<char>(rows * lda * k.activation);
+    std::vector<float> row(round_up(depth, 16));  // as wide as rounding takes them
     for (std::size_t i = 0; i < rows; ++i) {
-      for (std::size_t j = 0; j < depth; ++j) {
-        const float x = number();
-        std::uint32_t bits;
-        std::memcpy(&bits, &x, sizeof bits);
-        a[i * padded + j] = static_cast<std::uint16_t>(bits >> 16);
+      char* const to = a + i * lda * k.activation;
+      for (std::size_t j = 0; j < depth; ++j) row[j] = number();
+      if (k.quantized) {
+        k.round({.x = row.data(), .ldx = row.size(), .rows = 1, .width = row.size(),
+                 .smooth = nullptr, .out = to, .ldo = lda});
+        continue;
+      }
+      for (std::size_t j = 0; j < depth; ++j) {  // cut off, not rounded: subnormals stay
+        std::memcpy(to + 2 * j, reinterpret_cast<const char*>(&row[j]) + 2, 2);
       }
     }
     bias = arena.take<float>(width);
@@ -103,24 +118,31 @@ struct Product {
     for (float& x : start) x = number();
   }
 
+  // Of a number of the result.
+  std::size_t element() const { return epilogue == Epilogue::kGelu && !k.staged ? 2 : 4; }
+  std::size_t result() const { return rows * width * element(); }
+
+  void multiply(const Kernels& table, char* to) const {
+    std::memcpy(to, start.data(), result());
+    table.gemm({.a = a, .lda = lda, .rows = rows, .weight = packed, .bias = bias, .depth = padded,
+                .panels = panels, .out = to, .ldo = width, .epilogue = epilogue,
+                .scratch = nullptr});
+  }
   // The bytes of the result.
-  std::vector<char> operator()(const Kernels& k, char* to) const {
-    const std::size_t bytes = rows * width * (epilogue == Epilogue::kGelu ? 2 : 4);
-    std::memcpy(to, start.data(), bytes);
-    k.gemm({.a = a, .lda = padded, .rows = rows, .weight = packed, .bias = bias, .depth = padded,
-            .panels = panels, .out = to, .ldo = width, .epilogue = epilogue,
-            .scratch = nullptr});
-    return {to, to + bytes};
+  std::vector<char> operator()(const Kernels& table, char* to) const {
+    multiply(table, to);
+    return {to, to + result()};
   }
 };
 
-void check_product(std::size_t rows, std::size_t depth, std::size_t columns, Epilogue epilogue,
-                   bool wild) {
-  Product product(rows, depth, columns, epilogue, wild);
-  const std::size_t bytes = rows * product.width * (epilogue == Epilogue::kGelu ? 2 : 4);
+// The product on `table` against that on the emulation, whose panels are alike.
+void check_product(const Kernels& table, const Kernels& emulation, std::size_t rows,
+                   std::size_t depth, std::size_t columns, Epilogue epilogue, bool wild) {
+  Product product(emulation, rows, depth, columns, epilogue, wild);
+  const std::size_t bytes = product.result();
   char* to = product.arena.take<char>(bytes);
-  const std::vector<char> expected = product(kAmxBfloat16Emulated, to);
-  std::vector<char> found = product(*unit, to);
+  const std::vector<char> expected = product(emulation, to);
+  std::vector<char> found = product(table, to);
   // Which of several NaNs a sum keeps is not specified.
   for (std::size_t i = 0; wild && i < bytes; i += 4) {
     float got, want;
@@ -129,7 +151,7 @@ void check_product(std::size_t rows, std::size_t depth, std::size_t columns, Epi
     if (std::isnan(got) && std::isnan(want)) std::memcpy(&found[i], &expected[i], 4);
   }
   if (found != expected) {
-    const std::size_t size = epilogue == Epilogue::kGelu ? 2 : 4;
+    const std::size_t size = product.element();
     std::size_t first = 0, different = 0;
     for (std::size_t i = 0; i < bytes; i += size) {
       if (std::memcmp(&found[i], &expected[i], size) == 0) continue;
@@ -146,13 +168,14 @@ void check_product(std::size_t rows, std::size_t depth, std::size_t columns, Epi
   if (!wild) add_to_digest(found.data(), found.size());
 }
 
-int check_products() {
+// Rows and columns as in test_kernels_amx.py; depths of both kinds of parts.
+int check_products(const Kernels& table, const Kernels& emulation) {
   int count = 0;
   for (Epilogue epilogue : {Epilogue::kStore, Epilogue::kAdd, Epilogue::kGelu}) {
     for (std::size_t depth : {16, 32, 384, 416, 800}) {
       for (std::size_t rows : {1, 15, 16, 17, 31, 32, 33, 47, 64, 65, 128, 129, 144, 160, 300}) {
         for (std::size_t columns : {24, 64, 96}) {
-          check_product(rows, depth, columns, epilogue, false);
+          check_product(table, emulation, rows, depth, columns, epilogue, false);
           ++count;
         }
       }
@@ -160,7 +183,7 @@ int check_products() {
   }
   for (std::size_t rows : {1, 16, 33, 77}) {
     for (std::size_t depth : {32, 300, 800}) {
-      check_product(rows, depth, 96, Epilogue::kStore, true);
+      check_product(table, emulation, rows, depth, 96, Epilogue::kStore, true);
       ++count;
     }
   }
@@ -302,11 +325,7 @@ bool interrupts_products() { return unit == &kAmxBfloat16; }
 void on_alarm(int) {
   if ((gettid() == getpid()) == interrupts_products()) ++misplaced;
   // No allocation here: the product and the comparison only.
-  const Product& p = *handled;
-  std::memcpy(handled_to, p.start.data(), handled_expected->size());
-  unit->gemm({.a = p.a, .lda = p.padded, .rows = p.rows, .weight = p.packed,
-                     .bias = p.bias, .depth = p.padded, .panels = p.panels, .out = handled_to,
-                     .ldo = p.width, .epilogue = p.epilogue, .scratch = nullptr});
+  handled->multiply(*unit, handled_to);
   if (std::memcmp(handled_to, handled_expected->data(), handled_expected->size()) != 0) ++wrong;
   ++signals;
 }
@@ -320,7 +339,7 @@ unsigned in_use() {
 // Threads in the middle of products, which the system preempts, and signals whose handler uses
 // tiles of other shapes: on those threads, or on this one, which has no tiles, for the emulation.
 int check_interruptions() {
-  Product small(5, 64, 24, Epilogue::kStore, false);
+  Product small(kAmxBfloat16Emulated, 5, 64, 24, Epilogue::kStore, false);
   handled = &small;
   handled_to = small.arena.take<char>(5 * small.width * 4);
   const std::vector<char> small_expected = small(kAmxBfloat16Emulated, handled_to);
@@ -334,7 +353,7 @@ int check_interruptions() {
   std::vector<std::thread> threads;
   for (std::size_t t = 0; t < 3; ++t) {
     threads.emplace_back([t] {
-      Product product(33 + 16 * t, 416, 96, Epilogue::kAdd, false);
+      Product product(kAmxBfloat16Emulated, 33 + 16 * t, 416, 96, Epilogue::kAdd, false);
       char* to = product.arena.take<char>(product.rows * product.width * 4);
       const std::vector<char> expected = product(kAmxBfloat16Emulated, to);
       for (int i = 0; i < 40 || (signals < kSignals && i < 100'000); ++i) {
@@ -383,10 +402,12 @@ int show_levels() {
   } catch (const Unavailable& error) {
     std::printf("amx_bf16: %s\n", error.message.c_str());
   }
-  try {
-    std::printf("best: %s\n", name_of(select_kernels(Dtype::kBfloat16, "").isa));
-  } catch (const Unavailable& error) {
-    std::printf("best: %s\n", error.message.c_str());
+  for (Dtype dtype : {Dtype::kBfloat16, Dtype::kInt8}) {
+    try {
+      std::printf("best %s: %s\n", name_of(dtype), name_of(select_kernels(dtype, "").isa));
+    } catch (const Unavailable& error) {
+      std::printf("best %s: %s\n", name_of(dtype), error.message.c_str());
+    }
   }
   return 0;
 }
@@ -398,14 +419,26 @@ int main(int count, char** arguments) try {
   if (how == "refuse") refuse_permission();
   if (how == "small-stack") small_signal_stack();
   if (count > 1 && std::string(arguments[1]) == "levels") return show_levels();
-  if (count > 1) unit = &kAmxBfloat16Emulated;  // the digest of another machine
+  if (count > 1) {  // the digests of another machine
+    unit = &kAmxBfloat16Emulated;
+    bytes_unit = &kAmxInt8Emulated;
+  }
   setvbuf(stdout, nullptr, _IOLBF, 0);
-  need(select_kernels(Dtype::kBfloat16, name_of(unit->isa)).isa == unit->isa, "another table");
-  std::printf("%d products\n", check_products());
+  for (const Kernels* table : {unit, bytes_unit}) {
+    need(select_kernels(table->dtype, name_of(table->isa)).isa == table->isa, "another table");
+  }
+  std::printf("%d products\n", check_products(*unit, kAmxBfloat16Emulated));
   std::printf("digest of products %016llx\n", static_cast<unsigned long long>(digest));
   std::printf("%d encodings\n", check_encoders());
   std::printf("digest %016llx\n", static_cast<unsigned long long>(digest));
   std::printf("%d signals\n", check_interruptions());
+  digest = kNoBits;
+  std::printf("%d products of bytes\n", check_products(*bytes_unit, kAmxInt8Emulated));
+  const std::uint64_t tiles = digest;
+  digest = kNoBits;
+  check_products(kAvx512Bf16Int8, kAmxInt8Emulated);
+  need(digest == tiles, "vectors have other bits");
+  std::printf("digest of products of bytes %016llx\n", static_cast<unsigned long long>(digest));
   std::printf("right\n");
   return 0;
 } catch (const std::exception& error) {

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs the machine code of the table amx_bf16 under Linux on an emulated processor with AMX.
+# Runs the machine code of the tables amx_bf16 and amx_int8 under Linux on an emulated processor with AMX.
 #
 #   kernels/emulator/run.sh BOCHS KERNEL [FOLDER]
 #
@@ -45,15 +45,17 @@ expect() {  # expect STATUS COMMAND...
 without_tiles() {
   found=$(/machine_check levels $1); echo "$found"
   case "$found" in
-    *"best: avx512_bf16"*) ;;
-    *) good=0; echo "amx_bf16 should not be there" ;;
+    *"best bfloat16: avx512_bf16"*"best int8: avx512_bf16"*) ;;
+    *) good=0; echo "tiles should not be there" ;;
   esac
 }
 without_tiles refuse
 without_tiles small-stack
-expect 0 /tile_check
-for fault in no-shapes released no-rows no-fit; do expect 132 /tile_check $fault; done
-for fault in too-many-rows rows-without-bytes; do expect 139 /tile_check $fault; done
+for products in bfloat16 int8; do
+  expect 0 /tile_check $products
+  for fault in no-shapes released no-rows no-fit; do expect 132 /tile_check $products $fault; done
+  for fault in too-many-rows rows-without-bytes; do expect 139 /tile_check $products $fault; done
+done
 expect 0 /machine_check
 [ $good = 1 ] && echo "guest: right" || echo "guest: wrong"
 $b sleep 1

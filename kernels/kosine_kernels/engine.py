@@ -60,10 +60,10 @@ class Engine:
         threads: Most threads in one call.
         spin: Let the threads watch 10 ms for the next call before they sleep, not 50 us. Saves
             a wake-up in each call, and burns those processors between calls.
-        isa: "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16" or "amx_bf16": nothing
-            above that level is used. Default: the environment variable `KOSINE_ISA`, or the best
-            that the machine has. ("amx_bf16_emulated" is for tests: AMX done in AVX512, slowly,
-            and never chosen unless it is named.)
+        isa: "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx_bf16" or "amx_int8":
+            nothing above that level is used. Default: the environment variable `KOSINE_ISA`, or
+            the best that the machine has. ("amx_bf16_emulated" and "amx_int8_emulated" are for
+            tests: AMX done in AVX512, slowly, and never chosen unless they are named.)
         guard: "after" or "before" puts an unmapped page against that side of every buffer: a
             stray access ends the process. For tests; slow.
 

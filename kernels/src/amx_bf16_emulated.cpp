@@ -5,13 +5,15 @@
 
 #include "dot_bfloat16.h"
 #include "dot_float32.h"
-#include "heads_bfloat16.h"
+#include "heads_amx.h"
 
 namespace {
 using Dot = BfloatDot;
 using Output = Dot;
-using Heads = BfloatHeads;
+using Heads = TileHeads;
 }
+
+#include "amx_sums_bfloat16.h"
 
 #include "amx_gemm.h"
 #include "table.h"

@@ -18,7 +18,6 @@ namespace {
 
 constexpr std::size_t kPanel = 32;
 constexpr std::size_t kDepthStep = 32;
-constexpr std::size_t kStepBytes = 2 * kTileBytes;  // of a panel
 
 // Sixteen columns of two rows of a weight as pairs of bfloat16.
 inline __m512i pairs_of(const float* row, std::size_t ldw, std::size_t rows, __mmask16 columns) {
@@ -41,7 +40,7 @@ std::size_t row_elements(std::size_t width) {
 }
 
 std::size_t panel_bytes(std::size_t padded_depth) {
-  return padded_depth / kDepthStep * kStepBytes;
+  return padded_depth / kDepthStep * 2 * kTileBytes;
 }
 
 void pack(const kosine::PackArgs& args) {

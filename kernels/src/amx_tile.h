@@ -1,4 +1,4 @@
-// The tile unit of AMX, in seven operations: eight registers of up to 16 rows of 64 bytes.
+// The tile unit of AMX, in eight operations: eight registers of up to 16 rows of 64 bytes.
 //
 // With KOSINE_AMX_EMULATED the same operations are done in AVX512, on processors without AMX: a
 // thread's tiles are then ordinary memory. The emulation follows the instruction set reference
@@ -63,6 +63,13 @@ template <int T>
 template <int C, int A, int B>
 [[gnu::always_inline]] inline void tile_dot() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+}
+
+// C (rows, columns) int32 += A (rows, fours) x B (fours, columns), A of four unsigned bytes, B of
+// four signed ones. Sums that int32 does not hold wrap around.
+template <int C, int A, int B>
+[[gnu::always_inline]] inline void tile_dot_bytes() {
+  asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
 }
 
 #else
@@ -151,25 +158,42 @@ class TileRounding {
   unsigned before_;
 };
 
-// Each half of the pairs is summed by itself, in fused multiply-adds from zero; then the sum of
-// the two is added to C.
+// The unit, where the three tiles fit one another.
 template <int C, int A, int B>
-void tile_dot() {
+TileUnit& tile_unit_for_dot() {
   static_assert(C != A && C != B && A != B);
   TileUnit& unit = tile_unit_with<C>();
   tile_unit_with<A>();
   tile_unit_with<B>();
   tile_fault_unless(unit.rows[C] == unit.rows[A] && unit.row_bytes[C] == unit.row_bytes[B] &&
                     unit.row_bytes[A] == 4 * unit.rows[B] && unit.row_bytes[C] % 4 == 0);
-  const auto columns = static_cast<__mmask16>((1u << unit.row_bytes[C] / 4) - 1);
+  return unit;
+}
+
+// Which words of a row belong to a tile.
+inline __mmask16 tile_columns(const TileUnit& unit, int tile) {
+  return static_cast<__mmask16>((1u << unit.row_bytes[tile] / 4) - 1);
+}
+
+// A word of a row, once for each column.
+inline __m512i tile_word(const std::uint8_t* row, std::size_t k) {
+  std::int32_t word;
+  __builtin_memcpy(&word, row + 4 * k, sizeof word);
+  return _mm512_set1_epi32(word);
+}
+
+// Each half of the pairs is summed by itself, in fused multiply-adds from zero; then the sum of
+// the two is added to C.
+template <int C, int A, int B>
+void tile_dot() {
+  TileUnit& unit = tile_unit_for_dot<C, A, B>();
+  const __mmask16 columns = tile_columns(unit, C);
   const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   const TileRounding rounding;
   for (std::size_t m = 0; m < unit.rows[C]; ++m) {
     __m512 even = _mm512_setzero_ps(), odd = even;
     for (std::size_t k = 0; k < unit.rows[B]; ++k) {
-      std::int32_t pair;
-      __builtin_memcpy(&pair, unit.data[A][m] + 4 * k, sizeof pair);
-      const __m512i a = _mm512_set1_epi32(pair);
+      const __m512i a = tile_word(unit.data[A][m], k);
       const __m512i b = _mm512_load_si512(unit.data[B][k]);
       even = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(a, 16)),
                              _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), even);
@@ -178,6 +202,27 @@ void tile_dot() {
     }
     const __m512 sum = _mm512_add_ps(_mm512_load_ps(unit.data[C][m]), _mm512_add_ps(even, odd));
     _mm512_store_ps(unit.data[C][m], _mm512_maskz_mov_ps(columns, sum));
+  }
+}
+
+// Not by vpdpbusd, which is what the result is held against. The sum of two products of bytes,
+// each widened to 16 bits, has room in 32.
+template <int C, int A, int B>
+void tile_dot_bytes() {
+  TileUnit& unit = tile_unit_for_dot<C, A, B>();
+  const __mmask16 columns = tile_columns(unit, C);
+  const __m512i low = _mm512_set1_epi16(0xff);
+  for (std::size_t m = 0; m < unit.rows[C]; ++m) {
+    __m512i sum = _mm512_load_si512(unit.data[C][m]);
+    for (std::size_t k = 0; k < unit.rows[B]; ++k) {
+      const __m512i a = tile_word(unit.data[A][m], k);
+      const __m512i b = _mm512_load_si512(unit.data[B][k]);
+      const __m512i even = _mm512_madd_epi16(_mm512_and_si512(a, low),
+                                             _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
+      const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(a, 8), _mm512_srai_epi16(b, 8));
+      sum = _mm512_add_epi32(sum, _mm512_add_epi32(even, odd));
+    }
+    _mm512_store_si512(unit.data[C][m], _mm512_maskz_mov_epi32(columns, sum));
   }
 }
 

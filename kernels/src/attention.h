@@ -5,7 +5,7 @@
 //
 //   1. Its keys are transposed into panels of two vectors of keys, the layout of a packed
 //      weight, zeros after the last key. What else the products need of q, k and v is up to
-//      `Heads` (heads_float32.h, heads_bfloat16.h), which says what they multiply.
+//      `Heads` (heads_float32.h, heads_bfloat16.h, heads_amx.h), which says what they multiply.
 //   2. For each tile of query rows: scores = q kT, then weights exp(score - the highest so far) in
 //      place, then context = weights v. What a row has from blocks before is multiplied by
 //      exp(highest before - highest now), and the block's is added.
@@ -192,6 +192,7 @@ inline void spread_distances(const kosine::AttentionArgs& args, std::ptrdiff_t f
 
 // A block of keys in the buffers of a call.
 struct KeyBlock {
+  Heads::Unit& unit;
   Keys keys;            // those that are packed, from a whole panel on
   const float* panels;
   const float* values;  // as `Heads` packs them
@@ -213,10 +214,12 @@ void attention_rows(const kosine::AttentionArgs& args, const KeyBlock& block, st
   if (seen.begin >= seen.end) return;
   const bool first = seen.begin == all.begin, last = seen.end == all.end;
   const std::size_t stride = block.stride;
+  const std::size_t count = seen.end - seen.begin, skipped = seen.begin - block.keys.begin;
+  const std::size_t steps = (count + Heads::kWord - 1) / Heads::kWord;
+  block.unit.prepare(steps);
   const Panel q =
       Heads::queries(args.q + row * args.ld, args.ld, R, args.head_size, block.queries);
   const std::size_t words = args.head_size / Heads::kWord;
-  const std::size_t count = seen.end - seen.begin, skipped = seen.begin - block.keys.begin;
   // Panels are two vectors wide, but for the block's last one.
   const std::size_t padded = padded_keys(block.keys.end - seen.begin);
   const std::size_t stop = padded_keys(count);
@@ -226,7 +229,7 @@ void attention_rows(const kosine::AttentionArgs& args, const KeyBlock& block, st
   for (; key + 2 * kLanes <= padded && key < stop; key += 2 * kLanes) {
     Vec acc[R][2];
     const auto* panel = reinterpret_cast<const char*>(panels + key * words);
-    multiply<Heads::Dot, R, 2, false>(acc, q.at, q.stride, {panel, 2 * sizeof(Vec)}, words, {});
+    Heads::scores(acc, q.at, q.stride, {panel, 2 * sizeof(Vec)}, words);
     for (int r = 0; r < R; ++r) {
       acc[r][0].store(scores + r * stride + key);
       acc[r][1].store(scores + r * stride + key + kLanes);
@@ -235,7 +238,7 @@ void attention_rows(const kosine::AttentionArgs& args, const KeyBlock& block, st
   if (key < stop) {
     Vec acc[R][1];
     const auto* panel = reinterpret_cast<const char*>(panels + key * words);
-    multiply<Heads::Dot, R, 1, false>(acc, q.at, q.stride, {panel, sizeof(Vec)}, words, {});
+    Heads::scores(acc, q.at, q.stride, {panel, sizeof(Vec)}, words);
     for (int r = 0; r < R; ++r) acc[r][0].store(scores + r * stride + key);
   }
 
@@ -263,7 +266,6 @@ void attention_rows(const kosine::AttentionArgs& args, const KeyBlock& block, st
   }
 
   const char* weights = reinterpret_cast<const char*>(scores);
-  const std::size_t steps = (count + Heads::kWord - 1) / Heads::kWord;
   const auto values = [&](std::size_t d) {
     return Heads::values(args.v + block.keys.begin * args.ld, args.ld, block.values,
                          block.keys.end - block.keys.begin, args.head_size, skipped, d);
@@ -281,7 +283,7 @@ void attention_rows(const kosine::AttentionArgs& args, const KeyBlock& block, st
   std::size_t d = 0;
   for (; d + 2 * kLanes <= args.head_size; d += 2 * kLanes) {
     Vec acc[R][2];
-    multiply<Heads::Dot, R, 2, false>(acc, weights, stride * sizeof(float), values(d), steps, {});
+    Heads::context(acc, weights, stride * sizeof(float), values(d), steps);
     for (int r = 0; r < R; ++r) {
       settle(acc[r][0], r, d);
       settle(acc[r][1], r, d + kLanes);
@@ -289,7 +291,7 @@ void attention_rows(const kosine::AttentionArgs& args, const KeyBlock& block, st
   }
   if (d < args.head_size) {
     Vec acc[R][1];
-    multiply<Heads::Dot, R, 1, false>(acc, weights, stride * sizeof(float), values(d), steps, {});
+    Heads::context(acc, weights, stride * sizeof(float), values(d), steps);
     for (int r = 0; r < R; ++r) settle(acc[r][0], r, d);
   }
 }
@@ -307,7 +309,8 @@ constexpr AttentionTile kAttentionTiles[] = {
 };
 
 // The tiles begin .. end, group by group.
-inline void attend_tiles(const kosine::AttentionArgs& args, std::size_t begin, std::size_t end) {
+inline void attend_tiles(const kosine::AttentionArgs& args, std::size_t begin, std::size_t end,
+                         Heads::Unit& unit) {
   static_assert(sizeof kAttentionTiles == kTileRows * sizeof(AttentionTile));
   const AttentionRoom room(args.length);
   const QueryTiles tiles{args.length};
@@ -329,7 +332,7 @@ inline void attend_tiles(const kosine::AttentionArgs& args, std::size_t begin, s
                      args.head_size, panels);
       Heads::pack_values(args.v + keys.begin * args.ld, args.ld, keys.end - keys.begin,
                          args.head_size, values);
-      KeyBlock block{keys,   panels,  values,      queries,
+      KeyBlock block{unit,   keys,   panels,  values,      queries,
                      scores, room.scores_stride(), nullptr, end_row - 1};
       if (args.distances != nullptr) {
         spread_distances(args, static_cast<std::ptrdiff_t>(keys.begin - block.last_row),
@@ -351,14 +354,15 @@ inline void attend_tiles(const kosine::AttentionArgs& args, std::size_t begin, s
 // where a row sees what came before it only.
 void attention(const kosine::AttentionArgs& args) {
   const std::size_t tiles = QueryTiles{args.length}.count();
+  Heads::Unit unit;
   if (args.parts == 1) {
-    attend_tiles(args, 0, tiles);
+    attend_tiles(args, 0, tiles, unit);
     return;
   }
   const std::size_t runs = 2 * args.parts;
   const std::size_t front = args.part, back = runs - 1 - args.part;
-  attend_tiles(args, tiles * front / runs, tiles * (front + 1) / runs);
-  attend_tiles(args, tiles * back / runs, tiles * (back + 1) / runs);
+  attend_tiles(args, tiles * front / runs, tiles * (front + 1) / runs, unit);
+  attend_tiles(args, tiles * back / runs, tiles * (back + 1) / runs, unit);
 }
 
 }  // namespace

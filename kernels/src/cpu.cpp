@@ -21,17 +21,20 @@ constexpr Level kLevels[] = {
     {Isa::kAvx512Vnni, "avx512_vnni"},
     {Isa::kAvx512Bf16, "avx512_bf16"},
     {Isa::kAmxBf16, "amx_bf16"},
+    {Isa::kAmxInt8, "amx_int8"},
     {Isa::kAmxBf16Emulated, "amx_bf16_emulated"},
+    {Isa::kAmxInt8Emulated, "amx_int8_emulated"},
 };
 
 // No level of any machine: there for those who ask for it by name, and not in any list.
-bool emulated(Isa isa) { return isa == Isa::kAmxBf16Emulated; }
+bool emulated(Isa isa) { return isa == Isa::kAmxBf16Emulated || isa == Isa::kAmxInt8Emulated; }
 
 // Best last.
 constexpr const Kernels* kTables[] = {
     &kAvx2Float32,     &kAvx2W8A16,      &kAvx2Int8,       &kAvxVnniInt8,
     &kAvx512Float32,   &kAvx512W8A16,    &kAvx512VnniInt8, &kAvx512Bfloat16,
-    &kAvx512Bf16W8A16, &kAvx512Bf16Int8, &kAmxBfloat16,    &kAmxBfloat16Emulated};
+    &kAvx512Bf16W8A16, &kAvx512Bf16Int8, &kAmxBfloat16Emulated, &kAmxInt8Emulated,
+    &kAmxBfloat16,     &kAmxInt8};
 
 struct Named {
   Dtype dtype;
@@ -45,7 +48,8 @@ constexpr Named kDtypes[] = {
 };
 
 struct Features {
-  bool avx2 = false, avx_vnni = false, avx512 = false, vnni = false, bf16 = false, amx = false;
+  bool avx2 = false, avx_vnni = false, avx512 = false, vnni = false, bf16 = false;
+  bool amx_bf16 = false, amx_int8 = false;
 };
 
 // What the processor has, by cpuid, and what the operating system saves, by xgetbv: a register
@@ -57,7 +61,8 @@ const Features& features() {
     constexpr unsigned kAvx2 = 1u << 5;                                         // leaf 7, ebx
     constexpr unsigned kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;     // F, DQ, BW, VL
     constexpr unsigned kVnni = 1u << 11;                                        // ecx
-    constexpr unsigned kAmx = 1u << 22 | 1u << 24;                              // edx: bf16, tiles
+    constexpr unsigned kAmxBf16 = 1u << 22 | 1u << 24;                          // edx: with tiles
+    constexpr unsigned kAmxInt8 = 1u << 25;                                     // edx
     constexpr unsigned kAvxVnni = 1u << 4, kBf16 = 1u << 5;                     // leaf 7.1, eax
     constexpr unsigned kYmm = 3u << 1, kZmm = kYmm | 7u << 5, kTiles = 3u << 17;  // of XCR0
     Features f;
@@ -72,12 +77,14 @@ const Features& features() {
     f.avx2 = fma && (ebx & kAvx2) != 0 && saves(kYmm);
     f.avx512 = f.avx2 && (ebx & kAvx512) == kAvx512 && saves(kZmm);
     f.vnni = f.avx512 && (ecx & kVnni) != 0;
-    const bool tiles = (edx & kAmx) == kAmx && saves(kTiles);
+    const bool tiles = (edx & kAmxBf16) == kAmxBf16 && saves(kTiles);
+    const bool bytes = (edx & kAmxInt8) != 0;
     if (subleaves >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {
       f.avx_vnni = f.avx2 && (eax & kAvxVnni) != 0;
       f.bf16 = f.vnni && (eax & kBf16) != 0;
     }
-    f.amx = f.bf16 && tiles;
+    f.amx_bf16 = f.bf16 && tiles;
+    f.amx_int8 = f.amx_bf16 && bytes;
     return f;
   }();
   return found;
@@ -88,7 +95,7 @@ const Features& features() {
 bool may_use_tiles() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
   static const bool allowed =
-      features().amx && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+      features().amx_bf16 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   return allowed;
 }
 
@@ -100,7 +107,9 @@ bool present(Isa isa) {
     case Isa::kAvx512Vnni: return features().vnni;
     case Isa::kAvx512Bf16: return features().bf16;
     case Isa::kAmxBf16: return may_use_tiles();
-    case Isa::kAmxBf16Emulated: return features().bf16;
+    case Isa::kAmxInt8: return features().amx_int8 && may_use_tiles();
+    case Isa::kAmxBf16Emulated:
+    case Isa::kAmxInt8Emulated: return features().bf16;
   }
   return false;
 }
@@ -175,6 +184,7 @@ const Kernels& select_kernels(Dtype dtype, const std::string& level) {
   const Isa highest = level.empty() ? levels.back() : forced_level(level);
   for (auto table = std::rbegin(kTables); table != std::rend(kTables); ++table) {
     const Isa isa = (*table)->isa;
+    if (emulated(isa) && !emulated(highest)) continue;
     if ((*table)->dtype == dtype && isa <= highest && present(isa)) return **table;
   }
   throw Unavailable{"dtype " + std::string(name_of(dtype)) + " does not run at ISA level '" +

@@ -1,75 +1,19 @@
-// Packing a weight of signed bytes, and the product of quantized rows (quantize.h) with it.
-//
-// A panel of 32 columns (16 in AVX2) holds, one after another:
-//
-//     words of all slices   W[k .. k + kStep, column], columns side by side, as gemm.h has them
-//     column sums           float[slices][columns]: of the bytes of a slice
-//     column scales         float[columns]
-//
-// For each slice of the depth, int32 sums of bytes are exact. So is, in float32,
-//
-//     part = sum - zero * column_sum
-//
-// and the result is (part_0 * scale_0 + part_1 * scale_1 + ...) * column_scale + bias, in float32
-// with fused multiply-adds, slice after slice: which tile a row falls into changes no bit of it.
+// The product of quantized rows with packed panels of bytes (pack_int8.h), tile by tile of vectors.
 #pragma once
 
 #include "epilogue.h"
 #include "kernels.h"
+#include "pack_int8.h"
 #include "quantize.h"
 #include "tile.h"
 
 namespace {
 
-constexpr std::size_t kPanel = 2 * Vec::kLanes;
 constexpr std::size_t kPanelStride = kPanel * Int8::kStep;
 constexpr std::size_t kChunkRows = 112;
 constexpr std::size_t kAloneRows = 64;
 constexpr std::size_t kProductRows = Int8::kRows;
 constexpr std::size_t kGemmScratch = 0;
-
-std::size_t slice_columns(std::size_t inner) { return Slices(inner).width; }
-
-std::size_t row_elements(std::size_t width) {
-  const Slices slices(width);
-  return slices.depth + slices.count * (kTailBytes / sizeof(Dot::Activation));
-}
-
-struct Shape {
-  explicit Shape(std::size_t depth)
-      : slices(depth),
-        panel_bytes(slices.depth * kPanel + (slices.count + 1) * kPanel * sizeof(float)) {}
-  Slices slices;
-  std::size_t panel_bytes;
-};
-
-std::size_t panel_bytes(std::size_t padded_depth) { return Shape(padded_depth).panel_bytes; }
-
-void pack(const kosine::PackArgs& args) {
-  const auto* weight = static_cast<const signed char*>(args.weight);
-  const Shape shape(args.padded_depth);
-  const Slices& slices = shape.slices;
-  auto* panel = static_cast<char*>(args.packed);
-  for (std::size_t n = 0; n < args.columns; n += kPanel, panel += shape.panel_bytes) {
-    auto* to = reinterpret_cast<signed char*>(panel);
-    auto* sums = reinterpret_cast<float*>(panel + slices.depth * kPanel);
-    float* scales = sums + slices.count * kPanel;
-    for (std::size_t i = 0; i < slices.count * kPanel; ++i) sums[i] = 0;
-    for (std::size_t k = 0; k < slices.depth; k += Int8::kStep) {
-      for (std::size_t j = 0; j < kPanel; ++j) {
-        for (std::size_t i = 0; i < Int8::kStep; ++i) {
-          const bool inside = k + i < args.depth && n + j < args.columns;
-          const signed char byte = inside ? weight[(k + i) * args.ldw + n + j] : 0;
-          sums[k / slices.width * kPanel + j] += byte;
-          *to++ = byte;
-        }
-      }
-    }
-    for (std::size_t j = 0; j < kPanel; ++j) {
-      scales[j] = n + j < args.columns ? args.scale[n + j] : 0.0f;
-    }
-  }
-}
 
 template <kosine::Epilogue kEpilogue, int R>
 void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, const char* weight,
@@ -79,8 +23,8 @@ void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, const char* wei
   const Slices& slices = shape.slices;
   const std::size_t lda = args.lda * kElement;
   const char* a = static_cast<const char*>(args.a) + row * lda;
-  const auto* column_sums = reinterpret_cast<const float*>(weight + slices.depth * kPanel);
-  const float* column_scales = column_sums + slices.count * kPanel;
+  const float* column_sums = shape.column_sums(weight, 0);
+  const float* column_scales = shape.column_scales(weight);
   const Vec scales[2] = {Vec::load(column_scales), Vec::load(column_scales + kLanes)};
   const float* biases = args.bias + panel * kPanel;
   const Vec bias[2] = {Vec::load(biases), Vec::load(biases + kLanes)};
@@ -98,14 +42,13 @@ void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, const char* wei
     column_sums += kPanel;
 #pragma GCC unroll 16
     for (std::size_t r = 0; r < R; ++r) {
-      Tail tail;
-      __builtin_memcpy(&tail, a + r * lda, sizeof tail);
-      const Vec scale = Vec::all(tail.scale), zero = Vec::all(-tail.zero);
+      const SliceFactors factors(a + r * lda);
 #pragma GCC unroll 2
       for (std::size_t c = 0; c < 2; ++c) {
         const std::size_t at = r * kPanel + c * kLanes;
-        const Vec part = fma(zero, sums[c], Int8::floats(integers + at));
-        const Vec total = s == 0 ? part * scale : fma(part, scale, Vec::load(totals + at));
+        const Vec whole = Int8::floats(integers + at);
+        const Vec total = s == 0 ? factors.first(whole, sums[c])
+                                 : factors.next(whole, sums[c], Vec::load(totals + at));
         if (last) {
           finish<kEpilogue>(fma(total, scales[c], bias[c]), args.out,
                             (row + r) * args.ldo + panel * kPanel + c * kLanes);

@@ -6,13 +6,13 @@
 #pragma once
 
 #include "dot_bfloat16.h"
+#include "heads_vectors.h"
 #include "kernels.h"
 #include "tile.h"
 
 namespace {
 
-struct BfloatHeads {
-  using Dot = BfloatDot;
+struct BfloatHeads : VectorHeads<BfloatDot> {
   static constexpr bool kRounds = true;
   static constexpr std::size_t kWord = Dot::kStep;
   // Each group packs all keys anew: three times as many rows, beside half the bytes.

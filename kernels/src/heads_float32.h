@@ -3,13 +3,13 @@
 
 #include "dot_float32.h"
 #include "exponential.h"
+#include "heads_vectors.h"
 #include "kernels.h"
 #include "tile.h"
 
 namespace {
 
-struct FloatHeads {
-  using Dot = FloatDot;
+struct FloatHeads : VectorHeads<FloatDot> {
   static constexpr bool kRounds = false;
   static constexpr std::size_t kWord = Dot::kStep;  // numbers of a head, or keys, in a word
   static constexpr std::size_t kGroupRows = 336;    // whose contexts stay in L2 beside a block

@@ -17,8 +17,19 @@
 namespace kosine {
 
 // In order: a machine that has one has those before it, but for kAvxVnni, which many with AVX512
-// lack. The emulation is beside the order; it comes last so that asking for it by name finds it.
-enum class Isa { kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmxBf16, kAmxBf16Emulated };
+// lack. The emulations are no level of any machine: they stand before the levels that they stand
+// for, so that these are no part of them.
+enum class Isa {
+  kAvx2,
+  kAvxVnni,
+  kAvx512,
+  kAvx512Vnni,
+  kAvx512Bf16,
+  kAmxBf16Emulated,
+  kAmxInt8Emulated,
+  kAmxBf16,
+  kAmxInt8,
+};
 enum class Dtype { kFloat32, kBfloat16, kW8A16, kInt8 };
 
 // What becomes of the product (rows, depth) x (depth, columns):
@@ -177,5 +188,7 @@ extern const Kernels kAvx512Bf16Int8;
 extern const Kernels kAvx512Bfloat16;
 extern const Kernels kAmxBfloat16;
 extern const Kernels kAmxBfloat16Emulated;
+extern const Kernels kAmxInt8;
+extern const Kernels kAmxInt8Emulated;
 
 }  // namespace kosine

@@ -45,11 +45,8 @@ struct Ahead {
 };
 
 template <class Dot, int R, int C, bool kPrefetch>
-[[gnu::always_inline]] inline void multiply(Vec (&acc)[R][C], const char* a, std::size_t lda,
-                                            Panel panel, std::size_t steps, Ahead ahead) {
-  for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) acc[r][c] = Vec::zero();
-  }
+[[gnu::always_inline]] inline void add_products(Vec (&acc)[R][C], const char* a, std::size_t lda,
+                                                Panel panel, std::size_t steps, Ahead ahead) {
   for (std::size_t k = 0; k < steps; ++k) {
     typename Dot::Words b[C];
 #pragma GCC unroll 2
@@ -67,6 +64,15 @@ template <class Dot, int R, int C, bool kPrefetch>
       for (int c = 0; c < C; ++c) acc[r][c] = Dot::add_product(acc[r][c], word, b[c]);
     }
   }
+}
+
+template <class Dot, int R, int C, bool kPrefetch>
+[[gnu::always_inline]] inline void multiply(Vec (&acc)[R][C], const char* a, std::size_t lda,
+                                            Panel panel, std::size_t steps, Ahead ahead) {
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < C; ++c) acc[r][c] = Vec::zero();
+  }
+  add_products<Dot, R, C, kPrefetch>(acc, a, lda, panel, steps, ahead);
 }
 
 }  // namespace

@@ -37,9 +37,16 @@ def table(report: dict[str, Any]) -> str:
         for service in LABELS:
             figures = found["services"].get(service)
             if figures is not None:
-                cells = [f"{figures[field]:,.4g}" if figures.get(field) else "" for field in FIELDS]
+                cells = [_digits(figures.get(field)) for field in FIELDS]
                 rows.append([model, LABELS[service], *cells])
     return markdown(HEADS, rows)
+
+
+def _digits(figure: float | None) -> str:
+    """Four of them; all of those before the point."""
+    if not figure:
+        return ""
+    return f"{figure:,.0f}" if figure >= 1_000 else f"{figure:.4g}"
 
 
 def plot(report: dict[str, Any], path: Path) -> None:

@@ -20,6 +20,7 @@ LEVELS = {
     "avx512_vnni": "AVX512-VNNI",
     "avx512_bf16": "AVX512-BF16",
     "amx_bf16": "AMX",
+    "amx_int8": "AMX",
 }
 
 

@@ -57,12 +57,13 @@ class NativeBackend:
 
     The same text gives the same bits alone, anywhere in any batch, and with any number of
     threads, as long as dtype and ISA level stay the same. The environment variable `KOSINE_ISA`
-    (avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16, amx_bf16) forbids everything above a level.
+    (avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16, amx_bf16, amx_int8) forbids everything above
+    a level.
 
     Args:
         bundle: The opened bundle. Its weights are packed into memory of the engine's own.
         dtype: "float32" (AVX2, AVX512), "bfloat16" (AVX512-BF16, AMX), "w8a16" (AVX2, AVX512,
-            AVX512-BF16) or "int8" (AVX2, AVX-VNNI, AVX512-VNNI).
+            AVX512-BF16) or "int8" (AVX2, AVX-VNNI, AVX512-VNNI, AMX).
         device: "auto" or "cpu".
         threads: Most threads in one call; None takes the CPUs that the process may really use.
         spin: Let idle threads watch for the next call 10 ms long, not 50 us.

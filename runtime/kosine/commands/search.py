@@ -75,10 +75,15 @@ def run(args: argparse.Namespace) -> int:
                 f"  {score:>8.4f}  {source.unit} {record.number}: {clip(record.text)}\n"
             )
     sys.stdout.write(
-        f"{len(args.queries)} queries in {best.count} texts on "
+        f"{_count(len(args.queries), 'query', 'queries')} in "
+        f"{_count(best.count, 'text', 'texts')} on "
         f"{encoder.backend.name}/{encoder.backend.dtype} in {seconds:.2f} s\n"
     )
     return 0
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
 
 
 def _hit(score: float, record: Record, unit: str) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def open_input(name: str, text_field: str | None = None, id_field: str | None = 
     Standard input is one text a line, or JSON lines where `text_field` is given.
 
     Raises:
-        InputError: No such file, or fields of a file that has none.
+        InputError: No such file, one of vectors, or fields of a file that has none.
     """
     if name == "-":
         kind = "lines" if text_field is None else "jsonl"
@@ -108,6 +108,12 @@ def open_input(name: str, text_field: str | None = None, id_field: str | None = 
             raise InputError(f"{name!r} is a folder", limit="a file", remedy="name a file of texts")
         if not path.exists():
             raise InputError(f"no file {name!r}", remedy="name a file, or - for standard input")
+        if path.suffix.lower() == ".npy":
+            raise InputError(
+                f"{name!r} holds vectors, not texts",
+                limit="one text a line, or a .csv, .jsonl or .parquet file",
+                remedy="name the file of the texts; stored vectors are for kosine compare",
+            )
         kind = KINDS.get(path.suffix.lower(), "lines")
     if kind == "lines" and (text_field is not None or id_field is not None):
         raise InputError(
