@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,7 @@ from kosine_bench.measuring.run import _Run
 from kosine_bench.measuring.samples import agreement
 from kosine_bench.measuring.tuning import affordable_texts, known_setting
 from kosine_bench.measuring.work_file import WorkFile, calibration_ids, write_work
+from kosine_bench.measuring.worker_process import WorkerFailed
 from kosine_bench.measuring.workload import WORKLOADS, Column, Workload
 from kosine_bench.report import tables
 
@@ -290,3 +294,37 @@ def test_random_checkpoints_are_the_same_everywhere_and_readable(tmp_path: Path)
     assert (spec.family, spec.pooling.modes, read.max_tokens) == ("roberta", ("mean",), 64)
     checkpoint = Checkpoint(first, tmp_path)
     assert (checkpoint.dim, checkpoint.pad_id, checkpoint.max_tokens) == (32, 1, 64)
+
+
+def test_who_cannot_be_made_for_a_size_takes_part_in_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [Part(WORKLOADS["korsts"], models.SIZES[name]) for name in ("sample", "base")]
+    plan = Plan(tuple(parts), (KosineOnnx,), TINY, threads=1, quick=True)
+    unknown = {"base"}
+
+    class Worker:
+        def __init__(self, size: models.ModelSize) -> None:
+            self.size = size
+
+        def ask(self, what: str, **_: object) -> Any:
+            if what == "convert" and self.size.name in unknown:
+                raise WorkerFailed("convert: no such model")
+            return {"versions": {}, "convert": {}}.get(what)
+
+    @contextlib.contextmanager
+    def worker(_: _Run, __: object, size: models.ModelSize) -> Iterator[Worker]:
+        yield Worker(size)
+
+    monkeypatch.setattr(_Run, "_worker", worker)
+    for reason in (None, "convert: no such model"):
+        run = _Run(plan, lambda _: None, tmp_path)
+        run.work = [SimpleNamespace(size=part.size, part=part) for part in parts]  # type: ignore[misc]
+        (state,) = run.states
+        for part in parts:
+            run._convert(state, part.size, [])
+        assert state.describe()["absent_from"] == dict.fromkeys(unknown, "convert: no such model")
+        assert state.reason == reason
+        assert len(run._work_of(models.SIZES["sample"], state)) == (reason is None)
+        assert run._work_of(models.SIZES["base"], state) == []
+        unknown.add("sample")

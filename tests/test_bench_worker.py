@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,3 +137,14 @@ def test_import_time_is_a_fresh_interpreters() -> None:
     assert 0 < import_seconds(python, "import json", 1, {}) < 5
     with pytest.raises(Absent, match="ModuleNotFoundError"):
         import_seconds(python, "import no_such_module_at_all", 1, {})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system tells no better")
+def test_the_peak_is_not_that_of_who_started_the_process() -> None:
+    code = (
+        "from kosine_bench.contestants.contestant import Contestant; "
+        "print(Contestant.peak_rss(None))"
+    )
+    held = np.ones(1 << 27, np.uint8).repeat(4)  # 512 MiB
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 2**24 < int(done.stdout) < held.nbytes

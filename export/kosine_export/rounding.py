@@ -77,9 +77,10 @@ def _factorize(seen: Float64) -> tuple[NDArray[np.intp], Float64] | None:
     # The rows of the largest inputs are rounded first, from the end: most is taken back of those.
     order = np.argsort(np.diag(damped), kind="stable")
     try:
-        return order, np.linalg.cholesky(damped[np.ix_(order, order)])
+        factor = np.linalg.cholesky(damped[np.ix_(order, order)])
     except np.linalg.LinAlgError:
         return None
+    return order, np.asarray(factor, np.float64)
 
 
 def _round_rows(wanted: Float64, effect: Float64) -> NDArray[np.int8]:

@@ -92,9 +92,10 @@ def _ranges(rows: Float32) -> tuple[float, Float64]:
     top = np.maximum(rows[each, high], 0).astype(np.float64)
     bottom = np.minimum(rows[each, low], 0).astype(np.float64)
     width = top - bottom
-    change = np.bincount(high, 2 * width * top, rows.shape[1])
-    change -= np.bincount(low, 2 * width * bottom, rows.shape[1])
-    return float(np.square(width).sum()), change
+    count = rows.shape[1]
+    up, down = 2 * width * top, 2 * width * bottom
+    change = np.bincount(high, up, count) - np.bincount(low, down, count)
+    return float(np.square(width).sum()), np.asarray(change, np.float64)
 
 
 def _least(cost: _Cost, logs: Float64) -> Float64:

@@ -31,6 +31,7 @@ class ContestantState:
     Attributes:
         isa: The instruction-set level that it computes at, where it tells.
         w8a16_share: By model size what `Contestant.w8a16_share` tells.
+        absent_from: Model sizes that it cannot be made for, and why.
     """
 
     kind: type[Contestant]
@@ -40,6 +41,7 @@ class ContestantState:
     isa: str | None = None
     w8a16_share: dict[str, float] = field(default_factory=dict)
     reason: str | None = None
+    absent_from: dict[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -63,6 +65,7 @@ class ContestantState:
             "versions": self.versions,
             "import_seconds": [round(second, 4) for second in self.import_seconds],
             "absent": self.reason,
+            "absent_from": self.absent_from,
         }
 
 

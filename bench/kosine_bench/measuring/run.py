@@ -126,8 +126,11 @@ class _Run:
                 seconds = worker.ask("convert", calibration=calibration, trained=size.trained)
                 share = worker.ask("w8a16_share")
         except (Absent, WorkerFailed) as problem:
-            state.reason = str(problem)
-            self.say(f"{state.kind.name} is absent: {problem}")
+            # Another size may be one that it knows.
+            state.absent_from[size.name] = str(problem)
+            self.say(f"{state.kind.name} is absent from {size.name}: {problem}")
+            if not any(self._work_of(other, state) for other in self.plan.sizes):
+                state.reason = str(problem)
             return
         if share is not None:
             state.w8a16_share[size.name] = share
@@ -262,6 +265,8 @@ class _Run:
     def _work_of(
         self, size: models.ModelSize, state: ContestantState | None = None
     ) -> list[WorkFile]:
+        if state is not None and size.name in state.absent_from:
+            return []
         return work_of(self.work, size, state.kind if state else None)
 
     def _worker(self, state: ContestantState, size: models.ModelSize) -> WorkerProcess:

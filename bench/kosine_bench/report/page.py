@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,17 @@ def block(result: dict[str, Any], path: Path, root: Path) -> str:
     rounds = f"{made['rounds']} interleaved rounds"
     if made.get("repeats", 1) > 1:
         rounds = f"{made['repeats']} repeats in one process each"
+    heads = tables.heads(result, workload)
+    rows = tables.headline(result, workload, "end-to-end")
     lines = [
         f"{_hardware(result)};"
         f" {made['date'][:10]}, {commit}; {size} model with {weights} weights, {sentences}"
         f" Korean sentences; medians of {rounds}, raw samples in"
-        f" [{path.name}]({relative}).{_missing(result)}",
+        f" [{path.name}]({relative}).{_missing(result)}{_note(result)}",
         "",
         f"Text in, unit vectors out, workload `{workload.split('@')[0]}`:",
         "",
-        tables.markdown(
-            tables.heads(result, workload),
-            tables.headline(result, workload, "end-to-end"),
-            bold="kosine",
-        ),
+        tables.markdown(*_measured(heads, rows), bold="kosine"),
         "",
     ]
     trained = figures.trained_workloads(result)
@@ -146,6 +145,22 @@ def _missing(result: dict[str, Any]) -> str:
     return f" The run was cut off: not measured are {', '.join(names)}."
 
 
+def _note(result: dict[str, Any]) -> str:
+    """What somebody had to say of the run."""
+    note = result["made"].get("note")
+    return f" {note}" if note else ""
+
+
+def _measured(heads: Sequence[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Without the columns that say "not measured" of everybody; rows of absent ones are short."""
+    whole = [row for row in rows if len(row) == len(heads)]
+    kept = [i for i in range(len(heads)) if not whole or any(r[i] != "not measured" for r in whole)]
+    return (
+        [heads[i] for i in kept],
+        [[row[i] for i in kept] if len(row) == len(heads) else row for row in rows],
+    )
+
+
 def _gpu_tables(result: dict[str, Any]) -> list[str]:
     lines = []
     rows = tables.share_rows(result, "bulk")
@@ -205,7 +220,7 @@ def summary(result: dict[str, Any], path: Path, root: Path) -> str:
             " in, unit vectors out; the fastest rival of each precision beside kosine, in one run"
             f" ([{made['date'][:10]}, {made.get('commit', '')[:12]}]({relative})):",
             "",
-            tables.markdown([heads[column] for column in columns], rows, bold="kosine"),
+            tables.markdown(*_measured([heads[i] for i in columns], rows), bold="kosine"),
         ]
     )
 

@@ -65,6 +65,13 @@ def heads(result: dict[str, Any], workload: str) -> tuple[str, ...]:
     return (*names, *cosine_columns(result, workload))
 
 
+def _peak(run: dict[str, Any] | None) -> str:
+    if run is None:
+        return ""
+    peaks = run["peak_rss_bytes"]
+    return f"{max(peaks) / 2**20:,.0f}" if peaks else "not measured"
+
+
 def headline(result: dict[str, Any], workload: str, scope: str) -> list[list[str]]:
     """Cells of `heads`, one row a contestant, fastest burst first; absent ones last.
 
@@ -102,7 +109,7 @@ def headline(result: dict[str, Any], workload: str, scope: str) -> list[list[str
                         if gpu
                         else [
                             _number(figures["bulk"], "cpu_seconds_per_1000", "{:.2f}"),
-                            f"{max(run['peak_rss_bytes']) / 2**20:,.0f}" if run else "",
+                            _peak(run),
                         ]
                     ),
                     f"{_median(run['load_seconds']):.2f}" if run else "",
