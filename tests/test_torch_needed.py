@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ def collect(program: tuple[str, ...], *words: str) -> set[str]:
         capture_output=True,
         text=True,
         cwd=HERE.parent,
+        env={**os.environ, "PYTEST_ADDOPTS": ""},  # -v would print it otherwise
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = [line.partition("[")[0] for line in done.stdout.splitlines() if "::" in line]
