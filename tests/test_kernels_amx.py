@@ -270,11 +270,14 @@ class TestEmulation:
     def test_it_is_no_level_of_this_machine_and_never_the_best(self, monkeypatch):
         monkeypatch.delenv(engine.ISA_VARIABLE, raising=False)
         assert not {EMULATED, EMULATED_INT8} & set(engine.isa_levels())
-        for dtype in ("float32", "bfloat16", "w8a16", "int8"):
-            assert engine.select_isa(dtype) in engine.isa_levels()
-        assert Encoder().engine("bfloat16").isa == engine.select_isa("bfloat16")
-        best = "amx_int8" if "amx_int8" in engine.isa_levels() else "avx512_bf16"
-        assert Encoder().in_bytes().engine("int8").isa == best
+        levels = engine.isa_levels()
+        for dtype, tiles in (("bfloat16", "amx_bf16"), ("int8", "amx_int8")):
+            best = tiles if tiles in levels else "avx512_bf16"
+            assert engine.select_isa(dtype) == best
+            encoder = for_dtype(Encoder(), dtype)
+            assert encoder.engine(dtype).isa == best
+        for dtype in ("float32", "w8a16"):
+            assert engine.select_isa(dtype) in levels
 
     def test_it_is_there_for_those_who_name_it(self):
         assert Encoder().engine("bfloat16", EMULATED).isa == EMULATED

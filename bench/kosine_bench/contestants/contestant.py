@@ -5,7 +5,6 @@ Imported by worker processes in environments of their own, so it needs NumPy and
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import resource
@@ -20,6 +19,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kosine_bench.contestants.process_memory import process_memory
 
 __all__ = [
     *("Absent", "Checkpoint", "Contestant", "PaddedContestant", "Setting", "installed_version"),
@@ -239,11 +240,9 @@ class Contestant(ABC):
 
     def peak_rss(self) -> int:
         """Highest resident memory so far, bytes."""
-        with contextlib.suppress(OSError):
-            # Linux's ru_maxrss begins with that of the process that started this one.
-            for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
+        # On Linux ru_maxrss begins with that of the process that started this one.
+        if peak := process_memory("self", "VmHWM"):
+            return peak
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 

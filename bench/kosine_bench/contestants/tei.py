@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from kosine_bench.contestants.contestant import Absent, Checkpoint, Contestant, Float32, Setting
+from kosine_bench.contestants.process_memory import process_memory
 
 __all__ = ["Server", "TextEmbeddingsInference"]
 
@@ -110,9 +111,7 @@ class Server:
         """Peak resident bytes of the server's process; 0 for one not started here."""
         if not self._process:
             return 0
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
-        return int(line.split()[1]) * 1024
+        return process_memory(self._process.pid, "VmHWM")
 
     def close(self) -> None:
         self._connection.close()

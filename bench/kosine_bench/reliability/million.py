@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from kosine_bench.contestants.process_memory import process_memory
 from kosine_bench.measuring import machine
 
 __all__ = ["main"]
@@ -68,8 +69,8 @@ def _run(bundle: Path, folder: Path, count: int) -> dict[str, Any]:
     process = subprocess.Popen([*command, "-o", str(vectors), "--json"], stdout=subprocess.PIPE)
     anonymous = resident = 0
     while process.poll() is None:
-        anonymous = max(anonymous, _resident(process.pid, "RssAnon"))
-        resident = max(resident, _resident(process.pid, "VmHWM"))
+        anonymous = max(anonymous, process_memory(process.pid, "RssAnon"))
+        resident = max(resident, process_memory(process.pid, "VmHWM"))
         time.sleep(0.2)
     assert process.stdout is not None
     said = json.loads(process.stdout.read())
@@ -90,17 +91,6 @@ def _run(bundle: Path, folder: Path, count: int) -> dict[str, Any]:
             name: said[name] for name in ("texts", "tokens", "truncated_texts") if name in said
         },
     }
-
-
-def _resident(pid: int, field: str) -> int:
-    """Bytes of a process in memory. VmHWM is the most so far; RssAnon leaves out the pages of
-    mapped files (the weights, the libraries), which the system may drop."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text("ascii")
-    except OSError:  # it has just ended
-        return 0
-    line = next((line for line in status.splitlines() if line.startswith(f"{field}:")), "x 0")
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

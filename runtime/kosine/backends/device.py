@@ -83,7 +83,7 @@ def explain(error: BaseException, otherwise: str) -> tuple[str, str]:
             "max_batch_tokens"
         )
     if any(word in text for word in NO_THREADS):
-        # It says the same of a thread whose stack finds no memory.
+        # The system says the same where a thread's stack finds no memory.
         return "the system gives no more threads, or no memory for their stacks", (
             "raise the limit of threads (ulimit -u, pids of the cgroup) or of memory (ulimit -v), "
             "or load with threads=1"
