@@ -20,11 +20,19 @@ from numpy.typing import NDArray
 from kosine_kernels.steps import Attention, FeedForward, Linear, Step
 
 __all__ = [
-    *("QuantizedRows", "multiply", "products", "quantize_rows", "quantize_weight", "slices"),
+    *("QuantizedRows", "gelu_of_bytes", "multiply", "products", "quantize_rows"),
+    *("quantize_weight", "slices"),
 ]
 
 Float32 = NDArray[np.float32]
 UNIT, MOST_COLUMNS = 64, 512
+# PhiForBytes of rowwise.h.
+GELU_EDGE = 4.39
+GELU = (
+    *(0.16076256334781647, -0.07875586301088333, 0.055289410054683685, -0.040047820657491684),
+    *(0.02671993337571621, -0.01585974544286728, 0.01083718053996563, -0.007771747652441263),
+    0.0027213008143007755,
+)
 SMALLEST_RANGE = np.float32(1e-30)  # below it a slice is all zeros
 
 
@@ -123,3 +131,14 @@ def multiply(
         part = whole - rows.zero[:, i, None].astype(np.float64) * bytes_.sum(axis=0)
         total += part * rows.scale[:, i, None].astype(np.float64)
     return np.asarray(total * scale.astype(np.float64) + bias.astype(np.float64))
+
+
+def gelu_of_bytes(x: NDArray[Any]) -> NDArray[Any]:
+    """The erf form of GELU as the int8 kernels have it, within 3e-5: its result becomes bytes."""
+    edge, one, half = (x.dtype.type(value) for value in (GELU_EDGE, 1, 0.5))
+    t = np.clip(x, -edge, edge)
+    s = t * t * (2 / (edge * edge)) - one
+    phi = np.full_like(s, GELU[-1])
+    for coefficient in GELU[-2::-1]:
+        phi = phi * s + x.dtype.type(coefficient)
+    return np.asarray(x * (phi * t + half))

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kosine_kernels.activations import INNER, activate
-from kosine_kernels.quantized import multiply, quantize_rows
+from kosine_kernels.quantized import gelu_of_bytes, multiply, quantize_rows
 from kosine_kernels.steps import (
     Attention,
     Dense,
@@ -132,7 +132,9 @@ def encode(
                 )
                 x = x + _norm(step.norm, t, linear(step.output, context, bias=step.bias))
             case FeedForward():
-                inner = INNER[step.activation](linear(step.up, y, bias=step.bias))
+                inner = linear(step.up, y, bias=step.bias)
+                rough = step.activation == "gelu" and quantized and step.up not in bytes_only
+                inner = gelu_of_bytes(inner) if rough else INNER[step.activation](inner)
                 if step.gate is not None:
                     inner = inner * linear(step.gate, y, bias=step.bias, reads=step.up)
                 x = x + _norm(step.norm, t, linear(step.down, inner, bias=step.bias))

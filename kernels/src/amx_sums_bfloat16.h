@@ -77,8 +77,8 @@ class Finisher {
     count = count < left_ ? count : left_;
     left_ -= count;
     for (; count != 0; --count) {
-      finish<kEpilogue>(Vec::load(c_) + bias_[0], out_, 0);
-      finish<kEpilogue>(Vec::load(c_ + Vec::kLanes) + bias_[1], out_, Vec::kLanes);
+      Vec y[] = {Vec::load(c_) + bias_[0], Vec::load(c_ + Vec::kLanes) + bias_[1]};
+      finish<kEpilogue>(y, out_, [](std::size_t i) { return i * Vec::kLanes; });
       c_ += kPanel;
       out_ += ldo_;
     }

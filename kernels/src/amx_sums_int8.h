@@ -99,7 +99,8 @@ class Finisher {
         const Vec total = first_ ? factors.first(integers, sums_[c])
                                  : factors.next(integers, sums_[c], Vec::load(place_.totals + at));
         if (last_) {
-          finish<kEpilogue>(fma(total, scales_[c], bias_[c]), out_, at);
+          Vec y[] = {fma(total, scales_[c], bias_[c])};
+          finish<kEpilogue>(y, out_, [&](std::size_t) { return at; });
         } else {
           total.store(place_.totals + at);
         }

@@ -1,6 +1,8 @@
 // What becomes of a vector of a product, bias added, on its way out.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 #include "rowwise.h"
 
@@ -44,23 +46,29 @@ template <kosine::Epilogue kEpilogue, int R>
 
 // `at`: elements from the start of `out`.
 template <kosine::Epilogue kEpilogue>
-[[gnu::always_inline]] inline void finish(Vec y, void* out, std::size_t at) {
+[[gnu::always_inline]] inline void finish_one(Vec y, void* out, std::size_t at) {
   using kosine::Epilogue;
   if constexpr (kEpilogue == Epilogue::kStore) {
     y.store(static_cast<float*>(out) + at);
   } else if constexpr (kEpilogue == Epilogue::kAdd) {
     float* sum = static_cast<float*>(out) + at;
     (Vec::load(sum) + y).store(sum);
-  } else if constexpr (kEpilogue == Epilogue::kGate) {
-    auto* scaled = static_cast<Output::Activation*>(out) + at;
-    Output::store(Output::widen(scaled) * y, scaled);
-  } else if constexpr (kEpilogue == Epilogue::kGeluTanh) {
-    Output::store(gelu_tanh(y), static_cast<Output::Activation*>(out) + at);
-  } else if constexpr (kEpilogue == Epilogue::kSilu) {
-    Output::store(silu(y), static_cast<Output::Activation*>(out) + at);
   } else {
-    Output::store(gelu(y), static_cast<Output::Activation*>(out) + at);
+    auto* to = static_cast<Output::Activation*>(out) + at;
+    if constexpr (kEpilogue == Epilogue::kGate) y = Output::widen(to) * y;
+    if constexpr (kEpilogue == Epilogue::kGeluTanh) y = gelu_tanh(y);
+    if constexpr (kEpilogue == Epilogue::kSilu) y = silu(y);
+    Output::store(y, to);
   }
+}
+
+// Vectors of a tile; at(i) is where the i-th goes.
+template <kosine::Epilogue kEpilogue, int N, class At>
+[[gnu::always_inline]] inline void finish(Vec (&y)[N], void* out, At at) {
+  using Phi = std::conditional_t<Dot::kQuantized, PhiForBytes, PhiForFloats>;
+  if constexpr (kEpilogue == kosine::Epilogue::kGelu) gelu<Phi>(y);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) finish_one<kEpilogue>(y[i], out, at(i));
 }
 
 }  // namespace

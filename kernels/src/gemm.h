@@ -101,11 +101,8 @@ void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, const char* wei
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const std::size_t at = (row + r) * args.ldo + column;
-      if constexpr (Dot::kScaled) {
-        finish<kEpilogue>(fma(acc[r][c], scales[c], bias), args.out, at);
-      } else {
-        finish<kEpilogue>(acc[r][c] + bias, args.out, at);
-      }
+      Vec y[] = {Dot::kScaled ? fma(acc[r][c], scales[c], bias) : acc[r][c] + bias};
+      finish<kEpilogue>(y, args.out, [&](std::size_t) { return at; });
     }
   }
 }

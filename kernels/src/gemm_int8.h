@@ -15,48 +15,104 @@ constexpr std::size_t kAloneRows = 64;
 constexpr std::size_t kProductRows = Int8::kRows;
 constexpr std::size_t kGemmScratch = 0;
 
+// Rows that are finished together: enough that the GELU of one does not wait for itself.
+constexpr int kGroupRows = Vec::kLanes / 4;
+
+// The integers of a tile's slice, and what they are added to.
+struct Sums {
+  const std::int32_t* integers;
+  float* totals;
+  const char* behind;  // the bytes of the first row
+  std::size_t lda;     // bytes
+  const float* columns;
+};
+
+// Where a tile's rows go.
+struct Place {
+  const float* column_scales;
+  const float* biases;
+  void* out;
+  std::size_t at;
+  std::size_t ldo;
+};
+
+// The first slice and the last are cases of their own, rather than tests for each vector.
+template <kosine::Epilogue kEpilogue, int R, bool kFirst, bool kLast>
+[[gnu::always_inline]] inline void add_rows(const Sums& slice, const Place& place,
+                                            std::size_t row) {
+  constexpr std::size_t kLanes = Vec::kLanes;
+  const Vec sums[2] = {Vec::load(slice.columns), Vec::load(slice.columns + kLanes)};
+  Vec y[2 * R];
+#pragma GCC unroll 4
+  for (std::size_t r = 0; r < R; ++r) {
+    const SliceFactors factors(slice.behind + (row + r) * slice.lda);
+#pragma GCC unroll 2
+    for (std::size_t c = 0; c < 2; ++c) {
+      const std::size_t at = (row + r) * kPanel + c * kLanes;
+      const Vec whole = Int8::floats(slice.integers + at);
+      const Vec total = kFirst ? factors.first(whole, sums[c])
+                               : factors.next(whole, sums[c], Vec::load(slice.totals + at));
+      if constexpr (kLast) {
+        y[2 * r + c] = fma(total, Vec::load(place.column_scales + c * kLanes),
+                           Vec::load(place.biases + c * kLanes));
+      } else {
+        total.store(slice.totals + at);
+      }
+    }
+  }
+  if constexpr (kLast) {
+    finish<kEpilogue>(y, place.out, [&](std::size_t i) {
+      return place.at + (row + i / 2) * place.ldo + i % 2 * kLanes;
+    });
+  }
+}
+
+template <kosine::Epilogue kEpilogue, int R, bool kFirst, bool kLast>
+[[gnu::always_inline]] inline void add_slice(const Sums& slice, const Place& place) {
+  std::size_t row = 0;
+#pragma GCC unroll 1
+  for (; row + kGroupRows <= R; row += kGroupRows) {
+    add_rows<kEpilogue, kGroupRows, kFirst, kLast>(slice, place, row);
+  }
+  if constexpr (R % kGroupRows != 0) {
+    add_rows<kEpilogue, R % kGroupRows, kFirst, kLast>(slice, place, row);
+  }
+}
+
 template <kosine::Epilogue kEpilogue, int R>
 void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, const char* weight,
                std::size_t row, std::size_t panel, Ahead ahead) {
   constexpr std::size_t kElement = sizeof(Dot::Activation);
-  constexpr std::size_t kLanes = Vec::kLanes;
-  const Slices& slices = shape.slices;
+  const Slices slices = shape.slices;
   const std::size_t lda = args.lda * kElement;
   const char* a = static_cast<const char*>(args.a) + row * lda;
-  const float* column_sums = shape.column_sums(weight, 0);
-  const float* column_scales = shape.column_scales(weight);
-  const Vec scales[2] = {Vec::load(column_scales), Vec::load(column_scales + kLanes)};
-  const float* biases = args.bias + panel * kPanel;
-  const Vec bias[2] = {Vec::load(biases), Vec::load(biases + kLanes)};
+  const Place place{shape.column_scales(weight), args.bias + panel * kPanel, args.out,
+                    row * args.ldo + panel * kPanel, args.ldo};
   alignas(kLine) std::int32_t integers[R * kPanel];
   alignas(kLine) float totals[R * kPanel];
-  fetch_output<kEpilogue, R>(args, row, panel * kPanel);
+  Sums sums{integers, totals, nullptr, lda, shape.column_sums(weight, 0)};
+  if constexpr (kEpilogue == kosine::Epilogue::kAdd || kEpilogue == kosine::Epilogue::kGate) {
+    fetch_output<kEpilogue, R>(args, row, panel * kPanel);  // stores alone need not wait
+  }
+  // Of the next panel: its scales come with its words.
+  __builtin_prefetch(place.biases + kPanel);
+  __builtin_prefetch(place.biases + kPanel + Vec::kLanes);
   for (std::size_t s = 0; s < slices.count; ++s) {
     const std::size_t width = slices.width_of(s);
     Int8::multiply<R>(integers, a, lda, weight, width / Int8::kStep, ahead);
     a += width * kElement;
     weight += width * kPanel;
     ahead.at += width / Int8::kStep * ahead.advance;
+    sums.behind = a;
     const bool last = s + 1 == slices.count;
-    const Vec sums[2] = {Vec::load(column_sums), Vec::load(column_sums + kLanes)};
-    column_sums += kPanel;
-#pragma GCC unroll 16
-    for (std::size_t r = 0; r < R; ++r) {
-      const SliceFactors factors(a + r * lda);
-#pragma GCC unroll 2
-      for (std::size_t c = 0; c < 2; ++c) {
-        const std::size_t at = r * kPanel + c * kLanes;
-        const Vec whole = Int8::floats(integers + at);
-        const Vec total = s == 0 ? factors.first(whole, sums[c])
-                                 : factors.next(whole, sums[c], Vec::load(totals + at));
-        if (last) {
-          finish<kEpilogue>(fma(total, scales[c], bias[c]), args.out,
-                            (row + r) * args.ldo + panel * kPanel + c * kLanes);
-        } else {
-          total.store(totals + at);
-        }
-      }
+    if (s == 0) {
+      last ? add_slice<kEpilogue, R, true, true>(sums, place)
+           : add_slice<kEpilogue, R, true, false>(sums, place);
+    } else {
+      last ? add_slice<kEpilogue, R, false, true>(sums, place)
+           : add_slice<kEpilogue, R, false, false>(sums, place);
     }
+    sums.columns += kPanel;
     a += kTailBytes;
   }
 }

@@ -64,6 +64,11 @@ struct Range {
     high = max(high, x);
     poison = fma(x, Vec::zero(), poison);
   }
+  void add(const Range& other) {
+    low = min(low, other.low);
+    high = max(high, other.high);
+    poison = poison + other.poison;
+  }
 };
 
 struct Step {
@@ -89,25 +94,33 @@ template <class Bytes, class Value>
 inline void quantize_row(Value value, std::size_t width, const float* smooth,
                          typename Bytes::Activation* out) {
   constexpr std::size_t kLanes = Vec::kLanes;
+  constexpr std::size_t kChains = 4;  // that do not wait for one another
   const Slices slices(width);
   float row[kMostSlice];
   for (std::size_t s = 0; s < slices.count; ++s) {
     const std::size_t begin = s * slices.width;
     const std::size_t room = slices.width_of(s);
     const std::size_t count = width - begin < room ? width - begin : room;
-    Range range;
-    for (std::size_t i = 0; i < count; i += kLanes) {
+    Range ranges[kChains];
+    const auto take = [&](Range& range, std::size_t i) {
       Vec x = value(begin + i);
       if (smooth != nullptr) x = x * Vec::load(smooth + begin + i);
       range.add(x);
       x.store(row + i);
+    };
+    std::size_t i = 0;
+    for (; i + kChains * kLanes <= count; i += kChains * kLanes) {
+#pragma GCC unroll 4
+      for (std::size_t j = 0; j < kChains; ++j) take(ranges[j], i + j * kLanes);
     }
-    const Step step = step_of(range);
+    for (; i < count; i += kLanes) take(ranges[0], i);
+    for (std::size_t j = 1; j < kChains; ++j) ranges[0].add(ranges[j]);
+    const Step step = step_of(ranges[0]);
     const Vec inverse = Vec::all(step.inverse);
-    for (std::size_t i = 0; i < count; i += kLanes) {
+    for (i = 0; i < count; i += kLanes) {
       Bytes::store_bytes(Vec::load(row + i) * inverse, static_cast<int>(step.zero), out + i);
     }
-    for (std::size_t i = count; i < room; ++i) out[i] = 0;
+    for (i = count; i < room; ++i) out[i] = 0;
     out += room;
     const Tail tail{step.scale, step.zero};
     __builtin_memcpy(out, &tail, sizeof tail);

@@ -6,27 +6,55 @@
 
 namespace {
 
-// x Phi(x), Phi the normal distribution function: the erf form of GELU. Absolute error under
-// 1e-6 for |x| <= 8: Phi(x) = 1/2 + x P(x^2) with P a minimax polynomial of degree 13 on
-// |x| <= 5.25 (beyond which Phi is 0 or 1 to within 8e-8), written in s = 2 (x / 5.25)^2 - 1 to
-// keep its coefficients small.
-inline Vec gelu(Vec x) {
-  constexpr float kEdge = 5.25f;
-  constexpr float kCoefficients[] = {
+// Phi(x) = 1/2 + t P(t^2), t = x cut off at +-kEdge, beyond which Phi is 0 or 1. P is a minimax
+// polynomial written in s = 2 (t / kEdge)^2 - 1, which keeps its coefficients small.
+struct PhiForFloats {  // absolute error of x Phi(x) under 1e-6 for |x| <= 8
+  static constexpr float kEdge = 5.25f;
+  static constexpr bool kWithin = false;  // rounding may leave 0..1 at the edges
+  static constexpr float kCoefficients[] = {
       0.13465934991836548f,    -0.06712659448385239f,  0.04964519292116165f,
       -0.03977121785283089f,   0.032045260071754456f,  -0.024965422227978706f,
       0.018425434827804565f,   -0.013090514577925205f, 0.008839712478220463f,
       -0.004827069118618965f,  0.0021121108438819647f, -0.0016196838114410639f,
       0.0013621646212413907f,  -0.000450650550192222f,
   };
-  constexpr int kLast = sizeof kCoefficients / sizeof kCoefficients[0] - 1;
-  const Vec t = max(Vec::all(-kEdge), min(Vec::all(kEdge), x));
-  const Vec s = fma(t * t, Vec::all(2.0f / (kEdge * kEdge)), Vec::all(-1.0f));
-  Vec p = Vec::all(kCoefficients[kLast]);
+};
+struct PhiForBytes {  // under 3e-5 of what is rounded to steps of some 1e-2 next
+  static constexpr float kEdge = 4.39f;
+  static constexpr bool kWithin = true;  // but for rounding, which is harmless here
+  static constexpr float kCoefficients[] = {
+      0.16076256334781647f, -0.07875586301088333f, 0.055289410054683685f,
+      -0.040047820657491684f, 0.02671993337571621f, -0.01585974544286728f,
+      0.01083718053996563f, -0.007771747652441263f, 0.0027213008143007755f,
+  };
+};
+
+// x Phi(x), Phi the normal distribution function: the erf form of GELU. Of several vectors step by
+// step: each step of one waits for the step before, and the processor does not see far enough ahead
+// to begin with the next vector meanwhile.
+template <class Phi, int N>
+[[gnu::always_inline]] inline void gelu(Vec (&x)[N]) {
+  constexpr int kLast = sizeof Phi::kCoefficients / sizeof(float) - 1;
+  const Vec edge = Vec::all(Phi::kEdge);
+  Vec t[N], s[N], p[N];
+  const auto each = [](auto step) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) step(i);
+  };
+  each([&](int i) { t[i] = max(Vec::zero() - edge, min(edge, x[i])); });
+  each([&](int i) {
+    s[i] = fma(t[i] * t[i], Vec::all(2.0f / (Phi::kEdge * Phi::kEdge)), Vec::all(-1.0f));
+    p[i] = Vec::all(Phi::kCoefficients[kLast]);
+  });
 #pragma GCC unroll 16
-  for (int i = kLast - 1; i >= 0; --i) p = fma(p, s, Vec::all(kCoefficients[i]));
-  const Vec phi = fma(p, t, Vec::all(0.5f));
-  return x * max(Vec::zero(), min(Vec::all(1.0f), phi));
+  for (int k = kLast - 1; k >= 0; --k) {
+    each([&](int i) { p[i] = fma(p[i], s[i], Vec::all(Phi::kCoefficients[k])); });
+  }
+  each([&](int i) { p[i] = fma(p[i], t[i], Vec::all(0.5f)); });
+  if constexpr (!Phi::kWithin) {
+    each([&](int i) { p[i] = max(Vec::zero(), min(Vec::all(1.0f), p[i])); });
+  }
+  each([&](int i) { x[i] = x[i] * p[i]; });
 }
 
 // x / (1 + e^-z), with the exponential of what is not above 0.
@@ -104,18 +132,16 @@ void layer_norm_rows(const kosine::NormArgs& args) {
       return fma((Vec::load(x + i) - mean) * scale, Vec::load(args.gain + i),
                  Vec::load(args.bias + i));
     };
-    if constexpr (Dot::kStaged) {
-      if (args.keeps_x) {
-        Dot::quantize(normed, args.width, args.smooth, rounded);
-        continue;
-      }
-    }
-    for (std::size_t i = 0; i < args.width; i += Vec::kLanes) {
+    const auto take = [&](std::size_t i) {
       const Vec y = normed(i);
       if (!args.keeps_x) y.store(x + i);
-      if constexpr (!Dot::kStaged) Dot::store(y, rounded + i);
+      return y;
+    };
+    if constexpr (Dot::kStaged) {
+      Dot::quantize(take, args.width, args.smooth, rounded);
+    } else {
+      for (std::size_t i = 0; i < args.width; i += Vec::kLanes) Dot::store(take(i), rounded + i);
     }
-    if constexpr (Dot::kStaged) to_activations<Dot>(x, args.width, args.smooth, rounded);
   }
 }
 
