@@ -94,8 +94,8 @@ fuzz: .venv/.test native
 	  || exit 1; done
 
 # Those tests alone, so that no PyTorch is needed. `-rs` says why any of them was skipped.
-test-gpu: .venvs/gpu/.done
-	.venvs/gpu/bin/python -m pytest -m gpu -rs \
+test-gpu: .venvs/test-gpu/.done
+	.venvs/test-gpu/bin/python -m pytest -m gpu -rs \
 	  $(shell grep -l "import.*gpu_machine\|from gpu_machine\|mark\.gpu" tests/test_*.py) $(PYTEST_ARGS)
 
 # Real libraries, each at its newest version that goes with the others: in environments of their
@@ -238,11 +238,11 @@ clean:
 
 # onnxruntime-gpu and onnxruntime overwrite one another, hence an environment apart. TensorRT's
 # libraries come from NVIDIA's index; where they cannot be had, its tests skip and say so.
-.venvs/gpu/.done: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venvs/gpu
-	PIP_CONSTRAINT=constraints.txt .venvs/gpu/bin/python -m pip --disable-pip-version-check \
+.venvs/test-gpu/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venvs/test-gpu
+	PIP_CONSTRAINT=constraints.txt .venvs/test-gpu/bin/python -m pip --disable-pip-version-check \
 	  --quiet install -e '.[gpu,cuda,export,bench]' pytest hypothesis
-	-PIP_CONSTRAINT=constraints.txt .venvs/gpu/bin/python -m pip --disable-pip-version-check \
+	-PIP_CONSTRAINT=constraints.txt .venvs/test-gpu/bin/python -m pip --disable-pip-version-check \
 	  --quiet install -e '.[tensorrt]'
 	@touch $@
 

@@ -29,8 +29,8 @@ LONG = {
     "encoder_copies", "encoder_properties", "examples", "exit_gate", "export", "families",
     "five", "fixed_seeds", "fork", "full_size", "gemma3", "golden", "graph", "gte", "info",
     "int8", "jobs_compare", "jobs_embed", "kernels_amx", "kernels_engine", "kernels_int8",
-    "kernels_native", "kernels_process", "libraries", "limits", "long_texts", "minilm",
-    "native", "onnx_cuda", "onnx_session", "optimum", "parity", "prefork_memory", "qwen3",
+    "kernels_long", "kernels_native", "kernels_process", "libraries", "limits", "long_texts",
+    "minilm", "native", "onnx_cuda", "onnx_session", "optimum", "parity", "prefork_memory", "qwen3",
     "readme", "referee", "sentence_transformer", "serve_clients", "serve_hostile", "serve_life",
     "serve_limits", "serve_openai", "serve_page", "serve_reload", "serve_routes", "serving",
     "tensorrt", "tensorrt_export", "tokenizer", "tokenizer_classes", "tokenizer_files",
@@ -41,7 +41,8 @@ LONG = {
 # one process alone in the end.
 FIRST = (
     "ratio_gate", "e5", "batcher_soak", "full_size", "modernbert", "kernels_engine",
-    "kernels_native", "minilm", "int8", "ecosystem", "kernels_int8", "encoder_properties", "export",
+    "kernels_native", "minilm", "int8", "kernels_long", "ecosystem", "kernels_int8",
+    "encoder_properties", "export",
 )  # fmt: skip
 
 # No test may reach for a model hub, and forks after tokenising are meant.

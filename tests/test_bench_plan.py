@@ -134,7 +134,7 @@ def test_long8k_is_measured_where_it_is_named(monkeypatch: pytest.MonkeyPatch, d
         assert (part.modes, part.scopes) == (("single",), ("end-to-end",))
         assert [part.takes(number) for number in range(3)] == [True, False, False]
         assert {kind.name for kind in plan.contestants} - part.omits == {
-            *(f"kosine-native-{dtype}", "kosine-native-int8", "torch-float32"),
+            *(f"kosine-native-{dtype}", "kosine-native-int8", "torch-float32", f"torch-{dtype}"),
             *(f"openvino-{dtype}", "openvino-int8", "onnxruntime-float32", "onnxruntime-int8"),
             "ctranslate2-int8",
         }

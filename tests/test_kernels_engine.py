@@ -26,7 +26,6 @@ from native_machine import (
     kernels,
     needs_native,
     overflowing,
-    script,
     tables,
 )
 
@@ -159,57 +158,6 @@ def test_a_decoder_has_the_same_bits_with_any_threads_and_company(dtype, isa):
         start = np.array([0, LENGTHS[3]], np.int32)
         alone = encoder.engine(dtype, isa).forward(ids[own], start, positions[own])[0]
         assert np.array_equal(alone[0], found[3])
-
-
-LONG = [600, 3, 513, 40, 1400, 130, 1]
-LONG_SHAPES = {
-    "plain": lambda: Encoder(hidden=48, heads=3, positions=1400),
-    "buckets": lambda: Encoder(hidden=48, heads=3, positions=1400, buckets=(3, 1, 0, 2, 5, 4, 2)),
-    "windows": lambda: Encoder(modern=True, positions=1400, windows=(None, 64), layers=3),
-    "decoder": lambda: Encoder.decoder(positions=1400, windows=(None, 520), heads=6, shared=2),
-}
-
-
-@each_table()
-@pytest.mark.parametrize("shape", LONG_SHAPES)
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_long_texts(dtype, isa, shape, threads):
-    check(LONG_SHAPES[shape](), LONG, dtype, isa, threads=threads, guard="after")
-
-
-@each_table()
-@pytest.mark.parametrize("shape", LONG_SHAPES)
-def test_a_long_text_has_the_same_bits_with_any_threads_and_company(dtype, isa, shape):
-    encoder = LONG_SHAPES[shape]()
-    ids, starts, positions = encoder.batch(LONG)
-    found = encoder.engine(dtype, isa).forward(ids, starts, positions)[0]
-    for threads in (2, 3, 4, 7):
-        team = encoder.engine(dtype, isa, threads=threads)
-        assert team.forward(ids, starts, positions)[0].tobytes() == found.tobytes()
-        for i, length in enumerate(LONG):
-            own = slice(starts[i], starts[i + 1])
-            alone = team.forward(ids[own], np.array([0, length], np.int32), positions[own])[0]
-            assert alone[0].tobytes() == found[i].tobytes()
-
-
-@needs_native
-def test_memory_grows_with_a_text_and_not_with_its_square():
-    code = """
-import resource
-from native_machine import Encoder
-encoder = Encoder(hidden=16, heads=1, layers=1, positions=16384)
-engine = encoder.engine(threads=2)
-engine.forward(*encoder.batch([64]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-engine.forward(*encoder.batch([16384]))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
-"""
-    where = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    done = subprocess.run(
-        script(code, leaks=False), capture_output=True, check=True, text=True,
-        env={**os.environ, "PYTHONPATH": where},
-    )  # fmt: skip
-    assert int(done.stdout) < 100  # MB; a matrix of scores would be 1024
 
 
 @each_table()

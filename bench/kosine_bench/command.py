@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kosine.errors import InputError, UnknownOption
 from kosine.threads import usable_cpus
@@ -108,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--price-per-core-hour",
         type=float,
         metavar="P",
-        help="with --report: print what a million vectors cost, in the currency of P",
+        help="also print what a million vectors cost, in the currency of P",
     )
 
 
@@ -133,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         _say(f"done in {(time.monotonic() - start) / 60:.1f} min")
         if not args.json:
             sys.stdout.write(tables.text_table(result))
+            _print_cost(result, args.price_per_core_hour)
     if args.json:
         (first, *others) = done.values()
         json.dump(done if others else first, sys.stdout)  # ASCII, for a terminal of any encoding
@@ -291,10 +293,14 @@ def _report(path: Path | None, price: float | None) -> int:
         written = page.update(result, one)
         if written:
             _say(f"wrote {_relative(written)}")
-        if price is not None and result_file.device(result) == "cpu":
-            table = tables.markdown(cost.cost_heads(price), cost.cost_rows(result, price))
-            sys.stdout.write(f"{table}\n")
+        _print_cost(result, price)
     return 0
+
+
+def _print_cost(result: dict[str, Any], price: float | None) -> None:
+    if price is not None and result_file.device(result) == "cpu":
+        table = tables.markdown(cost.cost_heads(price), cost.cost_rows(result, price))
+        sys.stdout.write(f"{table}\n")
 
 
 def _relative(path: Path) -> str:

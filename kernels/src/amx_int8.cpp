@@ -1,4 +1,4 @@
-// AMX with int8: products of bytes in tiles, attention in bfloat16 on vectors.
+// AMX with int8: products of bytes in tiles, and attention's of bfloat16.
 #include "vec_avx512.h"
 
 #include "dot_bfloat16.h"

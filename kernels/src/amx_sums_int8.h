@@ -92,6 +92,7 @@ class Finisher {
     left_ -= count;
     for (; count != 0; --count) {
       const SliceFactors factors(behind_);
+      Vec y[2];
 #pragma GCC unroll 2
       for (std::size_t c = 0; c < 2; ++c) {
         const std::size_t at = c * Vec::kLanes;
@@ -99,12 +100,12 @@ class Finisher {
         const Vec total = first_ ? factors.first(integers, sums_[c])
                                  : factors.next(integers, sums_[c], Vec::load(place_.totals + at));
         if (last_) {
-          Vec y[] = {fma(total, scales_[c], bias_[c])};
-          finish<kEpilogue>(y, out_, [&](std::size_t) { return at; });
+          y[c] = fma(total, scales_[c], bias_[c]);
         } else {
           total.store(place_.totals + at);
         }
       }
+      if (last_) finish<kEpilogue>(y, out_, [](std::size_t i) { return i * Vec::kLanes; });
       place_ = place_.at(kPanel);
       behind_ += lda_;
       out_ += ldo_;

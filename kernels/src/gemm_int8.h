@@ -15,16 +15,17 @@ constexpr std::size_t kAloneRows = 64;
 constexpr std::size_t kProductRows = Int8::kRows;
 constexpr std::size_t kGemmScratch = 0;
 
-// Rows that are finished together: enough that the GELU of one does not wait for itself.
+// Rows that are finished together: the more, the less one's GELU waits for itself; as many as leave
+// each of their vectors a register or two.
 constexpr int kGroupRows = Vec::kLanes / 4;
 
 // The integers of a tile's slice, and what they are added to.
-struct Sums {
+struct SliceSums {
   const std::int32_t* integers;
   float* totals;
   const char* behind;  // the bytes of the first row
   std::size_t lda;     // bytes
-  const float* columns;
+  const float* column_sums;
 };
 
 // Where a tile's rows go.
@@ -38,10 +39,11 @@ struct Place {
 
 // The first slice and the last are cases of their own, rather than tests for each vector.
 template <kosine::Epilogue kEpilogue, int R, bool kFirst, bool kLast>
-[[gnu::always_inline]] inline void add_rows(const Sums& slice, const Place& place,
+[[gnu::always_inline]] inline void add_rows(const SliceSums& slice, const Place& place,
                                             std::size_t row) {
   constexpr std::size_t kLanes = Vec::kLanes;
-  const Vec sums[2] = {Vec::load(slice.columns), Vec::load(slice.columns + kLanes)};
+  const Vec sums[2] = {Vec::load(slice.column_sums),
+                       Vec::load(slice.column_sums + kLanes)};
   Vec y[2 * R];
 #pragma GCC unroll 4
   for (std::size_t r = 0; r < R; ++r) {
@@ -68,7 +70,7 @@ template <kosine::Epilogue kEpilogue, int R, bool kFirst, bool kLast>
 }
 
 template <kosine::Epilogue kEpilogue, int R, bool kFirst, bool kLast>
-[[gnu::always_inline]] inline void add_slice(const Sums& slice, const Place& place) {
+[[gnu::always_inline]] inline void add_slice(const SliceSums& slice, const Place& place) {
   std::size_t row = 0;
 #pragma GCC unroll 1
   for (; row + kGroupRows <= R; row += kGroupRows) {
@@ -90,9 +92,9 @@ void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, const char* wei
                     row * args.ldo + panel * kPanel, args.ldo};
   alignas(kLine) std::int32_t integers[R * kPanel];
   alignas(kLine) float totals[R * kPanel];
-  Sums sums{integers, totals, nullptr, lda, shape.column_sums(weight, 0)};
+  SliceSums slice{integers, totals, nullptr, lda, shape.column_sums(weight, 0)};
   if constexpr (kEpilogue == kosine::Epilogue::kAdd || kEpilogue == kosine::Epilogue::kGate) {
-    fetch_output<kEpilogue, R>(args, row, panel * kPanel);  // stores alone need not wait
+    fetch_output<kEpilogue, R>(args, row, panel * kPanel);  // what is only written is not awaited
   }
   // Of the next panel: its scales come with its words.
   __builtin_prefetch(place.biases + kPanel);
@@ -103,16 +105,16 @@ void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, const char* wei
     a += width * kElement;
     weight += width * kPanel;
     ahead.at += width / Int8::kStep * ahead.advance;
-    sums.behind = a;
+    slice.behind = a;
     const bool last = s + 1 == slices.count;
     if (s == 0) {
-      last ? add_slice<kEpilogue, R, true, true>(sums, place)
-           : add_slice<kEpilogue, R, true, false>(sums, place);
+      last ? add_slice<kEpilogue, R, true, true>(slice, place)
+           : add_slice<kEpilogue, R, true, false>(slice, place);
     } else {
-      last ? add_slice<kEpilogue, R, false, true>(sums, place)
-           : add_slice<kEpilogue, R, false, false>(sums, place);
+      last ? add_slice<kEpilogue, R, false, true>(slice, place)
+           : add_slice<kEpilogue, R, false, false>(slice, place);
     }
-    sums.columns += kPanel;
+    slice.column_sums += kPanel;
     a += kTailBytes;
   }
 }

@@ -10,7 +10,7 @@ namespace {
 // polynomial written in s = 2 (t / kEdge)^2 - 1, which keeps its coefficients small.
 struct PhiForFloats {  // absolute error of x Phi(x) under 1e-6 for |x| <= 8
   static constexpr float kEdge = 5.25f;
-  static constexpr bool kWithin = false;  // rounding may leave 0..1 at the edges
+  static constexpr bool kClamps = true;  // to 0..1, which rounding may leave at the edges
   static constexpr float kCoefficients[] = {
       0.13465934991836548f,    -0.06712659448385239f,  0.04964519292116165f,
       -0.03977121785283089f,   0.032045260071754456f,  -0.024965422227978706f,
@@ -19,9 +19,9 @@ struct PhiForFloats {  // absolute error of x Phi(x) under 1e-6 for |x| <= 8
       0.0013621646212413907f,  -0.000450650550192222f,
   };
 };
-struct PhiForBytes {  // under 3e-5 of what is rounded to steps of some 1e-2 next
+struct PhiForBytes {  // under 3e-5 for |x| <= 100, of what is rounded to 1/255 of its range next
   static constexpr float kEdge = 4.39f;
-  static constexpr bool kWithin = true;  // but for rounding, which is harmless here
+  static constexpr bool kClamps = false;
   static constexpr float kCoefficients[] = {
       0.16076256334781647f, -0.07875586301088333f, 0.055289410054683685f,
       -0.040047820657491684f, 0.02671993337571621f, -0.01585974544286728f,
@@ -51,7 +51,7 @@ template <class Phi, int N>
     each([&](int i) { p[i] = fma(p[i], s[i], Vec::all(Phi::kCoefficients[k])); });
   }
   each([&](int i) { p[i] = fma(p[i], t[i], Vec::all(0.5f)); });
-  if constexpr (!Phi::kWithin) {
+  if constexpr (Phi::kClamps) {
     each([&](int i) { p[i] = max(Vec::zero(), min(Vec::all(1.0f), p[i])); });
   }
   each([&](int i) { x[i] = x[i] * p[i]; });

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kosine.bundle import Bundle
 from kosine_export.export import export
-from native_machine import ALL_TABLES, why_not
+from native_machine import ALL_TABLES, BYTES_TABLES, why_not
 from test_golden import GOLDEN, SAMPLE, inputs, native_vectors, onnx_vectors
 
 if __name__ == "__main__":
@@ -27,7 +27,7 @@ if __name__ == "__main__":
         )
         batch = inputs(bundle)
         kept |= {"ids": batch.ids, "starts": batch.starts}
-        for dtype, isa in ALL_TABLES:
+        for dtype, isa in ALL_TABLES + BYTES_TABLES:
             if not why_not(dtype, isa):
                 kept[f"native.{dtype}.{isa}"] = native_vectors(bundle, batch, dtype, isa)
         for dtype in ("float32", "float16"):

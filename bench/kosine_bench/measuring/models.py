@@ -81,6 +81,7 @@ SIZES = {
         ModelSize("sample", 12_000, 256, 4, 4, 1024, 130),
         ModelSize("base", 32_000, 768, 12, 12, 3072, 514),
         ModelSize("large", 32_000, 1024, 24, 16, 4096, 514),
+        ModelSize("base8k", 32_000, 768, 12, 12, 3072, 8_194),
         ModelSize("large8k", 32_000, 1024, 24, 16, 4096, 8_194),
         ModelSize("modernbert-base", 50_368, 768, 22, 12, 1152, 8192, "modernbert"),
     )

@@ -194,7 +194,8 @@ def _asked(workload: Workload, size: ModelSize, modes: Sequence[str]) -> Part:
 def _default(workload: Workload, size: ModelSize) -> Part:
     if workload.mean > LONG_TOKENS:
         every = frozenset(kind.name for kind in CONTESTANTS["cpu"])
-        omits = every - load_contestants(ON_BASE_ONLY) - IN_INT8 | NOT_LONG
+        usual = load_contestants(ON_BASE_ONLY) | ({"torch-bfloat16"} if _has_bfloat16() else set())
+        omits = every - usual - IN_INT8 | NOT_LONG
         return Part(workload, size, ("single",), SCOPES[1:], omits, rounds={"single": 1})
     large = size.name == "large"
     if size.family == "modernbert":

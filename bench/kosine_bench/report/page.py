@@ -78,7 +78,8 @@ def block(result: dict[str, Any], path: Path, root: Path) -> str:
     if rows:
         lines += [
             "kosine's native engine in float32 by the instruction set that it is held to, text in,"
-            " times faster than ONNX Runtime in float32, which takes what the CPU has:",
+            " times faster than ONNX Runtime in float32, which takes what the CPU has and cannot be"
+            " held to less:",
             "",
             tables.markdown(ratios.LEVEL_HEADS, rows),
             "",
@@ -94,6 +95,10 @@ def block(result: dict[str, Any], path: Path, root: Path) -> str:
             "measured for it in this run, and contestants passed that.",
             "",
         ]
+    for entry in result["contestants"]:
+        if shares := entry.get("w8a16_share"):
+            of_each = ", ".join(f"{share:.1%} of {size}'s" for size, share in shares.items())
+            lines += [f"In {entry['label']} {of_each} multiply-adds stay in w8a16.", ""]
     if result_file.device(result) == "cpu":
         lines += [
             "Vectors in an hour of one core, by encoder and dtype, in bulk, text in; the core"
