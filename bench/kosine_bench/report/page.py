@@ -48,7 +48,7 @@ def block(result: dict[str, Any], path: Path, root: Path) -> str:
         f"{_hardware(result)};"
         f" {made['date'][:10]}, {commit}; {size} model with {weights} weights, {sentences}"
         f" Korean sentences; medians of {rounds}, raw samples in"
-        f" [{path.name}]({relative}).{_missing(result)}{_note(result)}",
+        f" [{path.name}]({relative}).{_missing(result)}",
         "",
         f"Text in, unit vectors out, workload `{workload.split('@')[0]}`:",
         "",
@@ -148,12 +148,6 @@ def _missing(result: dict[str, Any]) -> str:
              and each["name"] not in {name for name, _ in found}]  # fmt: skip
     names += [f"the size {size}" for size in result["models"] if size not in sizes]
     return f" The run was cut off: not measured are {', '.join(names)}."
-
-
-def _note(result: dict[str, Any]) -> str:
-    """What somebody had to say of the run."""
-    note = result["made"].get("note")
-    return f" {note}" if note else ""
 
 
 def _measured(heads: Sequence[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
