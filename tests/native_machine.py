@@ -40,7 +40,8 @@ ALL_TABLES = (
 # Of weights of bytes: they take other tensors, `Encoder.in_bytes`.
 BYTES_TABLES = (
     ("w8a16", "avx2"),
-    ("w8a16", "avx512"),
+    ("w8a16", "avx_vnni"),
+    ("w8a16", "avx512_vnni"),
     ("w8a16", "avx512_bf16"),
     ("int8", "avx2"),
     ("int8", "avx_vnni"),

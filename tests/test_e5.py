@@ -20,7 +20,7 @@ from kosine_export.checkpoint.checkpoint import read_checkpoint
 from kosine_export.export import Exported, export
 from kosine_export.parity.referee import Referee
 from kosine_export.texts import canary_texts, tokenizer_texts
-from native_machine import MISSING, needs_native, why_not
+from native_machine import BYTES_TABLES, MISSING, needs_native, why_not
 from test_int8 import check_products
 
 pytestmark = pytest.mark.slow
@@ -147,9 +147,9 @@ def test_reduced_precision_on_korean_sentences(exported: tuple[Exported, Exporte
     assert done.manifest.int8 is not None
     assert done.manifest.int8.bytes_only_share <= 0.05
     left, right, human = read_pairs(str(shared("data/korsts-dev.tsv")), "sentence1,sentence2,score")
-    for isa in ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8"):
-        if not why_not("int8", isa):
-            assert check_products(done.path, isa, left[:24]) == 48
+    for dtype, isa in BYTES_TABLES:
+        if not why_not(dtype, isa):
+            assert check_products(done.path, dtype, isa, left[:24]) == 48
     more = read_pairs(str(shared("data/korsts-train.tsv")), "sentence1,sentence2,score")
     texts = list(dict.fromkeys([*left, *right, *more[0], *more[1]]))[:5000]
     assert len(texts) == 5000

@@ -43,8 +43,7 @@ from kosine_kernels.reference import encode
 from native_machine import BYTES_TABLES, needs_native, tables
 from rehash import change_tensor, rehash
 from specs import spec_of_sizes
-from test_kernels_int8 import LEVELS as INT8_LEVELS
-from test_kernels_int8 import check_product
+from test_kernels_int8 import ALL, check_product
 
 pytestmark = needs_native
 DTYPES = ("w8a16", "int8")
@@ -483,7 +482,7 @@ def test_the_texts_that_are_given_decide(tmp_path, bundle, monkeypatch):
     assert np.abs(np.log(ours / theirs)).max() > 0.05
 
 
-def check_products(bundle: Path, isa: str, texts: list[str]) -> int:
+def check_products(bundle: Path, dtype: str, isa: str, texts: list[str]) -> int:
     """Every product of an encoder's layers on what it reads in float32, held to numpy's integers;
     how many there are.
     """
@@ -502,13 +501,13 @@ def check_products(bundle: Path, isa: str, texts: list[str]) -> int:
     for name, source in reads.items():
         weight, scale = in_bytes[f"{name}.weight"], in_bytes[f"{name}.scale"]
         bias = tensors.get(f"{name}.bias", np.zeros(weight.shape[1], np.float32))
-        check_product(isa, inputs[source], weight, scale, bias, in_bytes[f"{source}.smooth"])
+        check_product(dtype, isa, inputs[source], weight, scale, bias, in_bytes[f"{source}.smooth"])
     return len(reads)
 
 
-@INT8_LEVELS
-def test_each_product_of_a_trained_encoder_is_numpys(bundle, isa):
-    assert check_products(bundle, isa, TEXTS * 4) == 16
+@ALL
+def test_each_product_of_a_trained_encoder_is_numpys(bundle, dtype, isa):
+    assert check_products(bundle, dtype, isa, TEXTS * 4) == 16
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("w8a16", 0.0005), ("int8", 0.0015)])

@@ -159,7 +159,7 @@ def test_each_way_through_a_product_of_bytes(dtype, isa, depth):
                 rows, (rows, depth), (depth, columns), (columns,), (rows, columns)
             )
             smooth = np.exp(0.3 * random(depth, (depth,))[0])
-            check_product(isa, x, *quantize_weight(wide, smooth), bias, smooth, guard)
+            check_product(dtype, isa, x, *quantize_weight(wide, smooth), bias, smooth, guard)
             for epilogue in ("store", "add", "gelu", "gelu_tanh", "silu", "gate"):
                 ours, vectors = (
                     gemm(dtype, level, x, wide, bias, out, epilogue, guard)

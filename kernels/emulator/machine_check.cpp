@@ -119,14 +119,13 @@ struct Product {
   }
 
   // Of a number of the result.
-  std::size_t element() const { return epilogue == Epilogue::kGelu && !k.staged ? 2 : 4; }
+  std::size_t element() const { return epilogue == Epilogue::kGelu && !k.quantized ? 2 : 4; }
   std::size_t result() const { return rows * width * element(); }
 
   void multiply(const Kernels& table, char* to) const {
     std::memcpy(to, start.data(), result());
     table.gemm({.a = a, .lda = lda, .rows = rows, .weight = packed, .bias = bias, .depth = padded,
-                .panels = panels, .out = to, .ldo = width, .epilogue = epilogue,
-                .scratch = nullptr});
+                .panels = panels, .out = to, .ldo = width, .epilogue = epilogue});
   }
   // The bytes of the result.
   std::vector<char> operator()(const Kernels& table, char* to) const {

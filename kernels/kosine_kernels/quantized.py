@@ -1,9 +1,10 @@
-"""int8 in numpy: the integers of the native engine, and its sums, product by product.
+"""int8 and w8a16 in numpy: the integers of the native engine, and its sums, product by product.
 
 A row is cut into slices of at most 512 columns, multiples of 64, as even as they can be. Each
-slice becomes unsigned bytes with a scale and a zero point of its own:
+slice becomes unsigned bytes with a scale and a zero point of its own, or words of 16 bits:
 
-    x * smooth ~ (byte - zero) * scale      scale = (max - min) / 255      zero = rint(-min / scale)
+    int8     x * smooth ~ (byte - zero) * scale    scale = (max - min) / 255    zero = rint(-min / scale)
+    w8a16    x * smooth ~ word * scale             scale = max|x| / 32767       zero = 0
 
 where min and max include 0. Where a number of a slice is not finite its scale is NaN, so that
 the row shows it. Weights are signed bytes with a scale for each column.
@@ -37,15 +38,15 @@ SMALLEST_RANGE = np.float32(1e-30)  # below it a slice is all zeros
 
 
 class QuantizedRows(NamedTuple):
-    """Rows as bytes.
+    """Rows as whole numbers.
 
     Attributes:
-        values: (rows, width) uint8.
+        values: (rows, width) uint8, or int16.
         scale: (rows, slices) float32, NaN where a slice is not finite.
-        zero: (rows, slices) float32, whole numbers from 0 to 255.
+        zero: (rows, slices) float32, whole numbers from 0 to 255; zeros where values are int16.
     """
 
-    values: NDArray[np.uint8]
+    values: NDArray[np.uint8] | NDArray[np.int16]
     scale: Float32
     zero: Float32
 
@@ -78,28 +79,31 @@ def slices(width: int) -> list[slice]:
     return [slice(begin, min(begin + each, width)) for begin in range(0, width, each)]
 
 
-def quantize_rows(x: Float32, smooth: Float32 | None = None) -> QuantizedRows:
-    """(rows, width) float32, times `smooth` (width,) where there is one, to bytes."""
+def quantize_rows(x: Float32, smooth: Float32 | None = None, *, bits: int = 8) -> QuantizedRows:
+    """(rows, width) float32, times `smooth` (width,) where there is one, to 8 or 16 bits."""
     if smooth is not None:
         x = x * smooth
     cuts = slices(x.shape[1])
-    values = np.zeros(x.shape, np.uint8)
+    values = np.zeros(x.shape, np.uint8 if bits == 8 else np.int16)
     scale = np.ones((len(x), len(cuts)), np.float32)
     zero = np.zeros_like(scale)
     with np.errstate(all="ignore"):
         for i, cut in enumerate(cuts):
             part = x[:, cut]
             low = np.minimum(part.min(axis=1), np.float32(0))
-            width = np.maximum(part.max(axis=1), np.float32(0)) - low
+            high = np.maximum(part.max(axis=1), np.float32(0))
+            width = high - low if bits == 8 else np.maximum(high, -low)
             wide = width > SMALLEST_RANGE
-            step = np.where(wide, width / np.float32(255), np.float32(1))
+            step = np.where(wide, width / np.float32(255 if bits == 8 else 32767), np.float32(1))
             inverse = np.where(wide, np.float32(1) / step, np.float32(1))
-            origin = np.where(wide, np.rint(-low * inverse), np.float32(0))
             finite = np.isfinite(part).all(axis=1)
             scale[:, i] = np.where(finite, step, np.nan)
-            zero[:, i] = np.where(finite, origin, 0)
-            whole = np.rint(part * inverse[:, None]) + origin[:, None]
-            values[:, cut] = np.clip(np.where(np.isfinite(whole), whole, 0), 0, 255)
+            whole = np.rint(part * inverse[:, None])
+            if bits == 8:
+                origin = np.where(wide & finite, np.rint(-low * inverse), np.float32(0))
+                zero[:, i] = origin
+                whole = np.clip(whole + origin[:, None], 0, 255)
+            values[:, cut] = np.where(np.isfinite(whole), whole, 0)
     return QuantizedRows(values, scale, zero)
 
 

@@ -82,8 +82,8 @@ def encode(
             cls falls back to the first token and the other poolings give zeros.
         positions: (T,) int32 rows of the position table.
         dtype: Arithmetic, float32 or float64.
-        quantized: Round the inputs of int8 weights to bytes too, but of those in `bytes_only`:
-            the engine's "int8". Else it is its "w8a16".
+        quantized: Round the inputs of int8 weights to bytes, but of those in `bytes_only`: the
+            engine's "int8". The others, or all, are rounded to 16 bits: its "w8a16".
         bfloat16_heads: Round what attention multiplies to bfloat16, as engines with such products
             do: keys without their bias, where nothing is done to them before, and weights, which
             are divided by the sum of what they were rounded to.
@@ -102,10 +102,10 @@ def encode(
 
     def linear(name: str, x: Array, *, bias: bool = True, reads: str | None = None) -> Array:
         """`reads` names the product whose smoothing vector x is multiplied by; default `name`."""
-        as_bytes = quantized and (reads or name) not in bytes_only
+        bits = 8 if quantized and (reads or name) not in bytes_only else 16
         if observe is not None and reads is None:
             observe(name, x)
-        return _linear(t, name, x, t.get(f"{reads or name}.smooth"), bias=bias, quantized=as_bytes)
+        return _linear(t, name, x, t.get(f"{reads or name}.smooth"), bias=bias, bits=bits)
 
     bounds = list(pairwise(starts.tolist()))
     skips = [0] * len(bounds) if skip is None else skip.tolist()
@@ -163,18 +163,16 @@ def _linear(
     smooth: Array | None,
     *,
     bias: bool,
-    quantized: bool,
+    bits: int,
 ) -> Array:
+    """`bits` is of the rounded input of an int8 weight."""
     weight, offset = t[f"{name}.weight"], t[f"{name}.bias"] if bias else x.dtype.type(0)
     if weight.dtype != np.int8:
         return np.asarray(x @ weight + offset)
-    scale = t[f"{name}.scale"]
-    if quantized:
-        factors = None if smooth is None else smooth.astype(np.float32)
-        rows = quantize_rows(x.astype(np.float32), factors)
-        out = multiply(rows, weight, scale.astype(np.float32), np.asarray(offset, np.float32))
-        return out.astype(x.dtype)
-    return np.asarray((x if smooth is None else x * smooth) @ (weight * scale) + offset)
+    factors = None if smooth is None else smooth.astype(np.float32)
+    rows = quantize_rows(x.astype(np.float32), factors, bits=bits)
+    scale = t[f"{name}.scale"].astype(np.float32)
+    return multiply(rows, weight, scale, np.asarray(offset, np.float32)).astype(x.dtype)
 
 
 def _norm(step: Norm | None, t: Mapping[str, Array], x: Array) -> Array:

@@ -29,7 +29,6 @@ namespace {
 // as with vectors; few enough that activations stay in the L2 cache.
 constexpr std::size_t kChunkRows = 512;
 constexpr std::size_t kAloneRows = 128;
-constexpr std::size_t kGemmScratch = 0;
 
 // How far ahead of a product weights are fetched when each is used once: 8 KiB of a panel.
 constexpr std::size_t kAheadSteps = 4;

@@ -9,7 +9,7 @@
 #include "heads_amx.h"
 
 namespace {
-using Dot = QuantizedDot<Int8>;
+using Dot = ByteDot<Int8>;
 using Output = FloatDot;
 using Heads = TileHeads;
 }

@@ -96,9 +96,9 @@ class Finisher {
 #pragma GCC unroll 2
       for (std::size_t c = 0; c < 2; ++c) {
         const std::size_t at = c * Vec::kLanes;
-        const Vec integers = Int8::floats(place_.sums + at);
-        const Vec total = first_ ? factors.first(integers, sums_[c])
-                                 : factors.next(integers, sums_[c], Vec::load(place_.totals + at));
+        const Vec part = factors.part(place_.sums + at, sums_[c]);
+        const Vec total = first_ ? part * factors.scale
+                                 : fma(part, factors.scale, Vec::load(place_.totals + at));
         if (last_) {
           y[c] = fma(total, scales_[c], bias_[c]);
         } else {

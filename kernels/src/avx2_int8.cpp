@@ -6,7 +6,7 @@
 #include "heads_float32.h"
 
 namespace {
-using Dot = QuantizedDot<Int8>;
+using Dot = ByteDot<Int8>;
 using Output = FloatDot;
 using Heads = FloatHeads;
 }

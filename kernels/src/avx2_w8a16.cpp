@@ -1,17 +1,17 @@
-// AVX2: float products with weights of bytes.
+// AVX2: products of words with weights of bytes, everything between them in float.
 #include "vec_avx2.h"
 
 #include "dot_float32.h"
-#include "dot_w8a16.h"
+#include "dot_int8_avx2.h"
 #include "heads_float32.h"
 
 namespace {
-using Dot = BytesDot<FloatDot>;
+using Dot = WordDot<Int8>;
 using Output = FloatDot;
 using Heads = FloatHeads;
 }
 
-#include "gemm.h"
+#include "gemm_int8.h"
 #include "table.h"
 
 constinit const kosine::Kernels kosine::kAvx2W8A16 = table(kosine::Isa::kAvx2);

@@ -7,7 +7,7 @@
 #include "heads_bfloat16.h"
 
 namespace {
-using Dot = QuantizedDot<Int8>;
+using Dot = ByteDot<Int8>;
 using Output = FloatDot;
 using Heads = BfloatHeads;
 }

@@ -13,15 +13,14 @@ struct BfloatDot {
   using Words = __m512bh;
   static constexpr kosine::Dtype kDtype = kosine::Dtype::kBfloat16;
   static constexpr bool kQuantized = false;
-  static constexpr bool kStaged = false;
-  static constexpr bool kScaled = false;
+  static constexpr bool kInBytes = false;
+  static constexpr std::size_t kPlanes = 1;
   static constexpr std::size_t kStep = 2;
   static constexpr std::size_t kVectorBytes = sizeof(Vec);
   using Weight = float;
   using Packed = std::uint16_t;
 
   static Words load(const char* p) { return (__m512bh)_mm512_loadu_si512(p); }
-  static void put(Words words, char* p) { _mm512_storeu_si512(p, (__m512i)words); }
   static Words broadcast(const char* p) {
     std::int32_t word;
     __builtin_memcpy(&word, p, sizeof word);

@@ -10,15 +10,14 @@ struct FloatDot {
   using Words = Vec;
   static constexpr kosine::Dtype kDtype = kosine::Dtype::kFloat32;
   static constexpr bool kQuantized = false;
-  static constexpr bool kStaged = false;
-  static constexpr bool kScaled = false;  // weights are what they stand for
+  static constexpr bool kInBytes = false;
+  static constexpr std::size_t kPlanes = 1;
   static constexpr std::size_t kStep = 1;
   static constexpr std::size_t kVectorBytes = sizeof(Vec);  // of packed weight, for one vector
   using Weight = float;  // before packing
   using Packed = float;
 
   static Words load(const char* p) { return Vec::load(reinterpret_cast<const float*>(p)); }
-  static void put(Words words, char* p) { words.store(reinterpret_cast<float*>(p)); }
   static Words broadcast(const char* p) { return Vec::all(*reinterpret_cast<const float*>(p)); }
   static Vec add_product(Vec acc, Words a, Words b) { return fma(a, b, acc); }
   static void store(Vec x, Activation* p) { x.store(p); }

@@ -9,9 +9,10 @@
 namespace {
 
 struct Int8 {
-  using Activation = std::uint16_t;  // holds 0..255
+  using Activation = std::uint16_t;  // a byte, or a word with its sign
   static constexpr std::size_t kStep = 2;
   static constexpr std::size_t kRows = 5;
+  static constexpr std::size_t kWordPlanes = 1;
 
   static Vec floats(const std::int32_t* sums) {
     return {_mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums)))};
@@ -24,6 +25,14 @@ struct Int8 {
         _mm256_max_epi32(_mm256_setzero_si256(), _mm256_min_epi32(whole, _mm256_set1_epi32(255)));
     const __m128i words =
         _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), words);
+  }
+
+  // round(x), from -32767 to 32767.
+  static void store_words(Vec x, Activation* p, std::size_t) {
+    const __m256i whole = _mm256_cvtps_epi32(x.v);
+    const __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), words);
   }
 

@@ -12,6 +12,7 @@ struct Int8 {
   using Activation = std::uint8_t;
   static constexpr std::size_t kStep = 4;
   static constexpr std::size_t kRows = 6;
+  static constexpr std::size_t kWordPlanes = 2;
 
   static Vec floats(const std::int32_t* sums) {
     return {_mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums)))};
@@ -19,10 +20,14 @@ struct Int8 {
 
   // round(x) + zero, which lies in 0..256, as bytes.
   static void store_bytes(Vec x, int zero, Activation* p) {
-    const __m256i whole = _mm256_add_epi32(_mm256_cvtps_epi32(x.v), _mm256_set1_epi32(zero));
-    const __m128i words =
-        _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+    store(_mm256_add_epi32(_mm256_cvtps_epi32(x.v), _mm256_set1_epi32(zero)), p);
+  }
+
+  // round(x), from -32767 to 32767, as an upper and a lower byte.
+  static void store_words(Vec x, Activation* p, std::size_t plane) {
+    const __m256i word = _mm256_add_epi32(_mm256_cvtps_epi32(x.v), _mm256_set1_epi32(0x8000));
+    store(_mm256_srli_epi32(word, 8), p);
+    store(_mm256_and_si256(word, _mm256_set1_epi32(0xff)), p + plane);
   }
 
   // sums (R, 16) = rows of a times a panel, over `steps` words, a multiple of four. A step's share
@@ -58,6 +63,11 @@ struct Int8 {
   }
 
  private:
+  static void store(__m256i whole, Activation* p) {
+    const __m128i words =
+        _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+  }
   static __m256i load(const char* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }

@@ -12,6 +12,7 @@ struct Int8 {
   using Activation = std::uint8_t;
   static constexpr std::size_t kStep = 4;
   static constexpr std::size_t kRows = 14;
+  static constexpr std::size_t kWordPlanes = 2;
 
   static Vec floats(const std::int32_t* sums) {
     return {_mm512_cvtepi32_ps(_mm512_loadu_si512(sums))};
@@ -21,6 +22,14 @@ struct Int8 {
   static void store_bytes(Vec x, int zero, Activation* p) {
     const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(x.v), _mm512_set1_epi32(zero));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(whole));
+  }
+
+  // round(x), from -32767 to 32767, as an upper and a lower byte.
+  static void store_words(Vec x, Activation* p, std::size_t plane) {
+    const __m512i word = _mm512_add_epi32(_mm512_cvtps_epi32(x.v), _mm512_set1_epi32(0x8000));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm512_cvtepi32_epi8(_mm512_srli_epi32(word, 8)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + plane), _mm512_cvtepi32_epi8(word));
   }
 
   // sums (R, 32) = rows of a times a panel, over `steps` words, a multiple of four.

@@ -65,7 +65,7 @@ template <kosine::Epilogue kEpilogue>
 // Vectors of a tile; at(i) is where the i-th goes.
 template <kosine::Epilogue kEpilogue, int N, class At>
 [[gnu::always_inline]] inline void finish(Vec (&y)[N], void* out, At at) {
-  using Phi = std::conditional_t<Dot::kQuantized, PhiForBytes, PhiForFloats>;
+  using Phi = std::conditional_t<Dot::kInBytes, PhiForBytes, PhiForFloats>;
   if constexpr (kEpilogue == kosine::Epilogue::kGelu) gelu<Phi>(y);
 #pragma GCC unroll 8
   for (int i = 0; i < N; ++i) finish_one<kEpilogue>(y[i], out, at(i));

@@ -155,7 +155,6 @@ void Walk::multiply(const char* a, std::size_t stride, const Linear& linear, Epi
       .out = out + begin * kernels.panel * element,
       .ldo = out_stride / element,
       .epilogue = epilogue,
-      .scratch = work_.product_scratch(member_.rank),
   });
 }
 

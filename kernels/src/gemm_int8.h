@@ -1,4 +1,5 @@
-// The product of quantized rows with packed panels of bytes (pack_int8.h), tile by tile of vectors.
+// The product of rows of whole numbers with packed panels of bytes (pack_int8.h), tile by tile of
+// vectors.
 #pragma once
 
 #include "epilogue.h"
@@ -12,8 +13,7 @@ namespace {
 constexpr std::size_t kPanelStride = kPanel * Int8::kStep;
 constexpr std::size_t kChunkRows = 112;
 constexpr std::size_t kAloneRows = 64;
-constexpr std::size_t kProductRows = Int8::kRows;
-constexpr std::size_t kGemmScratch = 0;
+constexpr std::size_t kProductRows = Int8::kRows / Dot::kPlanes;
 
 // Rows that are finished together: the more, the less one's GELU waits for itself; as many as leave
 // each of their vectors a register or two.
@@ -21,9 +21,9 @@ constexpr int kGroupRows = Vec::kLanes / 4;
 
 // The integers of a tile's slice, and what they are added to.
 struct SliceSums {
-  const std::int32_t* integers;
+  const std::int32_t* integers;  // (R, planes, kPanel)
   float* totals;
-  const char* behind;  // the bytes of the first row
+  const char* behind;  // the numbers of the first row
   std::size_t lda;     // bytes
   const float* column_sums;
 };
@@ -51,9 +51,11 @@ template <kosine::Epilogue kEpilogue, int R, bool kFirst, bool kLast>
 #pragma GCC unroll 2
     for (std::size_t c = 0; c < 2; ++c) {
       const std::size_t at = (row + r) * kPanel + c * kLanes;
-      const Vec whole = Int8::floats(slice.integers + at);
-      const Vec total = kFirst ? factors.first(whole, sums[c])
-                               : factors.next(whole, sums[c], Vec::load(slice.totals + at));
+      const std::int32_t* const integers =
+          slice.integers + (row + r) * Dot::kPlanes * kPanel + c * kLanes;
+      const Vec part = factors.part(integers, sums[c]);
+      const Vec total = kFirst ? part * factors.scale
+                               : fma(part, factors.scale, Vec::load(slice.totals + at));
       if constexpr (kLast) {
         y[2 * r + c] = fma(total, Vec::load(place.column_scales + c * kLanes),
                            Vec::load(place.biases + c * kLanes));
@@ -90,7 +92,7 @@ void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, const char* wei
   const char* a = static_cast<const char*>(args.a) + row * lda;
   const Place place{shape.column_scales(weight), args.bias + panel * kPanel, args.out,
                     row * args.ldo + panel * kPanel, args.ldo};
-  alignas(kLine) std::int32_t integers[R * kPanel];
+  alignas(kLine) std::int32_t integers[R * Dot::kPlanes * kPanel];
   alignas(kLine) float totals[R * kPanel];
   SliceSums slice{integers, totals, nullptr, lda, shape.column_sums(weight, 0)};
   if constexpr (kEpilogue == kosine::Epilogue::kAdd || kEpilogue == kosine::Epilogue::kGate) {
@@ -101,7 +103,8 @@ void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, const char* wei
   __builtin_prefetch(place.biases + kPanel + Vec::kLanes);
   for (std::size_t s = 0; s < slices.count; ++s) {
     const std::size_t width = slices.width_of(s);
-    Int8::multiply<R>(integers, a, lda, weight, width / Int8::kStep, ahead);
+    Int8::multiply<R * Dot::kPlanes>(integers, a, lda / Dot::kPlanes, weight,
+                                     width / Int8::kStep, ahead);
     a += width * kElement;
     weight += width * kPanel;
     ahead.at += width / Int8::kStep * ahead.advance;
@@ -119,31 +122,12 @@ void gemm_tile(const kosine::GemmArgs& args, const Shape& shape, const char* wei
   }
 }
 
-using Tile = void (*)(const kosine::GemmArgs&, const Shape&, const char*, std::size_t, std::size_t,
-                      Ahead);
-
-template <class, kosine::Epilogue kEpilogue>
-constexpr Tile kTiles[] = {
-    gemm_tile<kEpilogue, 1>,  gemm_tile<kEpilogue, 2>,  gemm_tile<kEpilogue, 3>,
-    gemm_tile<kEpilogue, 4>,  gemm_tile<kEpilogue, 5>,
-#if defined(__AVXVNNI__) || defined(__AVX512F__)
-    gemm_tile<kEpilogue, 6>,
-#endif
-#if defined(__AVX512F__)
-    gemm_tile<kEpilogue, 7>,  gemm_tile<kEpilogue, 8>,  gemm_tile<kEpilogue, 9>,
-    gemm_tile<kEpilogue, 10>, gemm_tile<kEpilogue, 11>, gemm_tile<kEpilogue, 12>,
-    gemm_tile<kEpilogue, 13>, gemm_tile<kEpilogue, 14>,
-#endif
-};
-
 }  // namespace
 
 #include "panels.h"
 
 namespace {
 
-void gemm(const kosine::GemmArgs& args) {
-  multiply_panels<Int8>(args, Shape(args.depth), [](const char* panel) { return panel; });
-}
+void gemm(const kosine::GemmArgs& args) { multiply_panels(args, Shape(args.depth)); }
 
 }  // namespace

@@ -24,12 +24,17 @@ class GuardedCall {
 
   const Kernels& kernels;
 
-  // (rows, width) floats as activations, rows row_elements(round_up(width, 16)) apart.
+  // Elements between rows of activations.
+  std::size_t activation_stride(std::size_t width) const {
+    return kernels.planes * kernels.row_elements(kernels.quantized ? round_up(width, 16) : width);
+  }
+
+  // (rows, width) floats as activations.
   char* activations(const float* from, std::size_t rows, std::size_t width, const float* smooth) {
-    const std::size_t whole = kernels.staged ? round_up(width, 16) : width;
-    const std::size_t stride = kernels.row_elements(whole);
+    const std::size_t whole = kernels.quantized ? round_up(width, 16) : width;
+    const std::size_t stride = activation_stride(width);
     char* to = arena_.take<char>(rows * stride * kernels.activation);
-    if (kernels.staged) {
+    if (kernels.quantized) {
       kernels.round({.x = floats(from, rows, width, whole),
                      .ldx = whole,
                      .rows = rows,
@@ -42,7 +47,7 @@ class GuardedCall {
     return stored(from, rows, width, stride, to);
   }
 
-  // (rows, width) floats one by one as activations of a table that is not staged, rows `stride`
+  // (rows, width) floats one by one as activations of a table that does not quantize, rows `stride`
   // elements apart.
   char* stored(const float* from, std::size_t rows, std::size_t width, std::size_t stride,
                char* to = nullptr) {

@@ -67,9 +67,9 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
   const std::size_t rows = a.shape(0), depth = a.shape(1), columns = weight.shape(1);
   const bool bytes = weight.dtype() == nb::dtype<std::int8_t>();
   need(bytes || weight.dtype() == nb::dtype<float>(), "weight is neither float32 nor int8");
-  need(bytes == kernels.staged && bytes == scale.has_value(), "the dtype does not fit the weight");
+  need(bytes == kernels.quantized && bytes == scale.has_value(), "the dtype does not fit the weight");
   need(!bytes || scale->shape(0) == columns, "scale does not fit");
-  need(!smooth.has_value() || (kernels.staged && smooth->shape(0) == depth),
+  need(!smooth.has_value() || (kernels.quantized && smooth->shape(0) == depth),
        "smooth does not fit");
   need(weight.shape(0) == depth && bias.shape(0) == columns, "a, weight and bias do not fit");
   need(out.shape(0) == rows && out.shape(1) == columns, "out does not fit");
@@ -78,7 +78,7 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
   const std::size_t width = panels * kernels.panel;
   const Epilogue chosen = epilogue_named(epilogue);
   const bool rounded =
-      chosen != Epilogue::kStore && chosen != Epilogue::kAdd && !kernels.staged;
+      chosen != Epilogue::kStore && chosen != Epilogue::kAdd && !kernels.quantized;
   const std::size_t element = bytes ? 1 : sizeof(float);
 
   char* source = call.room(depth * columns * element);
@@ -97,7 +97,7 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
                      : reinterpret_cast<char*>(call.floats(out.data(), rows, columns, width));
   kernels.gemm({
       .a = call.activations(a.data(), rows, depth, smooth.has_value() ? smooth->data() : nullptr),
-      .lda = kernels.row_elements(kernels.staged ? round_up(depth, 16) : depth),
+      .lda = call.activation_stride(depth),
       .rows = rows,
       .weight = packed,
       .bias = call.floats(bias.data(), 1, columns, width),
@@ -106,7 +106,6 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
       .out = to,
       .ldo = width,
       .epilogue = chosen,
-      .scratch = kernels.gemm_scratch == 0 ? nullptr : call.room(kernels.gemm_scratch),
   });
   return result(rows, columns, [&](std::size_t i, std::size_t j) {
     if (rounded) return call.get(to + (i * width + j) * kernels.activation);
@@ -114,14 +113,15 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
   });
 }
 
-// Rows of an int8 table's activations, byte for byte: (rows, row_elements(width)).
-Result call_quantize(const std::string& isa, const Rows& x, const std::optional<Row>& smooth,
-                     const std::string& guard) {
-  GuardedCall call("int8", isa, guard);
+// Rows of a quantized table's activations, byte for byte: (rows, planes * row_elements(width)).
+Result call_quantize(const std::string& dtype, const std::string& isa, const Rows& x,
+                     const std::optional<Row>& smooth, const std::string& guard) {
+  GuardedCall call(dtype, isa, guard);
+  need(call.kernels.quantized, "the dtype does not quantize rows");
   const std::size_t rows = x.shape(0), width = x.shape(1);
   need(width % 16 == 0, "the width of x is not a multiple of 16");
   need(!smooth.has_value() || smooth->shape(0) == width, "smooth does not fit");
-  const std::size_t bytes = call.kernels.row_elements(width) * call.kernels.activation;
+  const std::size_t bytes = call.activation_stride(width) * call.kernels.activation;
   const char* to =
       call.activations(x.data(), rows, width, smooth.has_value() ? smooth->data() : nullptr);
   return result(rows, bytes, [&](std::size_t i, std::size_t j) {
@@ -138,7 +138,7 @@ std::pair<Result, Result> call_layer_norm(const std::string& dtype, const std::s
   need(width % 16 == 0 && gain.shape(0) == width && bias.shape(0) == width,
        "x, gain and bias do not fit, or their width is not a multiple of 16");
   float* to = call.floats(x.data(), rows, width, width);
-  need(!call.kernels.quantized, "rows of an int8 table are read by `quantize`");
+  need(!call.kernels.quantized, "rows of a quantized table are read by `quantize`");
   char* rounded = call.room(rows * width * call.kernels.activation);
   call.kernels.layer_norm({
       .x = to,
@@ -191,7 +191,7 @@ Result call_round(const std::string& dtype, const std::string& isa, const Rows& 
   GuardedCall call(dtype, isa, guard);
   const std::size_t rows = x.shape(0), width = x.shape(1);
   need(width % 16 == 0, "the width of x is not a multiple of 16");
-  need(!call.kernels.quantized, "rows of an int8 table are read by `quantize`");
+  need(!call.kernels.quantized, "rows of a quantized table are read by `quantize`");
   char* to = call.room(rows * width * call.kernels.activation);
   call.kernels.round({
       .x = call.floats(x.data(), rows, width, width),
@@ -221,8 +221,8 @@ Result call_attention(const std::string& dtype, const std::string& isa, const Ro
   }
   need(!distances.has_value() || distances->shape(0) % 2 == 1, "distances are not odd in number");
   need(parts != 0, "there are no parts");
-  // What a staged table writes are floats.
-  const std::size_t element = call.kernels.staged ? sizeof(float) : call.kernels.activation;
+  // What a quantized table writes are floats.
+  const std::size_t element = call.kernels.quantized ? sizeof(float) : call.kernels.activation;
   char* to = call.room(length * head_size * element);
   AttentionArgs args{
       .q = call.floats(q.data(), length, head_size, head_size),
@@ -249,7 +249,7 @@ Result call_attention(const std::string& dtype, const std::string& isa, const Ro
   for (; args.part < parts; ++args.part) call.kernels.attention(args);
   return result(length, head_size, [&](std::size_t i, std::size_t j) {
     const char* at = to + (i * head_size + j) * element;
-    return call.kernels.staged ? *reinterpret_cast<const float*>(at) : call.get(at);
+    return call.kernels.quantized ? *reinterpret_cast<const float*>(at) : call.get(at);
   });
 }
 
@@ -281,7 +281,7 @@ void bind_kernel_calls(nb::module_& module) {
   nb::module_ m = module.def_submodule("kernels", "One kernel at a time, in guarded buffers.");
   m.def("gemm", call_gemm, "dtype"_a, "isa"_a, "a"_a, "weight"_a, "bias"_a, "out"_a, "epilogue"_a,
         "guard"_a, "scale"_a = nb::none(), "smooth"_a = nb::none());
-  m.def("quantize", call_quantize, "isa"_a, "x"_a, "smooth"_a.none(), "guard"_a);
+  m.def("quantize", call_quantize, "dtype"_a, "isa"_a, "x"_a, "smooth"_a.none(), "guard"_a);
   m.def("layer_norm", call_layer_norm, "dtype"_a, "isa"_a, "x"_a, "gain"_a, "bias"_a, "eps"_a,
         "guard"_a, "keeps_x"_a = false, "rms"_a = false);
   m.def("norm_rows", call_norm_rows, "dtype"_a, "isa"_a, "x"_a, "gain"_a, "bias"_a, "eps"_a,

@@ -1,8 +1,8 @@
 // The interface of an ISA level: one table of functions per translation unit.
 //
 // A table computes in one dtype. "Activation" below is the type that a matrix product reads:
-// float in a float32 table, bfloat16 bits in a bfloat16 table, in an int8 table unsigned bytes
-// with a scale and a zero point (quantize.h). Everything between products (the residual stream,
+// float in a float32 table, bfloat16 bits in a bfloat16 table, in an int8 or w8a16 table whole
+// numbers of 8 or 16 bits with a scale (quantize.h). Everything between products (the residual stream,
 // LayerNorm, softmax, pooling) is float in every table.
 //
 // A table must keep two promises, which tests hold it to:
@@ -57,7 +57,6 @@ struct GemmArgs {
   void* out;
   std::size_t ldo;     // elements between rows of out
   Epilogue epilogue;
-  void* scratch;       // gemm_scratch bytes, or null: the same bits, more slowly
 };
 
 // x = (x - mean) / sqrt(variance + eps) * gain + bias, row by row and in place, and the result as
@@ -151,20 +150,19 @@ struct Kernels {
   Isa isa;
   Dtype dtype;
   std::size_t activation;  // bytes of one
-  bool quantized;          // activations as in quantize.h
-  // Whether attention and GELU write floats ("outputs" above), and `round` follows: where that
-  // needs whole rows, or factors for the columns. Else outputs are activations.
-  bool staged;
+  // Activations as in quantize.h. Attention and GELU write floats then ("outputs" above), and
+  // `round` follows, since it needs whole rows. Else outputs are activations.
+  bool quantized;
+  std::size_t planes;      // of a row of activations, half a stride apart where there are two
   bool rounds_heads;       // whether attention rounds what it multiplies
   std::size_t panel;       // columns in a packed panel
   std::size_t k_step;      // depth is padded to a multiple of this
   std::size_t chunk_rows;  // rows that a thread takes through the layers at one time, about
   std::size_t alone_rows;  // with fewer for each thread, reading the weights is what takes the time
-  std::size_t gemm_scratch;  // bytes that a product can put to use, or 0
   // Columns of a slice of a feed-forward with `inner` columns, whole panels; see
   // packed::FeedForward. Where rows are quantized it is a slice of those too.
   std::size_t (*slice_columns)(std::size_t inner);
-  std::size_t (*row_elements)(std::size_t width);  // of a row of activations, padding included
+  std::size_t (*row_elements)(std::size_t width);  // of a plane of a row, padding included
   std::size_t (*panel_bytes)(std::size_t padded_depth);
   void (*pack)(const PackArgs&);
   void (*gemm)(const GemmArgs&);
@@ -179,7 +177,8 @@ struct Kernels {
 extern const Kernels kAvx2Float32;
 extern const Kernels kAvx512Float32;
 extern const Kernels kAvx2W8A16;
-extern const Kernels kAvx512W8A16;
+extern const Kernels kAvxVnniW8A16;
+extern const Kernels kAvx512VnniW8A16;
 extern const Kernels kAvx512Bf16W8A16;
 extern const Kernels kAvx2Int8;
 extern const Kernels kAvxVnniInt8;

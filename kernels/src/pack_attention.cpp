@@ -50,7 +50,7 @@ packed::Attention Model::Packer::packed_step(const step::Attention& step) {
   attention.behind = std::min(step.window.value_or(kMaxSize), kMaxSize);
   attention.ahead = step.causal ? 0 : attention.behind;
   keep_most(model_.widths.head, step.head_size);
-  if (model_.kernels.staged) {
+  if (model_.kernels.quantized) {
     keep_most(model_.widths.staged_slice, width);
     keep_most(model_.widths.staged, width);
   }

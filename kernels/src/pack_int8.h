@@ -10,6 +10,10 @@
 //
 //     part = sum - zero * column_sum
 //
+// of bytes; of words the part is their sum, rounded once. By planes it is
+//
+//     part = 256 * (sum of the upper bytes - 128 * column_sum) + sum of the lower bytes
+//
 // and the result is (part_0 * scale_0 + part_1 * scale_1 + ...) * column_scale + bias, in float32
 // with fused multiply-adds, slice after slice: which tile a row falls into changes no bit of it.
 #pragma once
@@ -23,6 +27,7 @@ constexpr std::size_t kPanel = 2 * Vec::kLanes;
 
 std::size_t slice_columns(std::size_t inner) { return Slices(inner).width; }
 
+// Of a plane.
 std::size_t row_elements(std::size_t width) {
   const Slices slices(width);
   return slices.depth + slices.count * (kTailBytes / sizeof(Dot::Activation));
@@ -80,11 +85,13 @@ struct SliceFactors {
     scale = Vec::all(tail.scale);
     zero = Vec::all(-tail.zero);
   }
-  [[gnu::always_inline]] Vec first(Vec integers, Vec column_sums) const {
-    return fma(zero, column_sums, integers) * scale;
-  }
-  [[gnu::always_inline]] Vec next(Vec integers, Vec column_sums, Vec total) const {
-    return fma(fma(zero, column_sums, integers), scale, total);
+  // A vector of columns' part of the sums: of each plane, kPanel apart.
+  [[gnu::always_inline]] Vec part(const std::int32_t* integers, Vec column_sums) const {
+    const Vec sums = Int8::floats(integers);
+    if constexpr (Dot::kInBytes) return fma(zero, column_sums, sums);
+    if constexpr (Dot::kPlanes == 1) return sums;
+    const Vec upper = fma(Vec::all(-128.0f), column_sums, sums);
+    return fma(Vec::all(256.0f), upper, Int8::floats(integers + kPanel));
   }
 };
 

@@ -6,7 +6,7 @@ namespace kosine {
 
 Model::Packer::Weight Model::Packer::weight_of(const Kernels& kernels, const std::string& name,
                                                std::size_t depth, std::size_t columns) const {
-  const bool bytes = kernels.dtype == Dtype::kW8A16 || kernels.dtype == Dtype::kInt8;
+  const bool bytes = kernels.quantized;
   const Tensor& tensor = of_shape(tensors_, name + ".weight", {depth, columns}, bytes);
   const float* scale =
       bytes ? of_shape(tensors_, name + ".scale", {columns}).floats() : nullptr;

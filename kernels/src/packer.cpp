@@ -51,9 +51,8 @@ void Model::Packer::set_row_width(std::size_t columns, const std::string& name) 
            "a multiple of 16 is needed");
   }
   width_ = columns;
-  // Products of either table write whole panels into x.
-  const std::size_t panel = std::max(model_.kernels.panel, model_.bytes_kernels.panel);
-  keep_most(model_.widths.x, round_up(columns, panel));
+  // Products write whole panels into x.
+  keep_most(model_.widths.x, round_up(columns, model_.kernels.panel));
 }
 
 const Kernels& Model::Packer::kernels_of(const std::string& name) {
@@ -62,12 +61,12 @@ const Kernels& Model::Packer::kernels_of(const std::string& name) {
 }
 
 std::size_t Model::Packer::row_bytes(const Kernels& kernels, std::size_t width) {
-  return kernels.row_elements(width) * kernels.activation;
+  return kernels.planes * kernels.row_elements(width) * kernels.activation;
 }
 
 Rounding Model::Packer::rounding_for(const std::string& name, const Kernels& kernels, std::size_t
                                      width) {
-  if (!kernels.staged || !has(tensors_, name + ".smooth")) return {&kernels, nullptr};
+  if (!kernels.quantized || !has(tensors_, name + ".smooth")) return {&kernels, nullptr};
   const Tensor& smooth = of_shape(tensors_, name + ".smooth", {width});
   return {&kernels, padded(smooth.floats(), width, round_up(width, kernels.panel))};
 }
@@ -81,7 +80,7 @@ Rounding Model::Packer::rounding_of_x() {
       name = &feed_forward->up;
     }
   }
-  if (name == nullptr) return {model_.kernels.staged ? &model_.floats : &model_.kernels, nullptr};
+  if (name == nullptr) return {model_.kernels.quantized ? &model_.floats : &model_.kernels, nullptr};
   const auto* feed_forward = std::get_if<step::FeedForward>(next_);
   const Kernels& kernels = feed_forward != nullptr ? kernels_of(*feed_forward) : kernels_of(*name);
   keep_most(model_.widths.input, row_bytes(kernels, width_));
@@ -159,8 +158,7 @@ std::optional<packed::RowNorm> Model::Packer::row_norm(const std::optional<step:
 
 std::optional<packed::RowNorm> Model::Packer::branch_norm(const std::optional<step::Norm>& step) {
   if (step.has_value()) {
-    keep_most(model_.widths.branch, round_up(width_, std::max(model_.kernels.panel,
-                                                              model_.bytes_kernels.panel)));
+    keep_most(model_.widths.branch, round_up(width_, model_.kernels.panel));
   }
   return row_norm(step, width_);
 }
@@ -195,7 +193,7 @@ packed::FeedForward Model::Packer::packed_step(const step::FeedForward& step) {
   const std::size_t slice_bytes = row_bytes(kernels, columns);
   keep_most(model_.widths.slice, slice_bytes);
   keep_most(model_.widths.inner, slice_bytes * feed_forward.down.size());
-  if (kernels.staged) {
+  if (kernels.quantized) {
     keep_most(model_.widths.staged_slice, columns);
     keep_most(model_.widths.staged, panels * kernels.panel);
   }

@@ -1,29 +1,38 @@
-// A product panel by panel, row tile by row tile: for the unit that has its `Shape` and `kTiles`.
+// A product panel by panel, row tile by row tile: for the unit that has its `Shape` and `gemm_tile`.
 #pragma once
+
+#include <utility>
 
 #include "kernels.h"
 #include "tile.h"
 
 namespace {
 
-template <class Operand>
-const Tile* tiles_of(kosine::Epilogue epilogue) {
-  static_assert(sizeof kTiles<Operand, kosine::Epilogue::kStore> == kProductRows * sizeof(Tile));
+using Tile = void (*)(const kosine::GemmArgs&, const Shape&, const char*, std::size_t, std::size_t,
+                      Ahead);
+
+// By height, from one row on.
+template <kosine::Epilogue kEpilogue, int... kIndices>
+const Tile* tiles_of(std::integer_sequence<int, kIndices...>) {
+  static constexpr Tile kTiles[] = {gemm_tile<kEpilogue, kIndices + 1>...};
+  return kTiles;
+}
+
+inline const Tile* tiles_of(kosine::Epilogue epilogue) {
+  constexpr std::make_integer_sequence<int, kProductRows> kHeights;
   switch (epilogue) {
-    case kosine::Epilogue::kStore: return kTiles<Operand, kosine::Epilogue::kStore>;
-    case kosine::Epilogue::kAdd: return kTiles<Operand, kosine::Epilogue::kAdd>;
-    case kosine::Epilogue::kGelu: return kTiles<Operand, kosine::Epilogue::kGelu>;
-    case kosine::Epilogue::kGeluTanh: return kTiles<Operand, kosine::Epilogue::kGeluTanh>;
-    case kosine::Epilogue::kSilu: return kTiles<Operand, kosine::Epilogue::kSilu>;
-    case kosine::Epilogue::kGate: return kTiles<Operand, kosine::Epilogue::kGate>;
+    case kosine::Epilogue::kStore: return tiles_of<kosine::Epilogue::kStore>(kHeights);
+    case kosine::Epilogue::kAdd: return tiles_of<kosine::Epilogue::kAdd>(kHeights);
+    case kosine::Epilogue::kGelu: return tiles_of<kosine::Epilogue::kGelu>(kHeights);
+    case kosine::Epilogue::kGeluTanh: return tiles_of<kosine::Epilogue::kGeluTanh>(kHeights);
+    case kosine::Epilogue::kSilu: return tiles_of<kosine::Epilogue::kSilu>(kHeights);
+    case kosine::Epilogue::kGate: return tiles_of<kosine::Epilogue::kGate>(kHeights);
   }
   return nullptr;
 }
 
-// `unpacked` gives, for a packed panel, what the tiles of `Operand` read of it.
-template <class Operand, class Unpacked>
-void multiply_panels(const kosine::GemmArgs& args, const Shape& shape, Unpacked unpacked) {
-  const Tile* const tiles = tiles_of<Operand>(args.epilogue);
+inline void multiply_panels(const kosine::GemmArgs& args, const Shape& shape) {
+  const Tile* const tiles = tiles_of(args.epilogue);
   const std::size_t steps = shape.panel_bytes / kPanelStride;  // of a tile, in which it fetches
   if (args.rows == 0) return;
   const std::size_t count = (args.rows + kProductRows - 1) / kProductRows;
@@ -32,7 +41,7 @@ void multiply_panels(const kosine::GemmArgs& args, const Shape& shape, Unpacked 
   const std::size_t taller = args.rows % count;
   const char* weight = static_cast<const char*>(args.weight);
   for (std::size_t panel = 0; panel < args.panels; ++panel) {
-    const char* const words = unpacked(weight);
+    const char* const words = weight;
     // The tiles of this panel share the work of fetching the next one (a prefetch past the last
     // panel is harmless: it never faults).
     weight += shape.panel_bytes;

@@ -88,7 +88,6 @@ void apply_dense(const packed::Dense& dense, const Kernels& floats, const Matrix
       .out = to.row(begin),
       .ldo = to.stride,
       .epilogue = Epilogue::kStore,
-      .scratch = nullptr,
   });
   for (std::size_t i = begin; i < end; ++i) {
     float* row = to.row(i);

@@ -1,18 +1,22 @@
-// Rows of floats as unsigned bytes, and where the slices of a row lie.
+// Rows of floats as whole numbers of 8 or 16 bits, and where the slices of a row lie.
 //
 // A row is cut into slices of at most 512 columns, multiples of 64, as even as they can be. Each
-// has a scale and a zero point of its own, which stand behind its bytes:
+// has a scale and a zero point of its own, which stand behind its numbers:
 //
-//     bytes of slice 0 | scale, zero | bytes of slice 1 | scale, zero | ...
-//                        64 bytes                         64 bytes
+//     numbers of slice 0 | scale, zero | numbers of slice 1 | scale, zero | ...
+//                          64 bytes                           64 bytes
 //
-//     x ~ (byte - zero) * scale      scale = (max - min) / 255      zero = round(-min / scale)
+//     int8     x ~ (byte - zero) * scale      scale = (max - min) / 255     zero = round(-min / scale)
+//     w8a16    x ~ word * scale               scale = max|x| / 32767        zero = 0
 //
 // The range always includes 0. A slice of nothing but (almost) zeros has scale 1. Where any number
-// of a slice is not finite the scale is NaN: rounding to bytes would hide it.
+// of a slice is not finite the scale is NaN: rounding would hide it.
 //
-// 512 is what keeps sums exact: 255 * 127 * 512 < 2^24, so an int32 sum, and the sum less its zero
-// point's part, are whole numbers that float32 has.
+// Where bytes are all that is multiplied, a word is two of them, word + 32768 = 256 upper + lower:
+// a row is two planes then, rows of bytes as above, the second half a stride behind the first.
+//
+// 512 is what keeps sums exact: 255 * 127 * 512 < 2^24, so an int32 sum of bytes, and the sum less
+// its zero point's part, are whole numbers that float32 has. Of words, 32767 * 127 * 512 < 2^31.
 #pragma once
 
 #include <cstddef>
@@ -77,22 +81,31 @@ struct Step {
   float zero;
 };
 
-inline Step step_of(const Range& range) {
-  constexpr float kSmallest = 1e-30f;
+constexpr float kSmallestRange = 1e-30f;  // below it a slice is all zeros
+
+inline Step byte_step(const Range& range) {
   const float low = -largest(Vec::zero() - range.low);
   const float width = largest(range.high) - low;
   const float poison = sum(range.poison);
-  if (!(width > kSmallest) || poison != 0) return {1.0f + poison, 1.0f, 0.0f};
+  if (!(width > kSmallestRange) || poison != 0) return {1.0f + poison, 1.0f, 0.0f};
   const float scale = width / 255.0f;
   const float inverse = 1.0f / scale;
   return {scale, inverse, __builtin_rintf(-low * inverse)};
 }
 
+inline Step word_step(const Range& range) {
+  const float most = largest(max(range.high, Vec::zero() - range.low));
+  const float poison = sum(range.poison);
+  if (!(most > kSmallestRange) || poison != 0) return {1.0f + poison, 1.0f, 0.0f};
+  const float scale = most / 32767.0f;
+  return {scale, 1.0f / scale, 0.0f};
+}
+
 // One row of `width` numbers, a multiple of 16, to Slices(width): value(i) gives a vector of them
-// from column i on. `smooth` may be null.
-template <class Bytes, class Value>
+// from column i on. `smooth` may be null; `plane` is half the stride of `out`.
+template <class Dot, class Value>
 inline void quantize_row(Value value, std::size_t width, const float* smooth,
-                         typename Bytes::Activation* out) {
+                         typename Dot::Activation* out, std::size_t plane) {
   constexpr std::size_t kLanes = Vec::kLanes;
   constexpr std::size_t kChains = 4;  // that do not wait for one another
   const Slices slices(width);
@@ -115,12 +128,12 @@ inline void quantize_row(Value value, std::size_t width, const float* smooth,
     }
     for (; i < count; i += kLanes) take(ranges[0], i);
     for (std::size_t j = 1; j < kChains; ++j) ranges[0].add(ranges[j]);
-    const Step step = step_of(ranges[0]);
+    const Step step = Dot::step_of(ranges[0]);
     const Vec inverse = Vec::all(step.inverse);
     for (i = 0; i < count; i += kLanes) {
-      Bytes::store_bytes(Vec::load(row + i) * inverse, static_cast<int>(step.zero), out + i);
+      Dot::store(Vec::load(row + i) * inverse, step, out + i, plane);
     }
-    for (i = count; i < room; ++i) out[i] = 0;
+    for (i = count; i < room; i += kLanes) Dot::store(Vec::zero(), step, out + i, plane);
     out += room;
     const Tail tail{step.scale, step.zero};
     __builtin_memcpy(out, &tail, sizeof tail);
@@ -128,16 +141,29 @@ inline void quantize_row(Value value, std::size_t width, const float* smooth,
   }
 }
 
-template <class Bytes>
-struct QuantizedDot {
+template <class Bytes, kosine::Dtype kIn>
+struct WholeDot {
   using Activation = typename Bytes::Activation;
-  static constexpr kosine::Dtype kDtype = kosine::Dtype::kInt8;
+  static constexpr kosine::Dtype kDtype = kIn;
   static constexpr bool kQuantized = true;
-  static constexpr bool kStaged = true;
-  template <class Value>
-  static void quantize(Value value, std::size_t width, const float* smooth, Activation* out) {
-    quantize_row<Bytes>(value, width, smooth, out);
+  static constexpr bool kInBytes = kIn == kosine::Dtype::kInt8;
+  static constexpr std::size_t kPlanes = kInBytes ? 1 : Bytes::kWordPlanes;
+
+  static Step step_of(const Range& range) {
+    return kInBytes ? byte_step(range) : word_step(range);
+  }
+  static void store(Vec x, const Step& step, Activation* p, std::size_t plane) {
+    if constexpr (kInBytes) {
+      Bytes::store_bytes(x, static_cast<int>(step.zero), p);
+    } else {
+      Bytes::store_words(x, p, plane);
+    }
   }
 };
+
+template <class Bytes>
+using ByteDot = WholeDot<Bytes, kosine::Dtype::kInt8>;
+template <class Bytes>
+using WordDot = WholeDot<Bytes, kosine::Dtype::kW8A16>;
 
 }  // namespace

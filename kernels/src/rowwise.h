@@ -89,10 +89,11 @@ template <class F>
 template <class Dot>
 [[gnu::always_inline]] inline void to_activations(const float* x, std::size_t width,
                                                   const float* smooth,
-                                                  typename Dot::Activation* out) {
+                                                  typename Dot::Activation* out,
+                                                  [[maybe_unused]] std::size_t ldo) {
   const auto at = [&](std::size_t i) { return Vec::load(x + i); };
-  if constexpr (Dot::kStaged) {
-    Dot::quantize(at, width, smooth, out);
+  if constexpr (Dot::kQuantized) {
+    quantize_row<Dot>(at, width, smooth, out, ldo / 2);
   } else {
     for (std::size_t i = 0; i < width; i += Vec::kLanes) Dot::store(at(i), out + i);
   }
@@ -137,8 +138,8 @@ void layer_norm_rows(const kosine::NormArgs& args) {
       if (!args.keeps_x) y.store(x + i);
       return y;
     };
-    if constexpr (Dot::kStaged) {
-      Dot::quantize(take, args.width, args.smooth, rounded);
+    if constexpr (Dot::kQuantized) {
+      quantize_row<Dot>(take, args.width, args.smooth, rounded, args.ldr / 2);
     } else {
       for (std::size_t i = 0; i < args.width; i += Vec::kLanes) Dot::store(take(i), rounded + i);
     }
@@ -186,7 +187,7 @@ void turn(const kosine::TurnArgs& args) {
 void round_rows(const kosine::RoundArgs& args) {
   for (std::size_t row = 0; row < args.rows; ++row) {
     to_activations<Dot>(args.x + row * args.ldx, args.width, args.smooth,
-                        static_cast<Dot::Activation*>(args.out) + row * args.ldo);
+                        static_cast<Dot::Activation*>(args.out) + row * args.ldo, args.ldo);
   }
 }
 

@@ -23,7 +23,7 @@ void Walk::take(const packed::Attention& step) {
   attend(step);
   member_.meet();
   const std::size_t width = step.num_heads * step.head_size;
-  if (model_.kernels.staged) {
+  if (model_.kernels.quantized) {
     if (member_.size != 1) round(step.rounding, work_.staged, width, work_.context, own_rows());
   } else {
     clear_padding(model_.kernels, work_.context, width, own_rows());
@@ -93,7 +93,7 @@ void Walk::attend(const packed::Attention& step) {
       const std::size_t head = i / parts;
       const float* q = work_.qkv.row(row) + head * step.head_size;
       const float* k = work_.qkv.row(row) + width + head / sharers * step.head_size;
-      void* out = kernels.staged
+      void* out = kernels.quantized
                       ? static_cast<void*>(work_.staged.row(row) + head * step.head_size)
                       : work_.context.row(row) + head * step.head_size * kernels.activation;
       kernels.attention({
@@ -112,13 +112,13 @@ void Walk::attend(const packed::Attention& step) {
           .part = i % parts,
           .parts = parts,
           .out = out,
-          .ldo = kernels.staged ? work_.staged.stride
+          .ldo = kernels.quantized ? work_.staged.stride
                                    : work_.context.stride / kernels.activation,
           .scratch = work_.scratch(member_.rank),
       });
     }
     // Alone, while the sentence is in the cache.
-    if (kernels.staged && member_.size == 1) {
+    if (kernels.quantized && member_.size == 1) {
       round(step.rounding, work_.staged, width, work_.context, {row, row + sentence.length});
     }
     row += sentence.length;

@@ -43,7 +43,7 @@ void Walk::take_slices(const packed::FeedForward& step, Range rows) {
     const Linear up = slice_of(step.up, step, i);
     inner_product(up, step.activation, rows);
     if (step.gate.has_value()) inner_product(slice_of(*step.gate, step, i), Epilogue::kGate, rows);
-    if (up.kernels->staged) {
+    if (up.kernels->quantized) {
       round(slice_rounding(step, i), work_.staged, up.panels * up.kernels->panel, work_.inner,
             {0, rows.end - rows.begin});
     }
@@ -60,13 +60,13 @@ void Walk::take_whole(const packed::FeedForward& step, Range rows) {
   // A member's panels of both products are the same.
   if (step.gate.has_value()) inner_product(*step.gate, Epilogue::kGate, rows);
   member_.meet();
-  for (std::size_t i = 0; kernels.staged && i < slices; ++i) {
+  for (std::size_t i = 0; kernels.quantized && i < slices; ++i) {
     const Matrix<float> floats{work_.staged.data + i * columns, work_.staged.stride};
     const ActivationMatrix inner{work_.inner.data + i * slice_bytes, work_.inner.stride};
     round(slice_rounding(step, i), floats, slice_of(step.up, step, i).panels * kernels.panel, inner,
           member_.share_of(rows.end - rows.begin));
   }
-  if (kernels.staged) member_.meet();
+  if (kernels.quantized) member_.meet();
   for (std::size_t i = 0; i < slices; ++i) {
     multiply_down(step, i, work_.inner.data + i * slice_bytes, rows);
   }
@@ -78,7 +78,7 @@ void Walk::inner_product(const Linear& linear, Epilogue epilogue, Range rows) {
   const Kernels& kernels = *linear.kernels;
   const char* input = work_.input.row(rows.begin);
   const std::size_t count = rows.end - rows.begin;
-  if (kernels.staged) {
+  if (kernels.quantized) {
     multiply(input, work_.input.stride, linear, epilogue,
              reinterpret_cast<char*>(work_.staged.data), work_.staged.stride * sizeof(float),
              sizeof(float), count);

@@ -1,7 +1,5 @@
 #include "workspace.h"
 
-#include <algorithm>
-
 namespace kosine {
 namespace {
 
@@ -21,8 +19,6 @@ void Workspace::prepare(const Model& model, const Chunk& chunk, std::size_t thre
   const std::size_t sentences = chunk.sentences.size();
   scratch_size_ = round_up(kernels.attention_scratch(chunk.longest, widths.head),
                            kAlignment / sizeof(float));
-  product_scratch_size_ =
-      kernels.staged ? std::max(kernels.gemm_scratch, model.bytes_kernels.gemm_scratch) : 0;
 
   std::size_t bytes = 0;
   bool taking = false;
@@ -50,7 +46,6 @@ void Workspace::prepare(const Model& model, const Chunk& chunk, std::size_t thre
     floats(pooled, sentences, widths.pooled);
     floats(pooled_next, sentences, widths.pooled);
     scratch_ = reinterpret_cast<float*>(take(threads, scratch_size_, sizeof(float)));
-    product_scratch_ = take(threads, product_scratch_size_, 1);
   };
 
   all();

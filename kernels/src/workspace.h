@@ -46,15 +46,10 @@ class Workspace {
   Matrix<float> pooled;       // (sentences, the widest of hidden and dense layers)
   Matrix<float> pooled_next;
   float* scratch(std::size_t thread) const { return scratch_ + thread * scratch_size_; }
-  char* product_scratch(std::size_t thread) const {
-    return product_scratch_size_ == 0 ? nullptr : product_scratch_ + thread * product_scratch_size_;
-  }
 
  private:
   float* scratch_ = nullptr;
   std::size_t scratch_size_ = 0;
-  char* product_scratch_ = nullptr;
-  std::size_t product_scratch_size_ = 0;
   Arena arena_;
 };
 
