@@ -81,17 +81,9 @@ Rounding Model::Packer::rounding_of_x() {
     }
   }
   if (name == nullptr) return {model_.kernels.quantized ? &model_.floats : &model_.kernels, nullptr};
-  const auto* feed_forward = std::get_if<step::FeedForward>(next_);
-  const Kernels& kernels = feed_forward != nullptr ? kernels_of(*feed_forward) : kernels_of(*name);
+  const Kernels& kernels = kernels_of(*name);
   keep_most(model_.widths.input, row_bytes(kernels, width_));
   return rounding_for(*name, kernels, width_);
-}
-
-const Kernels& Model::Packer::kernels_of(const step::FeedForward& step) {
-  const Kernels& up = kernels_of(step.up);
-  if (&kernels_of(step.down) == &up) return up;
-  reject("one of " + step.up + " and " + step.down + " is to have weights of bytes only",
-         "both or none can");
 }
 
 packed::Embed Model::Packer::packed_step(const step::Embed& step) {
@@ -175,12 +167,17 @@ packed::Project Model::Packer::packed_step(const step::Linear& step) {
 
 packed::FeedForward Model::Packer::packed_step(const step::FeedForward& step) {
   expect("FeedForward", {State::kRowsAndInput});
-  const Kernels& kernels = kernels_of(step);
+  const Kernels& up = kernels_of(step.up);
+  const Kernels& kernels = kernels_of(step.down);
   const std::size_t inner = of_rank(tensors_, step.up + ".weight", 2).shape[1];
   packed::FeedForward feed_forward;
-  feed_forward.up = packed_linear(kernels, step.up, width_, inner, step.bias);
+  feed_forward.up = packed_linear(up, step.up, width_, inner, step.bias);
   if (step.gate.has_value()) {
-    feed_forward.gate = packed_linear(kernels, *step.gate, width_, inner, step.bias);
+    if (&kernels_of(*step.gate) != &up) {
+      reject("one of " + step.up + " and " + *step.gate + " is to have weights of bytes only",
+             "both or none can, since they read the same");
+    }
+    feed_forward.gate = packed_linear(up, *step.gate, width_, inner, step.bias);
   }
   const std::size_t panels = feed_forward.up.panels;
   const std::size_t columns = kernels.slice_columns(inner);

@@ -56,8 +56,6 @@ class Model::Packer {
   // The same for x and the step after this one; where that reads no activations, any will do.
   Rounding rounding_of_x();
 
-  const Kernels& kernels_of(const step::FeedForward& step);
-
   static void keep_most(std::size_t& most, std::size_t value) { most = std::max(most, value); }
 
   packed::Embed packed_step(const step::Embed& step);

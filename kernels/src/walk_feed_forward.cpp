@@ -52,7 +52,7 @@ void Walk::take_slices(const packed::FeedForward& step, Range rows) {
 }
 
 void Walk::take_whole(const packed::FeedForward& step, Range rows) {
-  const Kernels& kernels = *step.up.kernels;
+  const Kernels& kernels = *step.rounding.kernels;
   const std::size_t slices = step.down.size();
   const std::size_t columns = step.slice_panels * kernels.panel;
   const std::size_t slice_bytes = kernels.row_elements(columns) * kernels.activation;
