@@ -1,10 +1,10 @@
 """int8 and w8a16 in numpy: the integers of the native engine, and its sums, product by product.
 
-A row is cut into slices of at most 512 columns, multiples of 64, as even as they can be. Each
+A row is cut into slices of at most 1024 columns, multiples of 64, as even as they can be. Each
 slice becomes unsigned bytes with a scale and a zero point of its own, or words of 16 bits:
 
     int8     x * smooth ~ (byte - zero) * scale    scale = (max - min) / 255    zero = rint(-min / scale)
-    w8a16    x * smooth ~ word * scale             scale = max|x| / 32767       zero = 0
+    w8a16    x * smooth ~ word * scale             scale = max|x| / 16383       zero = 0
 
 where min and max include 0. Where a number of a slice is not finite its scale is NaN, so that
 the row shows it. Weights are signed bytes with a scale for each column.
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 Float32 = NDArray[np.float32]
-UNIT, MOST_COLUMNS = 64, 512
+UNIT, MOST_COLUMNS = 64, 1024
 # PhiForBytes of rowwise.h.
 GELU_EDGE = 4.39
 GELU = (
@@ -94,7 +94,7 @@ def quantize_rows(x: Float32, smooth: Float32 | None = None, *, bits: int = 8) -
             high = np.maximum(part.max(axis=1), np.float32(0))
             width = high - low if bits == 8 else np.maximum(high, -low)
             wide = width > SMALLEST_RANGE
-            step = np.where(wide, width / np.float32(255 if bits == 8 else 32767), np.float32(1))
+            step = np.where(wide, width / np.float32(255 if bits == 8 else 16383), np.float32(1))
             inverse = np.where(wide, np.float32(1) / step, np.float32(1))
             finite = np.isfinite(part).all(axis=1)
             scale[:, i] = np.where(finite, step, np.nan)
@@ -129,7 +129,7 @@ def multiply(
     """`rows @ weight + bias`, (rows, out) float64: exact sums of bytes, then the scales."""
     total = np.zeros((len(rows.values), weight.shape[1]))
     for i, cut in enumerate(slices(weight.shape[0])):
-        # Whole numbers below 2 ** 24: float64 holds every sum of them, and BLAS multiplies it.
+        # Whole numbers below 2 ** 31: float64 holds every sum of them, and BLAS multiplies it.
         bytes_ = weight[cut].astype(np.float64)
         whole = rows.values[:, cut].astype(np.float64) @ bytes_
         part = whole - rows.zero[:, i, None].astype(np.float64) * bytes_.sum(axis=0)

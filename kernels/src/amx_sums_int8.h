@@ -1,6 +1,6 @@
 // Sums of products of bytes in tiles: int32, and what a slice of the depth makes of them.
 //
-// A part of the depth is a slice of the rows (quantize.h), eight steps of 64 at most. Its integers
+// A part of the depth is a slice of the rows (quantize.h), sixteen steps of 64 at most. Its integers
 // become floats, and are added to those of the slices before, while the tiles multiply the next
 // block. Panels are those of the vectors (pack_int8.h): sixteen of their words are the two tiles of
 // a step side by side.
@@ -17,7 +17,7 @@ namespace {
 // How the two tiles of a step lie in a panel.
 constexpr std::size_t kWeightStride = 2 * kTileRowBytes;
 constexpr std::size_t kWeightNext = kTileRowBytes;
-static_assert(kDepthStep == kTileRowBytes && kMostSlice == kPartSteps * kDepthStep);
+static_assert(kDepthStep == kTileRowBytes && kMostSlice == 2 * kPartSteps * kDepthStep);
 static_assert(kPanel * Int8::kStep == kWeightStride);
 
 template <int C, int A, int B>

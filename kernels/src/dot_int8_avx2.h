@@ -18,6 +18,10 @@ struct Int8 {
     return {_mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums)))};
   }
 
+  static Vec word_floats(const std::int32_t* sums, const std::int32_t*, Vec) {
+    return floats(sums);
+  }
+
   // round(x) + zero, which lies in 0..256, as bytes (widened).
   static void store_bytes(Vec x, int zero, Activation* p) {
     const __m256i whole = _mm256_add_epi32(_mm256_cvtps_epi32(x.v), _mm256_set1_epi32(zero));
@@ -28,7 +32,7 @@ struct Int8 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), words);
   }
 
-  // round(x), from -32767 to 32767.
+  // round(x), from -16383 to 16383.
   static void store_words(Vec x, Activation* p, std::size_t) {
     const __m256i whole = _mm256_cvtps_epi32(x.v);
     const __m128i words =

@@ -6,13 +6,13 @@
 //     column sums           float[slices][columns]: of the bytes of a slice
 //     column scales         float[columns]
 //
-// For each slice of the depth, int32 sums of bytes are exact. So is, in float32,
+// For each slice of the depth int32 sums are exact. In float32 its part is
 //
 //     part = sum - zero * column_sum
 //
-// of bytes; of words the part is their sum, rounded once. By planes it is
+// of bytes. Of words it is their sum, rounded once; by planes that is, in int32,
 //
-//     part = 256 * (sum of the upper bytes - 128 * column_sum) + sum of the lower bytes
+//     sum = 256 * sum of the upper bytes + sum of the lower bytes - 16384 * column_sum
 //
 // and the result is (part_0 * scale_0 + part_1 * scale_1 + ...) * column_scale + bias, in float32
 // with fused multiply-adds, slice after slice: which tile a row falls into changes no bit of it.
@@ -87,11 +87,8 @@ struct SliceFactors {
   }
   // A vector of columns' part of the sums: of each plane, kPanel apart.
   [[gnu::always_inline]] Vec part(const std::int32_t* integers, Vec column_sums) const {
-    const Vec sums = Int8::floats(integers);
-    if constexpr (Dot::kInBytes) return fma(zero, column_sums, sums);
-    if constexpr (Dot::kPlanes == 1) return sums;
-    const Vec upper = fma(Vec::all(-128.0f), column_sums, sums);
-    return fma(Vec::all(256.0f), upper, Int8::floats(integers + kPanel));
+    return Dot::kInBytes ? fma(zero, column_sums, Int8::floats(integers))
+                         : Int8::word_floats(integers, integers + kPanel, column_sums);
   }
 };
 

@@ -18,7 +18,16 @@ std::vector<Chunk> spread(const std::vector<Sentence>& longest_first, std::size_
     chunk.rows += sentence.length;
     chunk.longest = std::max(chunk.longest, sentence.length);
   }
+  std::stable_sort(chunks.begin(), chunks.end(),
+                   [](const Chunk& a, const Chunk& b) { return a.rows > b.rows; });
   return chunks;
+}
+
+// The most rows that a thread has to take, where each takes the next chunk when it is done.
+std::size_t longest_share(const std::vector<Chunk>& chunks, std::size_t threads) {
+  std::vector<std::size_t> shares(threads);
+  for (const Chunk& chunk : chunks) *std::min_element(shares.begin(), shares.end()) += chunk.rows;
+  return *std::max_element(shares.begin(), shares.end());
 }
 
 }  // namespace
@@ -40,9 +49,7 @@ Schedule schedule_batch(const std::int32_t* starts, std::size_t count, std::size
   schedule.chunks = spread(sentences, threads * rounds);
   if (threads == 1) return schedule;
 
-  std::size_t most = 0;
-  for (const Chunk& chunk : schedule.chunks) most = std::max(most, chunk.rows);
-  const bool uneven = 8 * most * threads * rounds > 9 * rows;
+  const bool uneven = 8 * longest_share(schedule.chunks, threads) * threads > 9 * rows;
   // Threads that each read all of the weights for a few rows only get in one another's way.
   if (rows < threads * kernels.alone_rows || uneven) {
     schedule.together = true;
