@@ -1,7 +1,8 @@
 """int8 and w8a16 in numpy: the integers of the native engine, and its sums, product by product.
 
-A row is cut into slices of at most 1024 columns, multiples of 64, as even as they can be. Each
-slice becomes unsigned bytes with a scale and a zero point of its own, or words of 16 bits:
+A row of more than 1024 columns is cut into slices of at most 512, multiples of 64, as even as they
+can be. Each slice becomes unsigned bytes with a scale and a zero point of its own, or words of 15
+bits:
 
     int8     x * smooth ~ (byte - zero) * scale    scale = (max - min) / 255    zero = rint(-min / scale)
     w8a16    x * smooth ~ word * scale             scale = max|x| / 16383       zero = 0
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 Float32 = NDArray[np.float32]
-UNIT, MOST_COLUMNS = 64, 1024
+UNIT, MOST_WHOLE, MOST_COLUMNS = 64, 1024, 512
 # PhiForBytes of rowwise.h.
 GELU_EDGE = 4.39
 GELU = (
@@ -74,7 +75,7 @@ def products(steps: Iterable[Step]) -> dict[str, str]:
 def slices(width: int) -> list[slice]:
     """Where a row of `width` columns is cut."""
     units = -(-width // UNIT)
-    parts = -(-units // (MOST_COLUMNS // UNIT))
+    parts = 1 if width <= MOST_WHOLE else -(-units // (MOST_COLUMNS // UNIT))
     each = -(-units // parts) * UNIT
     return [slice(begin, min(begin + each, width)) for begin in range(0, width, each)]
 

@@ -17,7 +17,7 @@ namespace {
 // How the two tiles of a step lie in a panel.
 constexpr std::size_t kWeightStride = 2 * kTileRowBytes;
 constexpr std::size_t kWeightNext = kTileRowBytes;
-static_assert(kDepthStep == kTileRowBytes && kMostSlice == 2 * kPartSteps * kDepthStep);
+static_assert(kDepthStep == kTileRowBytes && kMostWhole == 2 * kPartSteps * kDepthStep);
 static_assert(kPanel * Int8::kStep == kWeightStride);
 
 template <int C, int A, int B>

@@ -1,7 +1,7 @@
 // Rows of floats as whole numbers of 8 or 16 bits, and where the slices of a row lie.
 //
-// A row is cut into slices of at most 1024 columns, multiples of 64, as even as they can be. Each
-// has a scale and a zero point of its own, which stand behind its numbers:
+// A row of more than 1024 columns is cut into slices of at most 512, multiples of 64, as even as
+// they can be. Each has a scale and a zero point of its own, which stand behind its numbers:
 //
 //     numbers of slice 0 | scale, zero | numbers of slice 1 | scale, zero | ...
 //                          64 bytes                           64 bytes
@@ -15,8 +15,9 @@
 // Where bytes are all that is multiplied, a word is two of them, word + 16384 = 256 upper + lower:
 // a row is two planes then, rows of bytes as above, the second half a stride behind the first.
 //
-// Fewer columns would be rounded a little more finely, and take more time for their scales. With
-// 1024, sums of words are still exact in int32: 16383 * 127 * 1024 < 2^31.
+// Narrow slices are rounded more finely, and their scales take time. It is the feed-forward's rows
+// that gain by them: few large numbers among many small ones. Of 1024 columns sums of words are
+// still exact in int32: 16383 * 127 * 1024 < 2^31.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +27,8 @@
 namespace {
 
 constexpr std::size_t kDepthStep = 64;
-constexpr std::size_t kMostSlice = 1024;
+constexpr std::size_t kMostWhole = 1024;
+constexpr std::size_t kMostSlice = 512;
 constexpr std::size_t kTailBytes = 64;  // a cache line: scale, zero
 
 struct Tail {
@@ -42,10 +44,10 @@ struct Slices {
 
   explicit constexpr Slices(std::size_t columns) : depth(0), count(0), width(0) {
     // In 32 bits, where a division is fast.
-    constexpr unsigned kMostUnits = kMostSlice / kDepthStep;
+    constexpr unsigned kWholeUnits = kMostWhole / kDepthStep, kMostUnits = kMostSlice / kDepthStep;
     const auto units = static_cast<unsigned>((columns + kDepthStep - 1) / kDepthStep);
     if (units == 0) return;
-    const unsigned parts = (units + kMostUnits - 1) / kMostUnits;
+    const unsigned parts = units <= kWholeUnits ? 1 : (units + kMostUnits - 1) / kMostUnits;
     const unsigned each = (units + parts - 1) / parts;
     depth = units * kDepthStep;
     width = each * kDepthStep;
@@ -109,7 +111,7 @@ inline void quantize_row(Value value, std::size_t width, const float* smooth,
   constexpr std::size_t kLanes = Vec::kLanes;
   constexpr std::size_t kChains = 4;  // that do not wait for one another
   const Slices slices(width);
-  float row[kMostSlice];
+  float row[kMostWhole];
   for (std::size_t s = 0; s < slices.count; ++s) {
     const std::size_t begin = s * slices.width;
     const std::size_t room = slices.width_of(s);
