@@ -131,12 +131,12 @@ def test_korsts_spearman_is_pytorchs(
 
 # The lowest and the mean centred cosine, the most that Spearman's correlation moves, the least
 # share of the ten nearest that stay, and the most that a score changes. Of the ten nearest 0.985
-# and 0.97 are aimed at, and in bytes not reached: what stands there only keeps them from getting
-# worse.
+# and 0.97 are the goals: they are reached, and these leave room for what the sums of an export
+# differ by from processor to processor.
 BARS = {
     "bfloat16": (0.9999, 0.99995, 0.0005, 0.985, 0.005),
-    "w8a16": (0.999, 0.9997, 0.0005, 0.982, 0.004),
-    "int8": (0.998, 0.999, 0.0015, 0.965, 0.008),
+    "w8a16": (0.999, 0.9998, 0.0005, 0.984, 0.004),
+    "int8": (0.998, 0.9993, 0.0015, 0.969, 0.007),
 }
 
 

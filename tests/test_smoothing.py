@@ -59,6 +59,18 @@ def test_products_of_bytes_err_less_and_those_of_floats_hardly_more(weight):
     assert alone_now < 1.15 * alone
 
 
+def test_the_less_the_weights_count_the_more_they_err(weight):
+    rows = inputs(2)
+    largest, gram = np.abs(rows).max(axis=0), rows.astype(np.float64).T @ rows
+    found = []
+    for count in (4.0, 1.0, 0.25):
+        smooth = smoothing_factors(largest, rows[::2], gram, len(rows), [weight], count)
+        both, alone = errors(rows, weight, smooth)
+        found.append((both - alone, alone))
+    assert found[0][0] > found[1][0] > found[2][0]
+    assert found[0][1] < found[1][1] < found[2][1]
+
+
 def test_a_column_without_numbers_is_left_as_it_is(weight):
     rows = inputs(2)
     rows[:, 5] = 0

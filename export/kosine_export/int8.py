@@ -19,10 +19,10 @@ from kosine.packed import Float32, Packed
 from kosine.positions import position_ids
 from kosine.spec import EncoderSpec
 from kosine_export.rounding import round_weight
-from kosine_export.smoothing import smoothing_factors
+from kosine_export.smoothing import ATTENTION_COUNT, WEIGHTS_COUNT, smoothing_factors
 from kosine_kernels import reference
 from kosine_kernels.quantized import multiply, products, quantize_rows
-from kosine_kernels.steps import FeedForward, Step
+from kosine_kernels.steps import Attention, FeedForward, Step
 
 __all__ = ["MAX_ERROR", "quantize_layers"]
 
@@ -66,6 +66,7 @@ def quantize_layers(
     names = products(steps)
     batch = _sample(batch)
     inputs = _inputs(spec, steps, tensors, batch, {*names.values()})
+    attention = {step.qkv for step in steps if isinstance(step, Attention)}
     readers: dict[str, list[str]] = {}
     for name, source in names.items():
         readers.setdefault(source, []).append(name)
@@ -76,7 +77,12 @@ def quantize_layers(
         seen = inputs.pop(source)
         rows = np.concatenate(seen.rows)
         smooth = smoothing_factors(
-            seen.largest, rows, seen.gram, batch.num_tokens, [*weights.values()]
+            seen.largest,
+            rows,
+            seen.gram,
+            batch.num_tokens,
+            [*weights.values()],
+            ATTENTION_COUNT if source in attention else WEIGHTS_COUNT,
         )
         arrays[f"{source}.smooth"] = smooth
         in_bytes = quantize_rows(rows, smooth)
@@ -138,12 +144,12 @@ def _relative_error(found: NDArray[Any], exact: NDArray[Any]) -> float:
 
 
 def _bytes_only(steps: Sequence[Step], errors: Mapping[str, float]) -> tuple[str, ...]:
-    """The products over MAX_ERROR; the engine has one kind of input in a feed-forward."""
+    """The products over MAX_ERROR, and those that read the same input."""
     # Written so that NaN counts.
     kept = {name for name, error in errors.items() if not error <= MAX_ERROR}
     for step in steps:
-        if isinstance(step, FeedForward):
-            group = {name for name in (step.up, step.gate, step.down) if name is not None}
+        if isinstance(step, FeedForward) and step.gate is not None:
+            group = {step.up, step.gate}
             if group & kept:
                 kept |= group
     return tuple(name for name in errors if name in kept)

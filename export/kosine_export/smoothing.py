@@ -21,18 +21,24 @@ from kosine.packed import Float32
 from kosine_export.rounding import Float64, unexplained
 from kosine_kernels.quantized import slices
 
-__all__ = ["smoothing_factors"]
+__all__ = ["ATTENTION_COUNT", "WEIGHTS_COUNT", "smoothing_factors"]
 
 # How much the weights' share counts: `int8` has both errors, `w8a16` that of the weights alone,
-# and the bytes are the same. More helps w8a16 and less helps int8; with 4 w8a16 errs on average
-# as it did with square roots.
-WEIGHTS_COUNT = 4.0
+# and the bytes are the same. More helps w8a16 and less helps int8. What becomes queries, keys and
+# values bears more of the weights' error than of the input's, which all three have in common
+# (docs/parity.md has what was measured).
+WEIGHTS_COUNT, ATTENTION_COUNT = 4.0, 1.0
 # Adam, on the factors' logarithms: steps, rate, decay of both averages, epsilon.
 STEPS, RATE, MEANS, SQUARES, FLOOR = 150, 0.05, 0.9, 0.99, 1e-8
 
 
 def smoothing_factors(
-    largest: Float32, rows: Float32, gram: Float64, count: int, weights: Sequence[Float32]
+    largest: Float32,
+    rows: Float32,
+    gram: Float64,
+    count: int,
+    weights: Sequence[Float32],
+    weights_count: float = WEIGHTS_COUNT,
 ) -> Float32:
     """(in,) factors: 1 where one side is all zeros.
 
@@ -42,6 +48,7 @@ def smoothing_factors(
         gram: (in, in) x.T @ x of all of them.
         count: How many those are.
         weights: (in, out) each, of the products that read the input.
+        weights_count: What the cost of rounding the weights is multiplied by.
     """
     widest = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
     with np.errstate(all="ignore"):
@@ -51,7 +58,8 @@ def smoothing_factors(
     left = unexplained(gram, start)
     if left is None:
         return start
-    cost = _Cost(rows, left * (len(rows) / count), np.concatenate(weights, axis=1))
+    left = left * (weights_count * len(rows) / count)
+    cost = _Cost(rows, left, np.concatenate(weights, axis=1))
     found = _least(cost, np.log(start.astype(np.float64)))
     return np.where(used, np.exp(found), 1).astype(np.float32)
 
@@ -80,7 +88,7 @@ class _Cost:
         at = scaled.argmax(axis=1)
         tops = np.square(scaled[np.arange(len(at)), at], dtype=np.float64)
         inputs = self._left * np.square(factors)
-        squares, others = tops.sum(), WEIGHTS_COUNT / 127**2
+        squares, others = tops.sum(), 1 / 127**2
         gradient -= 2 * others * inputs.sum() * np.bincount(at, tops, len(logs))
         gradient += 2 * others * squares * inputs
         return float(cost + others * squares * inputs.sum()), gradient

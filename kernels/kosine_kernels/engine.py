@@ -51,12 +51,11 @@ class Engine:
             attention's too, with everything between products in float32. "w8a16" and "int8" take
             weights of signed bytes, `NAME.weight` int8 (in, out) with `NAME.scale` float32
             (out,), for the products of layers: `NAME.smooth` float32 (in,), where there is one,
-            is what their input is multiplied by. "w8a16" multiplies them with float32, or with
-            bfloat16 where the processor does; "int8" rounds the input to bytes, see
-            `kosine_kernels.quantized`. Their attention is bfloat16 where the processor
-            multiplies that.
-        bytes_only: With "int8": names of products that run as in "w8a16". Of a feed-forward both
-            or none.
+            is what their input is multiplied by. "w8a16" rounds the input to 16 bits and "int8"
+            to bytes, see `kosine_kernels.quantized`. Their attention is bfloat16 where the
+            processor multiplies that.
+        bytes_only: With "int8": names of products that run as in "w8a16". Of a gate and what it
+            gates both or none.
         threads: Most threads in one call.
         spin: Let the threads watch 10 ms for the next call before they sleep, not 50 us. Saves
             a wake-up in each call, and burns those processors between calls.
