@@ -148,7 +148,7 @@ def test_each_way_through_a_product(dtype, isa, depth, epilogue):
             check_gemm(dtype, isa, rows, depth, columns, epilogue, guard, rows)
 
 
-# Depths: less than a step and a whole one, a slice of all its steps, three that are not alike, four.
+# Depths: less than a step and a whole one, a slice of all its steps, three slices, four.
 @int8_amx
 @pytest.mark.parametrize("depth", [16, 64, 1024, 1040, 1600])
 def test_each_way_through_a_product_of_bytes(dtype, isa, depth):

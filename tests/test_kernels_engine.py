@@ -558,6 +558,9 @@ class TestSchedule:
             ([30, 50, 40, 40], 2, (False, [[1, 0], [2, 3]])),  # longest first
             ([66, 74, 70, 70], 2, (False, [[1], [2], [3], [0]])),  # more than the cache holds
             ([200, 20, 20], 2, (True, [[0, 1, 2]])),  # no even cut
+            # Uneven chunks, and both threads come out even.
+            ([120, 90, 90, 120, 100, 100], 2, (False, [[0], [3], [4], [5], [1], [2]])),
+            ([200, 200, 200], 2, (True, [[0], [1], [2]])),  # one would wait for the other
             ([512, 512], 1, (False, [[0], [1], [], []])),
         ],
     )

@@ -4,8 +4,8 @@ A row of more than 1024 columns is cut into slices of at most 512, multiples of 
 can be. Each slice becomes unsigned bytes with a scale and a zero point of its own, or words of 15
 bits:
 
-    int8     x * smooth ~ (byte - zero) * scale    scale = (max - min) / 255    zero = rint(-min / scale)
-    w8a16    x * smooth ~ word * scale             scale = max|x| / 16383       zero = 0
+    int8     x * smooth ~ (byte - zero) * scale scale = (max - min) / 255  zero = rint(-min / scale)
+    w8a16    x * smooth ~ word * scale          scale = max|x| / 16383
 
 where min and max include 0. Where a number of a slice is not finite its scale is NaN, so that
 the row shows it. Weights are signed bytes with a scale for each column.
