@@ -49,6 +49,8 @@ def make():
 try:
     if WHEN == "run":
         backend = make()
+        if LIMIT == "memory":  # threads first, or their stacks would be what lacks it
+            backend.run(Packed.of([[5] * 100]))
         LIMITS[LIMIT](AMOUNT)
         backend.run(batch)
     else:

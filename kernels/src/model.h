@@ -115,8 +115,8 @@ struct Model {
   // Throws std::invalid_argument for steps in an impossible order, and for tensors that are
   // missing or do not fit; std::bad_alloc.
   //
-  // Products of layers take the table `main`; those that are named in `bytes_only` take `bytes`.
-  // Both products of a feed-forward take the same.
+  // Products of layers take the table `main`; those that are named in `bytes_only` take `bytes`,
+  // which has the same panels and slices. A gate takes what `up` takes.
   Model(const Tensors& tensors, const std::vector<Step>& unpacked, const Kernels& main,
         const Kernels& bytes, const std::set<std::string>& bytes_only, const Kernels& float32,
         Guard guarded);
