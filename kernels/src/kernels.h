@@ -2,7 +2,7 @@
 //
 // A table computes in one dtype. "Activation" below is the type that a matrix product reads:
 // float in a float32 table, bfloat16 bits in a bfloat16 table, in an int8 or w8a16 table whole
-// numbers of 8 or 16 bits with a scale (quantize.h). Everything between products (the residual stream,
+// numbers of 8 or 15 bits with a scale (quantize.h). Everything between products (the residual stream,
 // LayerNorm, softmax, pooling) is float in every table.
 //
 // A table must keep two promises, which tests hold it to:

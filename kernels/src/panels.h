@@ -41,17 +41,17 @@ inline void multiply_panels(const kosine::GemmArgs& args, const Shape& shape) {
   const std::size_t taller = args.rows % count;
   const char* weight = static_cast<const char*>(args.weight);
   for (std::size_t panel = 0; panel < args.panels; ++panel) {
-    const char* const words = weight;
     // The tiles of this panel share the work of fetching the next one (a prefetch past the last
     // panel is harmless: it never faults).
-    weight += shape.panel_bytes;
+    const char* const next = weight + shape.panel_bytes;
     const std::size_t share = kPanelStride / (count < 2 ? 1 : count);
     std::size_t row = 0;
     for (std::size_t t = 0; t < count; ++t) {
       const std::size_t rows = height + (t < taller ? 1 : 0);
-      tiles[rows - 1](args, shape, words, row, panel, {weight + t * steps * share, share});
+      tiles[rows - 1](args, shape, weight, row, panel, {next + t * steps * share, share});
       row += rows;
     }
+    weight = next;
   }
 }
 

@@ -1,4 +1,4 @@
-// Rows of floats as whole numbers of 8 or 16 bits, and where the slices of a row lie.
+// Rows of floats as whole numbers of 8 or 15 bits, and where the slices of a row lie.
 //
 // A row of more than 1024 columns is cut into slices of at most 512, multiples of 64, as even as
 // they can be. Each has a scale and a zero point of its own, which stand behind its numbers:
