@@ -24,9 +24,9 @@ from kosine_kernels.quantized import slices
 __all__ = ["ATTENTION_COUNT", "WEIGHTS_COUNT", "smoothing_factors"]
 
 # How much the weights' share counts: `int8` has both errors, `w8a16` that of the weights alone,
-# and the bytes are the same. More helps w8a16 and less helps int8. What becomes queries, keys and
-# values bears more of the weights' error than of the input's, which all three have in common
-# (docs/benchmarks.md has what was measured).
+# and the bytes are the same. More helps w8a16 and less helps int8. For what becomes
+# queries, keys and values 1 was better for int8 and no worse for w8a16, on an encoder that was
+# measured (docs/benchmarks.md).
 WEIGHTS_COUNT, ATTENTION_COUNT = 4.0, 1.0
 # Adam, on the factors' logarithms: steps, rate, decay of both averages, epsilon.
 STEPS, RATE, MEANS, SQUARES, FLOOR = 150, 0.05, 0.9, 0.99, 1e-8

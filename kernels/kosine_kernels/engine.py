@@ -51,7 +51,7 @@ class Engine:
             attention's too, with everything between products in float32. "w8a16" and "int8" take
             weights of signed bytes, `NAME.weight` int8 (in, out) with `NAME.scale` float32
             (out,), for the products of layers: `NAME.smooth` float32 (in,), where there is one,
-            is what their input is multiplied by. "w8a16" rounds the input to 16 bits and "int8"
+            is what their input is multiplied by. "w8a16" rounds the input to 15 bits and "int8"
             to bytes, see `kosine_kernels.quantized`. Their attention is bfloat16 where the
             processor multiplies that.
         bytes_only: With "int8": names of products that run as in "w8a16". Of a gate and what it

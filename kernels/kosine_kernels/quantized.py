@@ -81,7 +81,11 @@ def slices(width: int) -> list[slice]:
 
 
 def quantize_rows(x: Float32, smooth: Float32 | None = None, *, bits: int = 8) -> QuantizedRows:
-    """(rows, width) float32, times `smooth` (width,) where there is one, to 8 or 16 bits."""
+    """(rows, width) float32, times `smooth` (width,) where there is one, to whole numbers.
+
+    Args:
+        bits: Of what holds them: 8 for bytes, 16 for words, which use 15.
+    """
     if smooth is not None:
         x = x * smooth
     cuts = slices(x.shape[1])

@@ -83,7 +83,7 @@ def encode(
         positions: (T,) int32 rows of the position table.
         dtype: Arithmetic, float32 or float64.
         quantized: Round the inputs of int8 weights to bytes, but of those in `bytes_only`: the
-            engine's "int8". The others, or all, are rounded to 16 bits: its "w8a16".
+            engine's "int8". The others, or all, are rounded to words of 15 bits: its "w8a16".
         bfloat16_heads: Round what attention multiplies to bfloat16, as engines with such products
             do: keys without their bias, where nothing is done to them before, and weights, which
             are divided by the sum of what they were rounded to.
@@ -165,7 +165,7 @@ def _linear(
     bias: bool,
     bits: int,
 ) -> Array:
-    """`bits` is of the rounded input of an int8 weight."""
+    """`bits` as in `quantize_rows`, for the input of an int8 weight."""
     weight, offset = t[f"{name}.weight"], t[f"{name}.bias"] if bias else x.dtype.type(0)
     if weight.dtype != np.int8:
         return np.asarray(x @ weight + offset)

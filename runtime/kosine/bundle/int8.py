@@ -16,7 +16,7 @@ class Int8Weights:
     Attributes:
         texts, tokens: That the inputs of products were calibrated on.
         max_error: The relative root mean square error of a product's output over which `int8`
-            gives its input 16 bits.
+            gives its input 15 bits.
         errors: That error by product, as it is with an input of bytes.
         bytes_only: The products that stay with weights of bytes only, as in `w8a16`. A gate and
             what it gates read the same input: both do, or none.
