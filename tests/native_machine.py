@@ -28,6 +28,7 @@ from kosine_kernels.steps import (
 )
 
 AMX_TABLES = (("bfloat16", "amx_bf16"), ("bfloat16", "amx_bf16_emulated"))
+AMX_W8A16_TABLES = (("w8a16", "amx_int8"), ("w8a16", "amx_int8_emulated"))
 AMX_INT8_TABLES = (("int8", "amx_int8"), ("int8", "amx_int8_emulated"))
 # Where attention multiplies bfloat16, in the dtypes of weights of bytes too.
 BFLOAT16_LEVELS = ("avx512_bf16", "amx_int8", "amx_int8_emulated")
@@ -47,6 +48,7 @@ BYTES_TABLES = (
     ("int8", "avx_vnni"),
     ("int8", "avx512_vnni"),
     ("int8", "avx512_bf16"),
+    *AMX_W8A16_TABLES,
     *AMX_INT8_TABLES,
 )
 MISSING = "" if engine.isa_levels() else "the native module is not in this build"

@@ -20,6 +20,7 @@ from kosine_kernels.quantized import quantize_weight
 from native_machine import (
     AMX_INT8_TABLES,
     AMX_TABLES,
+    AMX_W8A16_TABLES,
     Encoder,
     kernels,
     needs_native,
@@ -39,8 +40,8 @@ FAULTS = ("no-shapes", "released", "no-rows", "no-fit", "too-many-rows", "rows-w
 ROWS = (1, 15, 16, 17, 31, 32, 33, 47, 64, 65, 128, 129, 144, 160, 300)
 
 bfloat16_amx = tables(AMX_TABLES)
-int8_amx = tables(AMX_INT8_TABLES)
-amx = tables((*AMX_TABLES, *AMX_INT8_TABLES))
+bytes_amx = tables((*AMX_W8A16_TABLES, *AMX_INT8_TABLES))
+amx = tables((*AMX_TABLES, *AMX_W8A16_TABLES, *AMX_INT8_TABLES))
 needs_emulation = pytest.mark.skipif(
     why_not("bfloat16", EMULATED) != "", reason=why_not("bfloat16", EMULATED) or "it can"
 )
@@ -83,13 +84,13 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 def gemm(dtype, isa, a, weight, bias, out, epilogue, guard="after"):
     """`kernels.gemm` with a weight of floats, which become bytes where the table takes those."""
     scale = None
-    if dtype == "int8":
+    if dtype != "bfloat16":
         weight, scale = quantize_weight(weight)
     return kernels().gemm(dtype, isa, a, weight, bias, out, epilogue, guard, scale)
 
 
 def for_dtype(encoder: Encoder, dtype: str) -> Encoder:
-    return encoder.in_bytes() if dtype == "int8" else encoder
+    return encoder if dtype == "bfloat16" else encoder.in_bytes()
 
 
 @amx
@@ -104,7 +105,9 @@ def test_wrong_use_of_tiles_ends_the_process(dtype, isa, fault, tile_check):
     assert run(tile_check(isa), dtype, fault).returncode in (-signal.SIGILL, -signal.SIGSEGV)
 
 
-@pytest.mark.parametrize("units", [AMX_TABLES, AMX_INT8_TABLES], ids=lambda units: units[0][1])
+@pytest.mark.parametrize(
+    "units", [AMX_TABLES, AMX_W8A16_TABLES, AMX_INT8_TABLES], ids=lambda units: units[0][0]
+)
 def test_the_emulation_gives_the_bits_of_the_processor(units):
     if why := why_not(*units[0]):
         pytest.skip(why)
@@ -149,7 +152,7 @@ def test_each_way_through_a_product(dtype, isa, depth, epilogue):
 
 
 # Depths: less than a step and a whole one, a slice of all its steps, three slices, four.
-@int8_amx
+@bytes_amx
 @pytest.mark.parametrize("depth", [16, 64, 1024, 1040, 1600])
 def test_each_way_through_a_product_of_bytes(dtype, isa, depth):
     """Numpy's bytes and sums, and bit by bit what the vectors of AVX512 make of them."""
@@ -168,7 +171,7 @@ def test_each_way_through_a_product_of_bytes(dtype, isa, depth):
                 assert ours.tobytes() == vectors.tobytes()
 
 
-@int8_amx
+@bytes_amx
 def test_encoders_of_bytes_differ_from_the_vectors_by_attention_alone(dtype, isa):
     # A row that sees itself alone is its own value, whatever multiplies it.
     for window, same in ((0, True), (None, False)):
@@ -242,7 +245,7 @@ import os
 from native_machine import Encoder
 
 encoder = Encoder(hidden=64, heads=2)
-if {dtype!r} == "int8":
+if {dtype!r} != "bfloat16":
     encoder = encoder.in_bytes()
 engine = encoder.engine({dtype!r}, {isa!r}, threads=2)
 batches = [encoder.batch(lengths) for lengths in ([9, 20], [40] * 12)]
@@ -271,21 +274,25 @@ class TestEmulation:
         monkeypatch.delenv(engine.ISA_VARIABLE, raising=False)
         assert not {EMULATED, EMULATED_INT8} & set(engine.isa_levels())
         levels = engine.isa_levels()
-        for dtype, tiles in (("bfloat16", "amx_bf16"), ("int8", "amx_int8")):
+        for dtype, tiles in (
+            ("bfloat16", "amx_bf16"),
+            ("w8a16", "amx_int8"),
+            ("int8", "amx_int8"),
+        ):
             best = tiles if tiles in levels else "avx512_bf16"
             assert engine.select_isa(dtype) == best
             encoder = for_dtype(Encoder(), dtype)
             assert encoder.engine(dtype).isa == best
-        for dtype in ("float32", "w8a16"):
-            assert engine.select_isa(dtype) in levels
+        assert engine.select_isa("float32") in levels
 
     def test_it_is_there_for_those_who_name_it(self):
         assert Encoder().engine("bfloat16", EMULATED).isa == EMULATED
-        assert Encoder().in_bytes().engine("int8", EMULATED_INT8).isa == EMULATED_INT8
+        for dtype in ("w8a16", "int8"):
+            assert Encoder().in_bytes().engine(dtype, EMULATED_INT8).isa == EMULATED_INT8
         for dtype, isa, found in (
             ("float32", EMULATED, "avx512"),
-            ("w8a16", EMULATED_INT8, "avx512_bf16"),
-            ("int8", EMULATED, "avx512_bf16"),  # as it is at amx_bf16
+            ("w8a16", EMULATED, "avx512_bf16"),  # as it is at amx_bf16
+            ("int8", EMULATED, "avx512_bf16"),
             ("bfloat16", EMULATED_INT8, EMULATED),  # as at amx_int8
         ):
             assert engine.select_isa(dtype, isa) == found
@@ -314,10 +321,11 @@ class TestLevel:
         for dtype, found in (
             ("int8", "amx_int8"),
             ("bfloat16", "amx_bf16"),
-            ("w8a16", "avx512_bf16"),
+            ("w8a16", "amx_int8"),
         ):
             assert engine.select_isa(dtype) == found
-        assert engine.select_isa("int8", "amx_bf16") == "avx512_bf16"
+        for dtype in ("w8a16", "int8"):
+            assert engine.select_isa(dtype, "amx_bf16") == "avx512_bf16"
 
     def test_to_ask_for_it_is_to_get_it_or_an_error(self, monkeypatch):
         monkeypatch.setenv(engine.ISA_VARIABLE, "amx_bf16")

@@ -20,6 +20,7 @@ from kosine_kernels.steps import Attention, Dense, Distances, Norm, Rotary
 from native_machine import (
     AMX_INT8_TABLES,
     AMX_TABLES,
+    AMX_W8A16_TABLES,
     NAN_ORDERS,
     Encoder,
     each_table,
@@ -568,7 +569,7 @@ class TestSchedule:
         together, chunks = self.schedule(lengths, threads)
         assert (together, chunks) == (expected[0], [chunk for chunk in expected[1] if chunk])
 
-    @tables((*AMX_TABLES, *AMX_INT8_TABLES))
+    @tables((*AMX_TABLES, *AMX_W8A16_TABLES, *AMX_INT8_TABLES))
     @pytest.mark.parametrize(
         ("lengths", "threads", "expected"),
         [

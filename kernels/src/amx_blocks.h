@@ -14,10 +14,12 @@ constexpr std::size_t kGroupBlocks = 4;
 constexpr std::size_t kPartSteps = 8;  // at most, where there are several parts
 
 constexpr std::size_t kStepBytes = 2 * kTileBytes;  // of a panel
-constexpr std::size_t kResultStride = kPanel * sizeof(float);
+constexpr std::size_t kResultStride = Dot::kPlanes * kPanel * sizeof(float);
 constexpr std::size_t kTile = kTileHeight * kPanel;  // numbers of one row tile of a panel
 constexpr std::size_t kBlock = 2 * kTile;
-constexpr std::size_t kBlockRows = 2 * kTileHeight;
+// Two tiles of rows make a block, or the two planes of one.
+constexpr std::size_t kBlockTiles = 2 / Dot::kPlanes;
+constexpr std::size_t kBlockRows = kBlockTiles * kTileHeight;
 
 // The rows of a product, tile by tile.
 struct RowTiles {
@@ -33,13 +35,14 @@ struct RowTiles {
   std::size_t shared(std::size_t i) const { return i * kTileHeight - begin(i); }
 };
 
-// c0 .. c3 and a0 in tiles of the rows' height; a1 shares its shape with the weight's tiles, since
-// there are two tiles of rows only where their height is 16.
+// c0 .. c3 and a0 in tiles of the rows' height. So is a1 where it is a plane; else it shares its
+// shape with the weight's tiles, since there are two tiles of rows only where their height is 16.
 inline TileConfig tile_shapes(std::size_t height) {
+  constexpr int kOfRows = Dot::kPlanes == 2 ? 6 : 5;
   TileConfig config;
   for (int t = 0; t < 8; ++t) {
     config.row_bytes[t] = kTileRowBytes;
-    config.rows[t] = static_cast<std::uint8_t>(t < 5 ? height : kTileHeight);
+    config.rows[t] = static_cast<std::uint8_t>(t < kOfRows ? height : kTileHeight);
   }
   return config;
 }

@@ -9,7 +9,8 @@
 //              a1      c2 | c3            it.
 //
 // A last tile of rows without a partner, or the only one, takes two panels: a0 x (b0 .. b3). With
-// two tiles of the result alone, each product would wait for the one before.
+// two tiles of the result alone, each product would wait for the one before. Of words (quantize.h)
+// a0 and a1 are the two planes of one tile, so there is always a partner.
 //
 // All tiles have the same height: 16, or `rows` where those are fewer. Where 16 does not divide
 // the rows, the last tile begins early enough to end with them; the rows that it has in common
@@ -26,8 +27,9 @@
 namespace {
 
 // Enough rows to hide fetching the weights behind the arithmetic, which is several times as fast
-// as with vectors; few enough that activations stay in the L2 cache.
-constexpr std::size_t kChunkRows = 512;
+// as with vectors; few enough that activations stay in the L2 cache. Weights of bytes are half to
+// fetch.
+constexpr std::size_t kChunkRows = Dot::kQuantized ? 256 : 512;
 constexpr std::size_t kAloneRows = 128;
 
 // How far ahead of a product weights are fetched when each is used once: 8 KiB of a panel.
@@ -48,12 +50,14 @@ class Product {
       const bool two = panel + 1 < args_.panels;
       pairs(panel);
       if (two) pairs(panel + 1);
-      if (tiles_.count() % 2 == 0) continue;
-      finish_block();
-      if (two) {
-        last<2>(panel);
-      } else {
-        last<1>(panel);
+      if constexpr (kBlockTiles == 2) {
+        if (tiles_.count() % 2 == 0) continue;
+        finish_block();
+        if (two) {
+          last<2>(panel);
+        } else {
+          last<1>(panel);
+        }
       }
     }
     finish_block();
@@ -67,9 +71,9 @@ class Product {
     return static_cast<const char*>(args_.weight) + panel * panel_bytes_;
   }
 
-  // All pairs of row tiles with one panel, while the next panel is on its way.
+  // All pairs of tiles with one panel, while the next panel is on its way.
   void pairs(std::size_t panel) {
-    const std::size_t blocks = tiles_.count() / 2;
+    const std::size_t blocks = tiles_.count() / kBlockTiles;
     if (blocks == 0) return;
     const std::size_t share = blocks * parts_.steps;  // steps to fetch the next panel in
     Fetcher next{weight(panel + 1), (panel_bytes_ / kLine + share - 1) / share};
@@ -82,8 +86,11 @@ class Product {
           const Place place = room_.block(block - group);
           multiply(place, block, panel, part, next);
           if (Parts::kCarried && !part.last) continue;
-          const std::size_t count = kBlockRows - tiles_.shared(2 * block + 1);
-          unfinished_ = {place, args_, parts_, {part, panel, block * kBlockRows, count}};
+          const std::size_t first = block * kBlockTiles, begin = first * kTileHeight;
+          const std::size_t count =
+              tiles_.begin(first + kBlockTiles - 1) + tiles_.height() - begin;
+          unfinished_ = {place.at(tiles_.shared(first) * kPanel), args_, parts_,
+                         {part, panel, begin, count}};
         }
       }
     }
@@ -94,9 +101,11 @@ class Product {
   // both write them, and write the same.
   [[gnu::noinline]] void multiply(Place place, std::size_t block, std::size_t panel,
                                   const Part& part, Fetcher& next) {
-    const std::size_t upper = tiles_.begin(2 * block), lower = tiles_.begin(2 * block + 1);
+    constexpr bool kPlane = kBlockTiles == 1;  // what a1 is: they alternate in the sums, row by row
+    const std::size_t upper = tiles_.begin(block * kBlockTiles);
+    const std::size_t lower = kPlane ? upper : tiles_.begin(block * kBlockTiles + 1);
     auto* const c = place.sums;
-    auto* const c2 = c + (lower - upper) * kPanel;
+    auto* const c2 = c + (kPlane ? 1 : lower - upper) * kPanel;
     if (!Parts::kCarried || part.index == 0) {
       tile_zero<0>();
       tile_zero<1>();
@@ -110,7 +119,7 @@ class Product {
     }
     const std::size_t lda = lda_;
     const char* a0 = row(upper) + part.at;
-    const char* a1 = row(lower) + part.at;
+    const char* a1 = row(lower) + part.at + (kPlane ? lda / 2 : 0);
     const char* b = weight(panel) + part.from * kStepBytes;
     std::size_t steps = part.to - part.from;
     const std::size_t rows = (unfinished_.left() + steps - 1) / steps;

@@ -41,13 +41,13 @@ struct Parts {
   }
 };
 
-// The integers of a block, which are gone by the time that the next one's are written, and what its
-// slices have added up to.
+// The integers of a block (rows, planes, kPanel), which are gone by the time that the next one's are
+// written, and what its slices have added up to.
 struct Place {
   std::int32_t* sums;
   float* totals;
 
-  Place at(std::size_t number) const { return {sums + number, totals + number}; }
+  Place at(std::size_t number) const { return {sums + Dot::kPlanes * number, totals + number}; }
 };
 class Room {
  public:

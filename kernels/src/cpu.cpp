@@ -34,7 +34,8 @@ constexpr const Kernels* kTables[] = {
     &kAvx2Float32,         &kAvx2W8A16,       &kAvx2Int8,       &kAvxVnniW8A16,
     &kAvxVnniInt8,         &kAvx512Float32,   &kAvx512VnniW8A16, &kAvx512VnniInt8,
     &kAvx512Bfloat16,      &kAvx512Bf16W8A16, &kAvx512Bf16Int8, &kAmxBfloat16Emulated,
-    &kAmxInt8Emulated,     &kAmxBfloat16,     &kAmxInt8};
+    &kAmxW8A16Emulated,    &kAmxInt8Emulated, &kAmxBfloat16,    &kAmxW8A16,
+    &kAmxInt8};
 
 struct Named {
   Dtype dtype;

@@ -187,6 +187,8 @@ extern const Kernels kAvx512Bf16Int8;
 extern const Kernels kAvx512Bfloat16;
 extern const Kernels kAmxBfloat16;
 extern const Kernels kAmxBfloat16Emulated;
+extern const Kernels kAmxW8A16;
+extern const Kernels kAmxW8A16Emulated;
 extern const Kernels kAmxInt8;
 extern const Kernels kAmxInt8Emulated;
 
