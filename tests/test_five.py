@@ -16,6 +16,7 @@ from kosine_export.parity.model_graph_check import run_model_graph
 from kosine_export.parity.referee import Referee
 from kosine_export.texts import parity_texts
 from kosine_export.verify import against
+from native_machine import MISSING, needs_native
 
 NAMES = ("korsts", "matching", "faq", "klue-large", "legal")
 # What the cards say: class, max_seq_length, token type rows, epsilon, special ids.
@@ -47,7 +48,7 @@ def exported(
             path,
             folder / f"{name}.kosine",
             base=base,
-            targets=("onnx", "onnx-fp16"),
+            targets=("onnx", "onnx-fp16", *(() if MISSING else ("native-int8",))),
             prompts=LEGAL_PROMPTS if name == "legal" else None,
         )
         for name, (path, base) in checkpoints.items()
@@ -84,6 +85,20 @@ def test_parity_is_recorded_and_passes(name: str, exported: dict[str, Exported])
     certificate = exported[name].manifest.certificates["onnx-fp16"]
     assert certificate["passed"]
     assert certificate["largest"] < 65504 / 8
+
+
+@needs_native
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes_bear_nearly_all_products(name: str, exported: dict[str, Exported]) -> None:
+    manifest = exported[name].manifest
+    assert manifest.parity is not None
+    assert manifest.int8 is not None
+    assert manifest.int8.bytes_only_share <= 0.05
+    for dtype, least in (("int8", 0.9985), ("w8a16", 0.999)):
+        found = manifest.parity["others"][dtype]
+        print(f"{name} {dtype}: {manifest.int8.bytes_only_share:.1%} in w8a16, {found['centred']}")
+        assert found["passed"]
+        assert found["centred"]["mean_cosine"] >= least
 
 
 @pytest.mark.parametrize("name", NAMES)

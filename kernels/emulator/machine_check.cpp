@@ -1,10 +1,10 @@
 // The table `amx_bf16` against `amx_bf16_emulated`, bit by bit, in one process: each way through a
 // product, whole encoders on threads, preemption and signals in the middle of a product, children
 // of fork(), and when the level is there at all. Of `amx_int8`, which shares all but the arithmetic,
-// the products, against its emulation and against vectors.
+// the products of bytes and of words, against its emulation and against vectors.
 //
 //   machine_check             the comparisons; prints a digest of the bits that products gave,
-//                             one of all, one of products of bytes, then "right"
+//                             one of all, one each of products of bytes and of words, then "right"
 //   machine_check emulated    the emulation alone: the digest that it has on this machine
 //   machine_check levels [refuse|small-stack]
 //                             the levels of this machine: as it is, where the system refuses
@@ -43,7 +43,14 @@ std::uint64_t digest = kNoBits;  // FNV-1a, of all bits that were found right
 
 // What is compared with the emulation.
 const Kernels* unit = &kAmxBfloat16;
-const Kernels* bytes_unit = &kAmxInt8;
+struct Whole {
+  const char* name;
+  const Kernels* unit;
+  const Kernels& emulation;
+  const Kernels& vectors;
+};
+Whole wholes[] = {{"bytes", &kAmxInt8, kAmxInt8Emulated, kAvx512Bf16Int8},
+                  {"words", &kAmxW8A16, kAmxW8A16Emulated, kAvx512Bf16W8A16}};
 
 void add_to_digest(const void* from, std::size_t bytes) {
   const auto* at = static_cast<const unsigned char*>(from);
@@ -83,7 +90,7 @@ struct Product {
     padded = round_up(depth, k.k_step);
     panels = round_up(columns, k.panel) / k.panel;
     width = panels * k.panel;
-    lda = k.row_elements(depth);
+    lda = k.planes * k.row_elements(depth);
     packed = arena.take<char>(panels * k.panel_bytes(padded));
     std::vector<float> weight(depth * columns);
     for (float& x : weight) x = number();
@@ -401,7 +408,7 @@ int show_levels() {
   } catch (const Unavailable& error) {
     std::printf("amx_bf16: %s\n", error.message.c_str());
   }
-  for (Dtype dtype : {Dtype::kBfloat16, Dtype::kInt8}) {
+  for (Dtype dtype : {Dtype::kBfloat16, Dtype::kW8A16, Dtype::kInt8}) {
     try {
       std::printf("best %s: %s\n", name_of(dtype), name_of(select_kernels(dtype, "").isa));
     } catch (const Unavailable& error) {
@@ -420,10 +427,10 @@ int main(int count, char** arguments) try {
   if (count > 1 && std::string(arguments[1]) == "levels") return show_levels();
   if (count > 1) {  // the digests of another machine
     unit = &kAmxBfloat16Emulated;
-    bytes_unit = &kAmxInt8Emulated;
+    for (Whole& whole : wholes) whole.unit = &whole.emulation;
   }
   setvbuf(stdout, nullptr, _IOLBF, 0);
-  for (const Kernels* table : {unit, bytes_unit}) {
+  for (const Kernels* table : {unit, wholes[0].unit, wholes[1].unit}) {
     need(select_kernels(table->dtype, name_of(table->isa)).isa == table->isa, "another table");
   }
   std::printf("%d products\n", check_products(*unit, kAmxBfloat16Emulated));
@@ -431,13 +438,17 @@ int main(int count, char** arguments) try {
   std::printf("%d encodings\n", check_encoders());
   std::printf("digest %016llx\n", static_cast<unsigned long long>(digest));
   std::printf("%d signals\n", check_interruptions());
-  digest = kNoBits;
-  std::printf("%d products of bytes\n", check_products(*bytes_unit, kAmxInt8Emulated));
-  const std::uint64_t tiles = digest;
-  digest = kNoBits;
-  check_products(kAvx512Bf16Int8, kAmxInt8Emulated);
-  need(digest == tiles, "vectors have other bits");
-  std::printf("digest of products of bytes %016llx\n", static_cast<unsigned long long>(digest));
+  for (const Whole& whole : wholes) {
+    digest = kNoBits;
+    const int count = check_products(*whole.unit, whole.emulation);
+    std::printf("%d products of %s\n", count, whole.name);
+    const std::uint64_t tiles = digest;
+    digest = kNoBits;
+    check_products(whole.vectors, whole.emulation);
+    need(digest == tiles, "vectors have other bits");
+    std::printf("digest of products of %s %016llx\n", whole.name,
+                static_cast<unsigned long long>(digest));
+  }
   std::printf("right\n");
   return 0;
 } catch (const std::exception& error) {

@@ -62,8 +62,8 @@ class NativeBackend:
 
     Args:
         bundle: The opened bundle. Its weights are packed into memory of the engine's own.
-        dtype: "float32" (AVX2, AVX512), "bfloat16" (AVX512-BF16, AMX), "w8a16"
-            (AVX2, AVX-VNNI, AVX512-VNNI) or "int8" (these and AMX).
+        dtype: "float32" (AVX2, AVX512), "bfloat16" (AVX512-BF16, AMX), "w8a16" or "int8" (both
+            AVX2, AVX-VNNI, AVX512-VNNI, AMX).
         device: "auto" or "cpu".
         threads: Most threads in one call; None takes the CPUs that the process may really use.
         spin: Let idle threads watch for the next call 10 ms long, not 50 us.
