@@ -13,7 +13,6 @@ struct Int8 {
   static constexpr std::size_t kStep = 4;
   static constexpr std::size_t kRows = 6;
   static constexpr std::size_t kWordPlanes = 2;
-  static constexpr int kWordZero = 1 << 14;  // what makes words unsigned
 
   static Vec floats(const std::int32_t* sums) {
     return {_mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums)))};
@@ -24,7 +23,7 @@ struct Int8 {
     const __m256i bytes = _mm256_add_epi32(
         _mm256_slli_epi32(load(reinterpret_cast<const char*>(upper)), 8),
         load(reinterpret_cast<const char*>(lower)));
-    const __m256i zeros = _mm256_slli_epi32(_mm256_cvtps_epi32(column_sums.v), 14);
+    const __m256i zeros = _mm256_slli_epi32(_mm256_cvtps_epi32(column_sums.v), kWordZeroBits);
     return {_mm256_cvtepi32_ps(_mm256_sub_epi32(bytes, zeros))};
   }
 
@@ -35,7 +34,7 @@ struct Int8 {
 
   // round(x), from -16383 to 16383, as an upper and a lower byte.
   static void store_words(Vec x, Activation* p, std::size_t plane) {
-    const __m256i word = _mm256_add_epi32(_mm256_cvtps_epi32(x.v), _mm256_set1_epi32(kWordZero));
+    const __m256i word = _mm256_add_epi32(_mm256_cvtps_epi32(x.v), _mm256_set1_epi32(1 << kWordZeroBits));
     store(_mm256_srli_epi32(word, 8), p);
     store(_mm256_and_si256(word, _mm256_set1_epi32(0xff)), p + plane);
   }

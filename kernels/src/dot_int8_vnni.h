@@ -13,7 +13,6 @@ struct Int8 {
   static constexpr std::size_t kStep = 4;
   static constexpr std::size_t kRows = 14;
   static constexpr std::size_t kWordPlanes = 2;
-  static constexpr int kWordZero = 1 << 14;  // what makes words unsigned
 
   static Vec floats(const std::int32_t* sums) {
     return {_mm512_cvtepi32_ps(_mm512_loadu_si512(sums))};
@@ -23,7 +22,7 @@ struct Int8 {
   static Vec word_floats(const std::int32_t* upper, const std::int32_t* lower, Vec column_sums) {
     const __m512i bytes = _mm512_add_epi32(_mm512_slli_epi32(_mm512_loadu_si512(upper), 8),
                                            _mm512_loadu_si512(lower));
-    const __m512i zeros = _mm512_slli_epi32(_mm512_cvtps_epi32(column_sums.v), 14);
+    const __m512i zeros = _mm512_slli_epi32(_mm512_cvtps_epi32(column_sums.v), kWordZeroBits);
     return {_mm512_cvtepi32_ps(_mm512_sub_epi32(bytes, zeros))};
   }
 
@@ -35,7 +34,7 @@ struct Int8 {
 
   // round(x), from -16383 to 16383, as an upper and a lower byte.
   static void store_words(Vec x, Activation* p, std::size_t plane) {
-    const __m512i word = _mm512_add_epi32(_mm512_cvtps_epi32(x.v), _mm512_set1_epi32(kWordZero));
+    const __m512i word = _mm512_add_epi32(_mm512_cvtps_epi32(x.v), _mm512_set1_epi32(1 << kWordZeroBits));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm512_cvtepi32_epi8(_mm512_srli_epi32(word, 8)));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + plane), _mm512_cvtepi32_epi8(word));

@@ -46,9 +46,9 @@ enum class Epilogue {
 // columns in each row: the columns that pad the last panel are written too (gelu(0) = 0 there,
 // which the next product relies on).
 struct GemmArgs {
-  const void* a;       // (rows, row_elements(depth)) activations; zero where the packed depth
-                       // exceeds the weight's own, unless the table is quantized
-  std::size_t lda;     // elements between rows of a
+  const void* a;       // (rows, planes, row_elements(depth)) activations; zero where the packed
+                       // depth exceeds the weight's own, unless the table is quantized
+  std::size_t lda;     // elements between rows of a; its planes share them evenly
   std::size_t rows;
   const void* weight;  // `panels` packed panels
   const float* bias;   // (panels * panel,)
@@ -72,7 +72,7 @@ struct NormArgs {
   bool rms;
   bool keeps_x;         // only `rounded` is written
   const float* smooth;  // (width,) as in RoundArgs
-  void* rounded;        // (rows, row_elements(width)) activations
+  void* rounded;        // (rows, planes, row_elements(width)) activations
   std::size_t ldr;
 };
 
@@ -99,7 +99,7 @@ struct RoundArgs {
   std::size_t rows;
   std::size_t width;
   const float* smooth;  // (width,): what x is multiplied by first; null where by nothing
-  void* out;            // (rows, row_elements(width)) activations
+  void* out;            // (rows, planes, row_elements(width)) activations
   std::size_t ldo;
 };
 

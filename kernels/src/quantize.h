@@ -30,6 +30,7 @@ constexpr std::size_t kDepthStep = 64;
 constexpr std::size_t kMostWhole = 1024;
 constexpr std::size_t kMostSlice = 512;
 constexpr std::size_t kTailBytes = 64;  // a cache line: scale, zero
+constexpr int kWordZeroBits = 14;       // 2^14 makes a word unsigned
 
 struct Tail {
   float scale;
