@@ -14,7 +14,7 @@ __all__ = ["PICTURES", "draw", "picture_path"]
 
 PICTURES = ("throughput", "load", "limits")
 OURS, RIVAL, INK, FAINT = "#0b6e4f", "#9aa5b1", "#1f2933", "#d9dee3"
-STYLES = ("-", "--", "-.", ":")
+STYLES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 RIVAL_COLOURS = (
     *("#1f77b4", "#ff7f0e", "#9467bd", "#d62728", "#8c564b", "#e377c2", "#17becf", "#bcbd22"),
     *("#aec7e8", "#ffbb78", "#c5b0d5", "#ff9896", "#c49c94", "#7f7f7f"),
