@@ -39,15 +39,17 @@ def block(result: dict[str, Any], path: Path, root: Path) -> str:
     relative = Path(os.path.relpath(path, root)).as_posix()
     weights = result["models"][size]["weights"]
     commit = made.get("commit", "")[:12] or "unknown commit"
-    rounds = f"{made['rounds']} interleaved rounds"
+    rounds = "one round"
+    if made["rounds"] > 1:
+        rounds = f"medians of {made['rounds']} interleaved rounds"
     if made.get("repeats", 1) > 1:
-        rounds = f"{made['repeats']} repeats in one process each"
+        rounds = f"medians of {made['repeats']} repeats in one process each"
     heads = tables.heads(result, workload)
     rows = tables.headline(result, workload, "end-to-end")
     lines = [
         f"{_hardware(result)};"
         f" {made['date'][:10]}, {commit}; {size} model with {weights} weights, {sentences}"
-        f" Korean sentences; medians of {rounds}, raw samples in"
+        f" Korean sentences; {rounds}, raw samples in"
         f" [{path.name}]({relative}).{_missing(result)}",
         "",
         f"Text in, unit vectors out, workload `{workload.split('@')[0]}`:",
