@@ -34,7 +34,8 @@ struct Int8 {
 
   // round(x), from -16383 to 16383, as an upper and a lower byte.
   static void store_words(Vec x, Activation* p, std::size_t plane) {
-    const __m256i word = _mm256_add_epi32(_mm256_cvtps_epi32(x.v), _mm256_set1_epi32(1 << kWordZeroBits));
+    const __m256i word =
+        _mm256_add_epi32(_mm256_cvtps_epi32(x.v), _mm256_set1_epi32(1 << kWordZeroBits));
     store(_mm256_srli_epi32(word, 8), p);
     store(_mm256_and_si256(word, _mm256_set1_epi32(0xff)), p + plane);
   }

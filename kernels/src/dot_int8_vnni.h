@@ -34,7 +34,8 @@ struct Int8 {
 
   // round(x), from -16383 to 16383, as an upper and a lower byte.
   static void store_words(Vec x, Activation* p, std::size_t plane) {
-    const __m512i word = _mm512_add_epi32(_mm512_cvtps_epi32(x.v), _mm512_set1_epi32(1 << kWordZeroBits));
+    const __m512i word =
+        _mm512_add_epi32(_mm512_cvtps_epi32(x.v), _mm512_set1_epi32(1 << kWordZeroBits));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm512_cvtepi32_epi8(_mm512_srli_epi32(word, 8)));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + plane), _mm512_cvtepi32_epi8(word));
