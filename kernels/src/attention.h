@@ -4,8 +4,8 @@
 // tiles of a group of rows one after another, while it is in the L2 cache:
 //
 //   1. Its keys are transposed into panels of two vectors of keys, the layout of a packed
-//      weight, zeros after the last key. What else the products need of q, k and v is up to
-//      `Heads` (heads_float32.h, heads_bfloat16.h, heads_amx.h), which says what they multiply.
+//      weight, zeros after the last key. What else the products need of q, k and v, and how many
+//      rows and keys they take, is up to `Heads` (heads_float32.h, heads_bfloat16.h, heads_amx.h).
 //   2. For each tile of query rows: scores = q kT, then weights exp(score - the highest so far) in
 //      place, then context = weights v. What a row has from blocks before is multiplied by
 //      exp(highest before - highest now), and the block's is added.
@@ -25,22 +25,29 @@
 
 namespace {
 
-// Part of the arithmetic: a sum over keys is one of sums over blocks. A tile's scores, 14 rows of
-// it, are 28 KiB and stay in the L1 cache; its keys and values stay in L2: 256 KiB for heads of 64
-// in floats.
-constexpr std::size_t kKeyBlock = 512;
-constexpr std::size_t kGroupTiles = Heads::kGroupRows / kTileRows;
+constexpr std::size_t kKeyBlock = Heads::kKeyBlock;
 
 inline std::size_t padded_keys(std::size_t length) {
-  return (length + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
+  return (length + Heads::kKeyStep - 1) / Heads::kKeyStep * Heads::kKeyStep;
 }
 
-// The rows of a sentence, tile by tile, as even as they can be.
+// The rows of a sentence, tile by tile, as even as they can be in units of kRowUnit. Tiles have
+// one unit where rows do not see all keys, so that few are multiplied that a row does not see.
 struct QueryTiles {
-  std::size_t length;
+  QueryTiles(std::size_t rows, bool sees_all)
+      : length(rows), units((rows + Heads::kRowUnit - 1) / Heads::kRowUnit),
+        each(sees_all ? Heads::kRows / Heads::kRowUnit : Heads::kWindowRows / Heads::kRowUnit) {}
 
-  std::size_t count() const { return (length + kTileRows - 1) / kTileRows; }
-  std::size_t begin(std::size_t tile) const { return length * tile / count(); }
+  std::size_t length;
+  std::size_t units;
+  std::size_t each;  // units of a tile, at most
+
+  std::size_t count() const { return (units + each - 1) / each; }
+  std::size_t of_group() const { return Heads::kGroupRows / (each * Heads::kRowUnit); }
+  std::size_t begin(std::size_t tile) const {
+    const std::size_t row = units * tile / count() * Heads::kRowUnit;
+    return row < length ? row : length;
+  }
 };
 
 // The buffers of a call.
@@ -48,29 +55,29 @@ struct AttentionRoom {
   explicit AttentionRoom(std::size_t length)
       : keys(padded_keys(length < kKeyBlock ? length : kKeyBlock)),
         blocks((length + kKeyBlock - 1) / kKeyBlock),
-        tiles(QueryTiles{length}.count()),
-        group(blocks == 1 || tiles < kGroupTiles ? tiles : kGroupTiles) {}
+        group(blocks == 1 || length < Heads::kGroupRows ? length : Heads::kGroupRows) {}
 
   std::size_t keys;    // of a block
   std::size_t blocks;
-  std::size_t tiles;
-  std::size_t group;   // tiles that meet a block one after another
+  std::size_t group;   // rows whose tiles meet a block one after another
 
   // One cache line more than the keys, so that the rows of a tile do not fall into the same sets.
   std::size_t scores_stride() const { return keys + kLine / sizeof(float); }
-  std::size_t scores() const { return kTileRows * scores_stride(); }
-  std::size_t panels(std::size_t head_size) const { return head_size / Heads::kWord * keys; }
-  std::size_t distances() const { return group * kTileRows + keys + Vec::kLanes; }
-  // What a tile keeps between blocks: contexts, the highest scores, the sums of weights.
+  std::size_t scores() const { return Heads::kRows * scores_stride(); }
+  std::size_t panels(std::size_t head_size) const { return Heads::words(head_size) * keys; }
+  std::size_t contexts(std::size_t head_size) const { return Heads::kRows * head_size; }
+  std::size_t distances() const { return group + keys + Vec::kLanes; }
+  // The highest score and the sum of weights of a row, and its context between blocks.
   std::size_t kept(std::size_t head_size) const {
-    return blocks == 1 ? 0 : kTileRows * (head_size + 2);
+    return group * (blocks == 1 ? 2 : head_size + 2);
   }
 };
 
 std::size_t attention_scratch(std::size_t length, std::size_t head_size) {
   const AttentionRoom room(length);
   return room.panels(head_size) + Heads::value_room(room.keys, head_size) + room.scores() +
-         Heads::query_room(head_size) + room.distances() + room.group * room.kept(head_size);
+         Heads::query_room(room.group, head_size) + room.contexts(head_size) + room.distances() +
+         room.kept(head_size);
 }
 
 // keys (length, head_size) -> for each pair of key vectors a panel (words of a head, 2 vectors);
@@ -78,7 +85,7 @@ std::size_t attention_scratch(std::size_t length, std::size_t head_size) {
 inline void transpose_keys(const float* k, std::size_t ld, std::size_t length,
                            std::size_t head_size, float* to) {
   constexpr std::size_t kLanes = Vec::kLanes;
-  const std::size_t padded = padded_keys(length), words = head_size / Heads::kWord;
+  const std::size_t padded = padded_keys(length), words = Heads::words(head_size);
   for (std::size_t first = 0; first < padded; first += kLanes) {
     const std::size_t panel = first / (2 * kLanes) * (2 * kLanes);
     const std::size_t width = padded - panel < 2 * kLanes ? kLanes : 2 * kLanes;
@@ -97,23 +104,15 @@ inline void transpose_keys(const float* k, std::size_t ld, std::size_t length,
   }
 }
 
-// What the rows of a tile keep between blocks.
+// What rows keep between blocks.
 struct Kept {
   float* context;  // (rows, head_size)
   float* highest;  // of the scores so far
   float* total;    // of the weights so far
 };
 
-// What becomes of a row's context in a block.
-struct Turnover {
-  Vec before;   // factor of what was there
-  Vec inverse;  // 1 / the sum of the weights, after the last block
-};
-
-// Scores become weights exp((score - highest) * scale); zero after the last key. `highest` and
-// `total` are those of the keys before, and of all then. Gives the factor of what was there.
-inline float softmax_row(float* scores, std::size_t length, float scale, float& highest,
-                         float& total) {
+// The highest of a row's scores; NaN where one is.
+inline float highest_score(const float* scores, std::size_t length) {
   constexpr std::size_t kLanes = Vec::kLanes;
   constexpr std::size_t kChains = 4;
   const std::size_t whole = length / kLanes * kLanes;
@@ -128,18 +127,7 @@ inline float softmax_row(float* scores, std::size_t length, float scale, float& 
   }
   for (; i < whole; i += kLanes) tops[0] = max(tops[0], Vec::load(scores + i));
   if (i < length) tops[0] = max(tops[0], keep(Vec::load(scores + i), length - i, tops[0]));
-  const float top = largest(max(max(tops[0], tops[1]), max(tops[2], tops[3])));
-  const float before = highest;
-  if (!(before > top)) highest = top;
-  const float sums = Heads::weigh(scores, length, highest, scale);
-  if (total == 0.0f) {  // nothing came before
-    total = sums;
-    return 0.0f;
-  }
-  float change[kLanes];
-  Heads::exp(Vec::all((before - highest) * scale)).store(change);
-  total = __builtin_fmaf(total, change[0], sums);
-  return change[0];
+  return largest(max(max(tops[0], tops[1]), max(tops[2], tops[3])));
 }
 
 // A run of keys.
@@ -159,24 +147,54 @@ inline Keys both(Keys a, Keys b) {
   return {a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end};
 }
 
-// softmax_row over the keys that one row sees, out of the `seen` ones of its tile, whose scores
-// these are; zero for the others.
-inline float softmax_window(const kosine::AttentionArgs& args, float* scores, Keys seen,
-                            std::size_t row, float scale, float& highest, float& total) {
-  const std::size_t begin = row > args.behind ? row - args.behind : 0;
-  const std::size_t end = args.length - row > args.ahead ? row + args.ahead + 1 : args.length;
-  const Keys own = both(seen, {begin, end});
-  float factor = 1.0f;
-  std::size_t i = seen.begin;
-  if (own.begin < own.end) {
-    for (; i < own.begin; ++i) scores[i - seen.begin] = -__builtin_inff();
-    factor = softmax_row(scores, own.end - seen.begin, scale, highest, total);
-    Heads::clear_weights(scores, 0, own.begin - seen.begin);
-    i = own.end;
+// Those that one row sees.
+inline Keys keys_of(const kosine::AttentionArgs& args, std::size_t row) {
+  return {row > args.behind ? row - args.behind : 0,
+          args.length - row > args.ahead ? row + args.ahead + 1 : args.length};
+}
+
+// Scores of the `seen` keys of a tile of rows become weights exp((score - highest) * scale), zero
+// for those that a row does not see. `highest` and `total` of each row are those of the keys
+// before, and of all then; `before` becomes the factor of what came of the keys before.
+inline void softmax_rows(const kosine::AttentionArgs& args, float* scores, std::size_t stride,
+                         Keys seen, std::size_t begin, std::size_t rows, float scale,
+                         float* highest, float* total, float* before) {
+  constexpr std::size_t kStep = Heads::kWeightStep;
+  // Each of these loops has all rows, so that they do not wait for one another.
+  float was[Heads::kRows], sums[Heads::kRows];
+  for (std::size_t r = 0; r < rows; ++r) {
+    float* const row = scores + r * stride;
+    const Keys own = both(seen, keys_of(args, begin + r));
+    was[r] = highest[r];
+    if (own.begin >= own.end) continue;
+    const std::size_t unseen = own.begin - seen.begin;
+    for (std::size_t i = 0; i < unseen; ++i) row[i] = -__builtin_inff();
+    const float top = highest_score(row, own.end - seen.begin);
+    if (!(was[r] > top)) highest[r] = top;
   }
-  const std::size_t words = (seen.end - seen.begin + Heads::kWord - 1) / Heads::kWord;
-  Heads::clear_weights(scores, i - seen.begin, words * Heads::kWord);
-  return factor;
+  for (std::size_t r = 0; r < rows; r += Vec::kLanes) {
+    float changes[Vec::kLanes];
+    const std::size_t count = rows - r < Vec::kLanes ? rows - r : Vec::kLanes;
+    for (std::size_t i = 0; i < count; ++i) changes[i] = (was[r + i] - highest[r + i]) * scale;
+    Heads::exp(Vec::load(changes)).store(changes);
+    for (std::size_t i = 0; i < count; ++i) {
+      before[r + i] = total[r + i] == 0.0f ? 0.0f : changes[i];  // nothing came before
+    }
+  }
+  for (std::size_t r = 0; r < rows; ++r) {
+    float* const row = scores + r * stride;
+    const Keys own = both(seen, keys_of(args, begin + r));
+    std::size_t done = 0;
+    sums[r] = 0.0f;
+    if (own.begin < own.end) {
+      const std::size_t count = own.end - seen.begin;
+      sums[r] = Heads::weigh(row, count, highest[r], scale);
+      Heads::clear_weights(row, 0, own.begin - seen.begin);
+      done = (count + kStep - 1) / kStep * kStep;
+    }
+    Heads::clear_weights(row, done, padded_keys(seen.end - seen.begin));
+  }
+  for (std::size_t r = 0; r < rows; ++r) total[r] = __builtin_fmaf(total[r], before[r], sums[r]);
 }
 
 // What distances from `first` on add, one number for each, so that a row reads its own in one go.
@@ -192,59 +210,36 @@ inline void spread_distances(const kosine::AttentionArgs& args, std::ptrdiff_t f
 
 // A block of keys in the buffers of a call.
 struct KeyBlock {
-  Heads::Unit& unit;
   Keys keys;            // those that are packed, from a whole panel on
   const float* panels;
-  const float* values;  // as `Heads` packs them
-  float* queries;       // room for those of a tile
-  float* scores;        // (kTileRows, keys)
+  float* values;        // as `Heads` packs them
+  float* scores;        // (kRows, keys)
   std::size_t stride;   // of scores
+  float* contexts;      // (kRows, head_size)
   // What distances add: at [i] for the key `i` after the first, seen from row `last_row`; from the
   // row before that, one further on. Null where they add nothing.
   const float* added;
   std::size_t last_row;
 };
 
-template <int R>
-void attention_rows(const kosine::AttentionArgs& args, const KeyBlock& block, std::size_t row,
-                    float scale, const Kept& kept) {
+// Rows begin .. end of the sentence, whose queries these are, meet a block.
+inline void attend_rows(const kosine::AttentionArgs& args, const KeyBlock& block, Panel queries,
+                        std::size_t begin, std::size_t end, float scale, const Kept& kept) {
   constexpr std::size_t kLanes = Vec::kLanes;
-  const Keys all = keys_of(args, row, row + R);
+  const Keys all = keys_of(args, begin, end);
   const Keys seen = both(all, block.keys);
   if (seen.begin >= seen.end) return;
   const bool first = seen.begin == all.begin, last = seen.end == all.end;
-  const std::size_t stride = block.stride;
+  const std::size_t rows = end - begin, stride = block.stride;
   const std::size_t count = seen.end - seen.begin, skipped = seen.begin - block.keys.begin;
-  const std::size_t steps = (count + Heads::kWord - 1) / Heads::kWord;
-  block.unit.prepare(steps);
-  const Panel q =
-      Heads::queries(args.q + row * args.ld, args.ld, R, args.head_size, block.queries);
-  const std::size_t words = args.head_size / Heads::kWord;
-  // Panels are two vectors wide, but for the block's last one.
-  const std::size_t padded = padded_keys(block.keys.end - seen.begin);
-  const std::size_t stop = padded_keys(count);
-  const float* panels = block.panels + skipped * words;
+  const std::size_t stop = padded_keys(count), words = Heads::words(args.head_size);
   float* const scores = block.scores;
-  std::size_t key = 0;
-  for (; key + 2 * kLanes <= padded && key < stop; key += 2 * kLanes) {
-    Vec acc[R][2];
-    const auto* panel = reinterpret_cast<const char*>(panels + key * words);
-    Heads::scores(acc, q.at, q.stride, {panel, 2 * sizeof(Vec)}, words);
-    for (int r = 0; r < R; ++r) {
-      acc[r][0].store(scores + r * stride + key);
-      acc[r][1].store(scores + r * stride + key + kLanes);
-    }
-  }
-  if (key < stop) {
-    Vec acc[R][1];
-    const auto* panel = reinterpret_cast<const char*>(panels + key * words);
-    Heads::scores(acc, q.at, q.stride, {panel, sizeof(Vec)}, words);
-    for (int r = 0; r < R; ++r) acc[r][0].store(scores + r * stride + key);
-  }
+  Heads::scores(queries, rows, block.panels + skipped * words, words,
+                padded_keys(block.keys.end - seen.begin), stop, scores, stride);
 
   if (block.added != nullptr) {
-    for (int r = 0; r < R; ++r) {
-      const float* own = block.added + (block.last_row - row - r) + skipped;
+    for (std::size_t r = 0; r < rows; ++r) {
+      const float* own = block.added + (block.last_row - begin - r) + skipped;
       for (std::size_t i = 0; i < stop; i += kLanes) {
         float* score = scores + r * stride + i;
         (Vec::load(score) * Vec::all(scale) + Vec::load(own + i)).store(score);
@@ -253,98 +248,72 @@ void attention_rows(const kosine::AttentionArgs& args, const KeyBlock& block, st
     scale = 1.0f;
   }
 
-  Turnover rows[R];
-  for (int r = 0; r < R; ++r) {
-    float highest = first ? -__builtin_inff() : kept.highest[r];
-    float total = first ? 0.0f : kept.total[r];
-    const float before =
-        softmax_window(args, scores + r * stride, seen, row + r, scale, highest, total);
-    rows[r] = {Vec::all(before), Vec::all(1.0f / total)};
-    if (last) continue;
-    kept.highest[r] = highest;
-    kept.total[r] = total;
+  for (std::size_t r = 0; first && r < rows; ++r) {
+    kept.highest[r] = -__builtin_inff();
+    kept.total[r] = 0.0f;
   }
+  float before[Heads::kRows];
+  softmax_rows(args, scores, stride, seen, begin, rows, scale, kept.highest, kept.total, before);
 
-  const char* weights = reinterpret_cast<const char*>(scores);
-  const auto values = [&](std::size_t d) {
-    return Heads::values(args.v + block.keys.begin * args.ld, args.ld, block.values,
-                         block.keys.end - block.keys.begin, args.head_size, skipped, d);
-  };
-  auto* out = static_cast<Output::Activation*>(args.out) + row * args.ldo;
-  const auto settle = [&](Vec context, int r, std::size_t d) {
-    float* const so_far = kept.context + r * args.head_size + d;
-    if (!first) context = fma(Vec::load(so_far), rows[r].before, context);
-    if (last) {
-      Output::store(context * rows[r].inverse, out + r * args.ldo + d);
-    } else {
-      context.store(so_far);
+  Heads::context(scores, stride, rows,
+                 Heads::values(args.v + block.keys.begin * args.ld, args.ld, block.values,
+                               block.keys.end - block.keys.begin, args.head_size),
+                 skipped, count, block.contexts);
+  auto* out = static_cast<Output::Activation*>(args.out) + begin * args.ldo;
+  for (std::size_t r = 0; r < rows; ++r) {
+    const Vec factor = Vec::all(before[r]), inverse = Vec::all(1.0f / kept.total[r]);
+    float* const so_far = kept.context + r * args.head_size;
+    for (std::size_t d = 0; d < args.head_size; d += kLanes) {
+      Vec context = Vec::load(block.contexts + r * args.head_size + d);
+      if (!first) context = fma(Vec::load(so_far + d), factor, context);
+      if (last) {
+        Output::store(context * inverse, out + r * args.ldo + d);
+      } else {
+        context.store(so_far + d);
+      }
     }
-  };
-  std::size_t d = 0;
-  for (; d + 2 * kLanes <= args.head_size; d += 2 * kLanes) {
-    Vec acc[R][2];
-    Heads::context(acc, weights, stride * sizeof(float), values(d), steps);
-    for (int r = 0; r < R; ++r) {
-      settle(acc[r][0], r, d);
-      settle(acc[r][1], r, d + kLanes);
-    }
-  }
-  if (d < args.head_size) {
-    Vec acc[R][1];
-    Heads::context(acc, weights, stride * sizeof(float), values(d), steps);
-    for (int r = 0; r < R; ++r) settle(acc[r][0], r, d);
   }
 }
 
-using AttentionTile = void (*)(const kosine::AttentionArgs&, const KeyBlock&, std::size_t, float,
-                               const Kept&);
-
-constexpr AttentionTile kAttentionTiles[] = {
-    attention_rows<1>,  attention_rows<2>,  attention_rows<3>,  attention_rows<4>,
-    attention_rows<5>,  attention_rows<6>,
-#if defined(__AVX512F__)
-    attention_rows<7>,  attention_rows<8>,  attention_rows<9>,  attention_rows<10>,
-    attention_rows<11>, attention_rows<12>, attention_rows<13>, attention_rows<14>,
-#endif
-};
-
 // The tiles begin .. end, group by group.
-inline void attend_tiles(const kosine::AttentionArgs& args, std::size_t begin, std::size_t end,
-                         Heads::Unit& unit) {
-  static_assert(sizeof kAttentionTiles == kTileRows * sizeof(AttentionTile));
+inline void attend_tiles(const kosine::AttentionArgs& args, const QueryTiles& tiles,
+                         std::size_t begin, std::size_t end) {
   const AttentionRoom room(args.length);
-  const QueryTiles tiles{args.length};
-  const std::size_t kept_size = room.kept(args.head_size);
   float* const panels = args.scratch;
   float* const values = panels + room.panels(args.head_size);
   float* const scores = values + Heads::value_room(room.keys, args.head_size);
   float* const queries = scores + room.scores();
-  float* const added = queries + Heads::query_room(args.head_size);
-  float* const kept = added + room.distances();
+  float* const contexts = queries + Heads::query_room(room.group, args.head_size);
+  float* const added = contexts + room.contexts(args.head_size);
+  float* const highest = added + room.distances();
+  float* const total = highest + room.group;
+  float* const kept = total + room.group;
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(args.head_size));
-  for (std::size_t group = begin; group < end; group += room.group) {
-    const std::size_t stop = end - group < room.group ? end : group + room.group;
+  const std::size_t of_group = room.blocks == 1 ? end - begin : tiles.of_group();
+  for (std::size_t group = begin; group < end; group += of_group) {
+    const std::size_t stop = end - group < of_group ? end : group + of_group;
     const std::size_t row = tiles.begin(group), end_row = tiles.begin(stop);
     const Keys seen = keys_of(args, row, end_row);
+    const Panel q = Heads::queries(args.q + row * args.ld, args.ld, end_row - row,
+                                   args.head_size, queries);
     for (std::size_t at = seen.begin / kKeyBlock * kKeyBlock; at < seen.end; at += kKeyBlock) {
       const Keys keys = both(seen, {at, at + kKeyBlock});
       transpose_keys(args.k + keys.begin * args.ld, args.ld, keys.end - keys.begin,
                      args.head_size, panels);
       Heads::pack_values(args.v + keys.begin * args.ld, args.ld, keys.end - keys.begin,
                          args.head_size, values);
-      KeyBlock block{unit,   keys,   panels,  values,      queries,
-                     scores, room.scores_stride(), nullptr, end_row - 1};
+      KeyBlock block{keys,   panels,   values, scores, room.scores_stride(), contexts,
+                     nullptr, end_row - 1};
       if (args.distances != nullptr) {
         spread_distances(args, static_cast<std::ptrdiff_t>(keys.begin - block.last_row),
                          padded_keys(keys.end - keys.begin) + (end_row - row), added);
         block.added = added;
       }
       for (std::size_t t = group; t < stop; ++t) {
-        const std::size_t rows = tiles.begin(t + 1) - tiles.begin(t);
-        float* const context = kept + (t - group) * kept_size;
-        float* const highest = context + kTileRows * args.head_size;
-        kAttentionTiles[rows - 1](args, block, tiles.begin(t), scale,
-                                  {context, highest, highest + kTileRows});
+        const std::size_t first = tiles.begin(t), at_row = first - row;
+        const Panel own{q.at + at_row * q.stride, q.stride};
+        attend_rows(args, block, own, first, tiles.begin(t + 1), scale,
+                    {kept + at_row * args.head_size, highest + at_row, total + at_row});
       }
     }
   }
@@ -353,16 +322,18 @@ inline void attend_tiles(const kosine::AttentionArgs& args, std::size_t begin, s
 // A part's tiles: a run from the front and one as long from the back, so that parts cost the same
 // where a row sees what came before it only.
 void attention(const kosine::AttentionArgs& args) {
-  const std::size_t tiles = QueryTiles{args.length}.count();
-  Heads::Unit unit;
+  const bool sees_all = args.behind >= args.length && args.ahead >= args.length;
+  const QueryTiles query_tiles(args.length, sees_all);
+  const std::size_t tiles = query_tiles.count();
+  [[maybe_unused]] const Heads::Unit unit;
   if (args.parts == 1) {
-    attend_tiles(args, 0, tiles, unit);
+    attend_tiles(args, query_tiles, 0, tiles);
     return;
   }
   const std::size_t runs = 2 * args.parts;
   const std::size_t front = args.part, back = runs - 1 - args.part;
-  attend_tiles(args, tiles * front / runs, tiles * (front + 1) / runs, unit);
-  attend_tiles(args, tiles * back / runs, tiles * (back + 1) / runs, unit);
+  attend_tiles(args, query_tiles, tiles * front / runs, tiles * (front + 1) / runs);
+  attend_tiles(args, query_tiles, tiles * back / runs, tiles * (back + 1) / runs);
 }
 
 }  // namespace

@@ -15,11 +15,14 @@ namespace {
 struct BfloatHeads : VectorHeads<BfloatDot> {
   static constexpr bool kRounds = true;
   static constexpr std::size_t kWord = Dot::kStep;
+  static constexpr std::size_t kWeightStep = kWord * Vec::kLanes;
   // Each group packs all keys anew: three times as many rows, beside half the bytes.
   static constexpr std::size_t kGroupRows = 1008;
 
-  // Floats of scratch: for the rows of a tile, and for the values of a block of `keys`.
-  static std::size_t query_room(std::size_t head_size) { return kTileRows * head_size / kWord; }
+  // Floats of scratch: for so many rows, and for the values of a block of `keys`.
+  static std::size_t query_room(std::size_t rows, std::size_t head_size) {
+    return rows * head_size / kWord;
+  }
   static std::size_t value_room(std::size_t keys, std::size_t head_size) {
     return keys / kWord * head_size;
   }
@@ -50,18 +53,28 @@ struct BfloatHeads : VectorHeads<BfloatDot> {
       const bool two = pair * kWord + 1 < length;
       for (std::size_t d = 0; d < head_size; d += Vec::kLanes) {
         const Vec odd = two ? Vec::load(even + ld + d) : Vec::zero();
-        const __m512i words = (__m512i)both_rounded(Vec::load(even + d), odd).v;
-        _mm512_storeu_si512(to + panel_at(d, pairs) + pair * panel_width(d, head_size) + d % 32,
-                            _mm512_permutexvar_epi16(alternately(), words));
+        in_words(Vec::load(even + d), odd).store(to + place_of(pair, d, pairs, head_size));
       }
     }
   }
 
-  static Panel values(const float*, std::size_t, const float* packed, std::size_t keys,
-                      std::size_t head_size, std::size_t skipped, std::size_t d) {
-    const std::size_t width = panel_width(d, head_size);
-    const float* at = packed + panel_at(d, (keys + 1) / kWord) + skipped / kWord * width;
-    return {reinterpret_cast<const char*>(at), width * sizeof(float)};
+  // Those of a block, as packed.
+  struct Values {
+    const float* packed;
+    std::size_t pairs;  // of keys
+    std::size_t head_size;
+
+    // Columns from `d` on of the keys behind the first `skipped`.
+    Panel panel(std::size_t skipped, std::size_t d) const {
+      const std::size_t width = panel_width(d, head_size);
+      const float* at = packed + panel_at(d, pairs) + skipped / kWord * width;
+      return {reinterpret_cast<const char*>(at), width * sizeof(float)};
+    }
+  };
+
+  static Values values(const float*, std::size_t, float* packed, std::size_t keys,
+                       std::size_t head_size) {
+    return {packed, (keys + 1) / kWord, head_size};
   }
 
   static Vec exp(Vec x) { return power_of_two(x * Vec::all(kLog2E)); }
@@ -69,6 +82,24 @@ struct BfloatHeads : VectorHeads<BfloatDot> {
   // Scores become weights exp((score - most) * scale), rounded and packed to half the space, with
   // zeros up to a whole vector of words; this is the sum of what they are rounded to.
   static float weigh(float* scores, std::size_t length, float most, float scale) {
+    const auto words = [](Vec low, Vec high) {
+      return both_rounded(power_of_two(low), power_of_two(high));
+    };
+    return weigh_in(words, scores, length, most, scale);
+  }
+
+  static void clear_weights(float* weights, std::size_t begin, std::size_t end) {
+    auto* words = reinterpret_cast<std::uint16_t*>(weights);
+    for (std::size_t i = begin; i < end; ++i) words[i] = 0;
+  }
+
+ protected:
+  static constexpr float kLog2E = 1.44269504f;
+
+  // `words` makes them of two vectors of powers of two.
+  template <class Words>
+  [[gnu::always_inline]] static float weigh_in(const Words& words, float* scores,
+                                               std::size_t length, float most, float scale) {
     constexpr std::size_t kLanes = Vec::kLanes;
     const Vec factor = Vec::all(scale * kLog2E);
     const Vec shift = Vec::all(-most * scale * kLog2E);
@@ -76,11 +107,10 @@ struct BfloatHeads : VectorHeads<BfloatDot> {
     auto* to = reinterpret_cast<char*>(scores);
     Vec sums = Vec::zero();
     const auto take = [&](Vec low, Vec high) {
-      const Vec words = both_rounded(power_of_two(fma(low, factor, shift)),
-                                     power_of_two(fma(high, factor, shift)));
-      words.store(reinterpret_cast<float*>(to));
-      to += sizeof words;
-      sums.v = _mm512_dpbf16_ps(sums.v, (__m512bh)words.v, ones);
+      const Vec weights = words(fma(low, factor, shift), fma(high, factor, shift));
+      weights.store(reinterpret_cast<float*>(to));
+      to += sizeof weights;
+      sums.v = _mm512_dpbf16_ps(sums.v, (__m512bh)weights.v, ones);
     };
     std::size_t i = 0;
     for (; i + 2 * kLanes <= length; i += 2 * kLanes) {
@@ -95,25 +125,24 @@ struct BfloatHeads : VectorHeads<BfloatDot> {
     return sum(sums);
   }
 
-  static void clear_weights(float* weights, std::size_t begin, std::size_t end) {
-    auto* words = reinterpret_cast<std::uint16_t*>(weights);
-    for (std::size_t i = begin; i < end; ++i) words[i] = 0;
-  }
-
- private:
-  static constexpr float kLog2E = 1.44269504f;
-
   // 2^x for x <= 0, relative error under 4e-6: a polynomial of degree 4 in x - floor(x), exact at
   // both ends. What is rounded to bfloat16 is off by a thousand times as much. 0 for -infinity.
-  static Vec power_of_two(Vec x) {
+  // `more` is added to the digits before they are multiplied by the power.
+  static Vec power_of_two(Vec x, float more = 0.0f) {
     constexpr int kLessFloor = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
     const Vec r = {_mm512_reduce_ps(x.v, kLessFloor)};
     Vec p = Vec::all(0.01355723012238741f);
     p = fma(p, r, Vec::all(0.0520302839577198f));
     p = fma(p, r, Vec::all(0.24138008058071136f));
     p = fma(p, r, Vec::all(0.6930323839187622f));
-    p = fma(p, r, Vec::all(1.0f));
+    p = fma(p, r, Vec::all(1.0f + more));
     return {_mm512_scalef_ps(p.v, x.v)};
+  }
+
+  // Words of one of `low` and one of `high`.
+  static Vec in_words(Vec low, Vec high) {
+    const __m512i halves = (__m512i)both_rounded(low, high).v;
+    return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(alternately(), halves))};
   }
 
   // Thirty-two bfloat16, those of `low` first.
@@ -128,6 +157,10 @@ struct BfloatHeads : VectorHeads<BfloatDot> {
                                                     16));
   }
 
+  static std::size_t place_of(std::size_t pair, std::size_t d, std::size_t pairs,
+                              std::size_t head_size) {
+    return panel_at(d, pairs) + pair * panel_width(d, head_size) + d % 32;
+  }
   static std::size_t panel_at(std::size_t d, std::size_t pairs) { return d / 32 * 32 * pairs; }
   static std::size_t panel_width(std::size_t d, std::size_t head_size) {
     return d / 32 * 32 + 32 <= head_size ? 32 : 16;

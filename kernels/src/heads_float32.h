@@ -12,9 +12,10 @@ namespace {
 struct FloatHeads : VectorHeads<FloatDot> {
   static constexpr bool kRounds = false;
   static constexpr std::size_t kWord = Dot::kStep;  // numbers of a head, or keys, in a word
+  static constexpr std::size_t kWeightStep = Vec::kLanes;
   static constexpr std::size_t kGroupRows = 336;    // whose contexts stay in L2 beside a block
 
-  static std::size_t query_room(std::size_t) { return 0; }
+  static std::size_t query_room(std::size_t, std::size_t) { return 0; }
   static std::size_t value_room(std::size_t, std::size_t) { return 0; }
 
   static Panel queries(const float* q, std::size_t ld, std::size_t, std::size_t, float*) {
@@ -26,10 +27,21 @@ struct FloatHeads : VectorHeads<FloatDot> {
 
   static void pack_values(const float*, std::size_t, std::size_t, std::size_t, float*) {}
 
-  // Columns from `d` on of the keys behind the first `skipped` of a block.
-  static Panel values(const float* v, std::size_t ld, const float*, std::size_t, std::size_t,
-                      std::size_t skipped, std::size_t d) {
-    return {reinterpret_cast<const char*>(v + skipped * ld + d), ld * sizeof(float)};
+  // Those of a block.
+  struct Values {
+    const float* v;
+    std::size_t ld;
+    std::size_t head_size;
+
+    // Columns from `d` on of the keys behind the first `skipped`.
+    Panel panel(std::size_t skipped, std::size_t d) const {
+      return {reinterpret_cast<const char*>(v + skipped * ld + d), ld * sizeof(float)};
+    }
+  };
+
+  static Values values(const float* v, std::size_t ld, float*, std::size_t,
+                       std::size_t head_size) {
+    return {v, ld, head_size};
   }
 
   static Vec exp(Vec x) { return exp_negative(x); }
