@@ -163,7 +163,7 @@ def test_each_way_through_a_product_of_bytes(dtype, isa, depth):
             )
             smooth = np.exp(0.3 * random(depth, (depth,))[0])
             check_product(dtype, isa, x, *quantize_weight(wide, smooth), bias, smooth, guard)
-            for epilogue in ("store", "add", "gelu", "gelu_tanh", "silu", "gate"):
+            for epilogue in ("store", "heads", "add", "gelu", "gelu_tanh", "silu", "gate"):
                 ours, vectors = (
                     gemm(dtype, level, x, wide, bias, out, epilogue, guard)
                     for level in (isa, "avx512_bf16")

@@ -203,6 +203,17 @@ class TestProducts:
             assert ours.tobytes() == lowest.tobytes()
 
     @ALL
+    def test_heads_are_what_is_stored_as_attention_rounds_it(self, dtype, isa):
+        x, wide, bias, out = random(8, (33, 1100), (1100, 53), (53,), (33, 53))
+        weight, scale = quantized.quantize_weight(wide)
+        stored, heads = (
+            kernels().gemm(dtype, isa, x, weight, bias, out, epilogue, "after", scale)
+            for epilogue in ("store", "heads")
+        )
+        expected = to_bfloat16(stored) if isa in BFLOAT16_LEVELS else stored
+        assert heads.tobytes() == expected.tobytes()
+
+    @ALL
     @pytest.mark.parametrize("length", [1, 20, 513])
     def test_attention_is_that_of_the_level(self, dtype, isa, length):
         """In bfloat16 where the level multiplies it; what comes out are floats here."""

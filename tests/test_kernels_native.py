@@ -16,7 +16,7 @@ from native_machine import as_operand, each_table, kernels, needs_native, script
 EXAMPLES = 120  # for each table and kernel; the slow test below runs 20 000
 EPS = 2.0**-24
 
-EPILOGUES = ("store", "add", "gelu", "gelu_tanh", "silu", "gate")
+EPILOGUES = ("store", "heads", "add", "gelu", "gelu_tanh", "silu", "gate")
 guards = st.sampled_from(["after", "before"])
 seeds = st.integers(0, 2**32 - 1)
 # Sizes on both sides of every width in use: 8 and 16 lanes, panels of 16 and 32 columns, tiles
@@ -404,6 +404,15 @@ def test_a_nan_shows_wherever_it_lies(dtype, isa, length):
     np.fill_diagonal(x, np.nan)
     for part in kernels().layer_norm(dtype, isa, x, gain, bias, 1e-5, "after"):
         assert np.isnan(part).all()
+
+
+@each_table()
+def test_heads_are_what_is_stored_as_attention_rounds_it(dtype, isa):
+    operands = random(12, (45, 80), (80, 72), (72,), (45, 72))
+    stored, heads = (
+        kernels().gemm(dtype, isa, *operands, epilogue, "after") for epilogue in ("store", "heads")
+    )
+    assert heads.tobytes() == as_operand(stored, dtype).tobytes()
 
 
 @needs_native

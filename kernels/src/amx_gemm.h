@@ -125,7 +125,7 @@ class Product {
     const std::size_t rows = (unfinished_.left() + steps - 1) / steps;
     Finisher<kEpilogue> before = unfinished_;  // copies, to be kept in registers
     Fetcher fetcher = next;
-    unfinished_ = {};
+    unfinished_.hand_over();
     do {
       tile_load<6>(b, kWeightStride);
       tile_load<4>(a0, lda);
@@ -227,6 +227,7 @@ void gemm(const kosine::GemmArgs& args) {
   tile_configure(shapes);
   switch (args.epilogue) {
     case Epilogue::kStore: Product<Epilogue::kStore>(args).run(); break;
+    case Epilogue::kHeads: Product<Epilogue::kHeads>(args).run(); break;
     case Epilogue::kAdd: Product<Epilogue::kAdd>(args).run(); break;
     case Epilogue::kGelu: Product<Epilogue::kGelu>(args).run(); break;
     case Epilogue::kGeluTanh: Product<Epilogue::kGeluTanh>(args).run(); break;

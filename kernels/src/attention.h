@@ -82,7 +82,7 @@ std::size_t attention_scratch(std::size_t length, std::size_t head_size) {
 
 // keys (length, head_size) -> for each pair of key vectors a panel (words of a head, 2 vectors);
 // the last panel is one vector wide where the number of key vectors is odd.
-inline void transpose_keys(const float* k, std::size_t ld, std::size_t length,
+inline void transpose_keys(const Heads::Element* k, std::size_t ld, std::size_t length,
                            std::size_t head_size, float* to) {
   constexpr std::size_t kLanes = Vec::kLanes;
   const std::size_t padded = padded_keys(length), words = Heads::words(head_size);
@@ -222,6 +222,12 @@ struct KeyBlock {
   std::size_t last_row;
 };
 
+// From a row of q, k or v on.
+inline const Heads::Element* rows_of(const void* x, const kosine::AttentionArgs& args,
+                                     std::size_t row) {
+  return static_cast<const Heads::Element*>(x) + row * args.ld;
+}
+
 // Rows begin .. end of the sentence, whose queries these are, meet a block.
 inline void attend_rows(const kosine::AttentionArgs& args, const KeyBlock& block, Panel queries,
                         std::size_t begin, std::size_t end, float scale, const Kept& kept) {
@@ -256,7 +262,7 @@ inline void attend_rows(const kosine::AttentionArgs& args, const KeyBlock& block
   softmax_rows(args, scores, stride, seen, begin, rows, scale, kept.highest, kept.total, before);
 
   Heads::context(scores, stride, rows,
-                 Heads::values(args.v + block.keys.begin * args.ld, args.ld, block.values,
+                 Heads::values(rows_of(args.v, args, block.keys.begin), args.ld, block.values,
                                block.keys.end - block.keys.begin, args.head_size),
                  skipped, count, block.contexts);
   auto* out = static_cast<Output::Activation*>(args.out) + begin * args.ldo;
@@ -294,13 +300,13 @@ inline void attend_tiles(const kosine::AttentionArgs& args, const QueryTiles& ti
     const std::size_t stop = end - group < of_group ? end : group + of_group;
     const std::size_t row = tiles.begin(group), end_row = tiles.begin(stop);
     const Keys seen = keys_of(args, row, end_row);
-    const Panel q = Heads::queries(args.q + row * args.ld, args.ld, end_row - row,
+    const Panel q = Heads::queries(rows_of(args.q, args, row), args.ld, end_row - row,
                                    args.head_size, queries);
     for (std::size_t at = seen.begin / kKeyBlock * kKeyBlock; at < seen.end; at += kKeyBlock) {
       const Keys keys = both(seen, {at, at + kKeyBlock});
-      transpose_keys(args.k + keys.begin * args.ld, args.ld, keys.end - keys.begin,
+      transpose_keys(rows_of(args.k, args, keys.begin), args.ld, keys.end - keys.begin,
                      args.head_size, panels);
-      Heads::pack_values(args.v + keys.begin * args.ld, args.ld, keys.end - keys.begin,
+      Heads::pack_values(rows_of(args.v, args, keys.begin), args.ld, keys.end - keys.begin,
                          args.head_size, values);
       KeyBlock block{keys,   panels,   values, scores, room.scores_stride(), contexts,
                      nullptr, end_row - 1};

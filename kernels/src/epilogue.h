@@ -14,6 +14,10 @@ struct OutputOf {
   using Type = float;
 };
 template <>
+struct OutputOf<kosine::Epilogue::kHeads> {
+  using Type = Heads::Element;
+};
+template <>
 struct OutputOf<kosine::Epilogue::kGelu> {
   using Type = Output::Activation;
 };
@@ -29,6 +33,11 @@ template <>
 struct OutputOf<kosine::Epilogue::kGate> {
   using Type = Output::Activation;
 };
+
+// The same where heads are floats.
+constexpr kosine::Epilogue kHeadsEpilogue = std::is_same_v<Heads::Element, float>
+                                                ? kosine::Epilogue::kStore
+                                                : kosine::Epilogue::kHeads;
 
 // The rows of a tile, two vectors wide, on their way while it multiplies: by the time that a panel is
 // through, what it adds to has left the L1 cache, and often the L2 cache too.
@@ -50,6 +59,8 @@ template <kosine::Epilogue kEpilogue>
   using kosine::Epilogue;
   if constexpr (kEpilogue == Epilogue::kStore) {
     y.store(static_cast<float*>(out) + at);
+  } else if constexpr (kEpilogue == Epilogue::kHeads) {
+    Heads::store(y, static_cast<Heads::Element*>(out) + at);
   } else if constexpr (kEpilogue == Epilogue::kAdd) {
     float* sum = static_cast<float*>(out) + at;
     (Vec::load(sum) + y).store(sum);

@@ -133,10 +133,17 @@ void Walk::normalise_sentences() {
 
 void Walk::multiply(const char* a, std::size_t stride, const Linear& linear, Epilogue epilogue,
                     const Matrix<float>& out) {
+  multiply(a, stride, linear, epilogue,
+           ActivationMatrix{reinterpret_cast<char*>(out.data), out.stride * sizeof(float)},
+           sizeof(float));
+}
+
+void Walk::multiply(const char* a, std::size_t stride, const Linear& linear, Epilogue epilogue,
+                    const ActivationMatrix& out, std::size_t element) {
   for (std::size_t i = 0; i < row_blocks(); ++i) {
     const auto [begin, end] = row_block(i);
-    multiply(a + begin * stride, stride, linear, epilogue, reinterpret_cast<char*>(out.row(begin)),
-             out.stride * sizeof(float), sizeof(float), end - begin);
+    multiply(a + begin * stride, stride, linear, epilogue, out.row(begin), out.stride, element,
+             end - begin);
   }
 }
 

@@ -44,17 +44,17 @@ class GuardedCall {
                      .ldo = stride});
       return to;
     }
-    return stored(from, rows, width, stride, to);
+    return stored(from, rows, width, stride, kernels.activation, to);
   }
 
-  // (rows, width) floats one by one as activations of a table that does not quantize, rows `stride`
-  // elements apart.
+  // (rows, width) floats one by one as elements of so many bytes: floats, or bfloat16 of two. Rows
+  // are `stride` elements apart.
   char* stored(const float* from, std::size_t rows, std::size_t width, std::size_t stride,
-               char* to = nullptr) {
-    if (to == nullptr) to = arena_.take<char>(rows * stride * kernels.activation);
+               std::size_t element, char* to = nullptr) {
+    if (to == nullptr) to = arena_.take<char>(rows * stride * element);
     for (std::size_t i = 0; i < rows; ++i) {
       for (std::size_t j = 0; j < width; ++j) {
-        put(to + (i * stride + j) * kernels.activation, from[i * width + j]);
+        put(to + (i * stride + j) * element, from[i * width + j], element);
       }
     }
     return to;
@@ -70,8 +70,8 @@ class GuardedCall {
 
   char* room(std::size_t bytes) { return arena_.take<char>(bytes); }
 
-  float get(const char* at) const {
-    if (kernels.activation == sizeof(float)) return read<float>(at);
+  static float get(const char* at, std::size_t element) {
+    if (element == sizeof(float)) return read<float>(at);
     const std::uint32_t bits = static_cast<std::uint32_t>(read<std::uint16_t>(at)) << 16;
     return read<float>(reinterpret_cast<const char*>(&bits));
   }
@@ -84,13 +84,13 @@ class GuardedCall {
     return value;
   }
 
-  void put(char* at, float value) const {
-    if (kernels.activation == sizeof(float)) {
+  static void put(char* at, float value, std::size_t element) {
+    if (element == sizeof(float)) {
       std::memcpy(at, &value, sizeof value);
       return;
     }
     auto bits = read<std::uint32_t>(reinterpret_cast<const char*>(&value));
-    bits += 0x7fff + (bits >> 16 & 1);  // to nearest even; tests hold no NaN against this
+    bits += 0x7fff + (bits >> 16 & 1);  // to nearest even; numpy's NaN stays one
     const auto upper = static_cast<std::uint16_t>(bits >> 16);
     std::memcpy(at, &upper, sizeof upper);
   }

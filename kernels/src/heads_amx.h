@@ -53,7 +53,7 @@ struct TileHeads : BfloatHeads {
     return (keys + kKeyStep) / kWord * head_size;
   }
 
-  static Panel queries(const float* q, std::size_t ld, std::size_t rows, std::size_t head_size,
+  static Panel queries(const Element* q, std::size_t ld, std::size_t rows, std::size_t head_size,
                        float* room) {
     const std::size_t width = words(head_size);
     for (std::size_t r = 0; r < rows; ++r, q += ld) {
@@ -74,16 +74,16 @@ struct TileHeads : BfloatHeads {
   }
 
   // As BfloatHeads packs them, but in whole steps and in words of keys that are sixteen apart.
-  static void pack_values(const float* v, std::size_t ld, std::size_t length,
+  static void pack_values(const Element* v, std::size_t ld, std::size_t length,
                           std::size_t head_size, float* to) {
     const std::size_t pairs = padded_pairs(length);
     for (std::size_t pair = 0; pair < pairs; ++pair) {
       const std::size_t first = pair / kTileHeight * kKeyStep + pair % kTileHeight;
       const std::size_t second = first + kTileHeight;
       for (std::size_t d = 0; d < head_size; d += Vec::kLanes) {
-        const Vec low = first < length ? Vec::load(v + first * ld + d) : Vec::zero();
-        const Vec high = second < length ? Vec::load(v + second * ld + d) : Vec::zero();
-        in_words(low, high).store(to + place_of(pair, d, pairs, head_size));
+        in_words(first < length ? v + first * ld + d : nullptr,
+                 second < length ? v + second * ld + d : nullptr)
+            .store(to + place_of(pair, d, pairs, head_size));
       }
     }
   }
@@ -93,7 +93,7 @@ struct TileHeads : BfloatHeads {
     std::size_t keys;
   };
 
-  static Values values(const float*, std::size_t, float* packed, std::size_t keys,
+  static Values values(const Element*, std::size_t, float* packed, std::size_t keys,
                        std::size_t head_size) {
     const std::size_t pairs = padded_pairs(keys);
     return {{packed, pairs, head_size}, packed + pairs * head_size, keys};

@@ -13,47 +13,51 @@
 namespace {
 
 struct BfloatHeads : VectorHeads<BfloatDot> {
-  static constexpr bool kRounds = true;
+  using Element = std::uint16_t;
   static constexpr std::size_t kWord = Dot::kStep;
   static constexpr std::size_t kWeightStep = kWord * Vec::kLanes;
   // Each group packs all keys anew: three times as many rows, beside half the bytes.
   static constexpr std::size_t kGroupRows = 1008;
 
-  // Floats of scratch: for so many rows, and for the values of a block of `keys`.
-  static std::size_t query_room(std::size_t rows, std::size_t head_size) {
-    return rows * head_size / kWord;
+  static void store(Vec x, Element* to) { Dot::store(x, to); }
+
+  static void round_rows(const kosine::RoundHeadsArgs& args) {
+    for (std::size_t r = 0; r < args.rows; ++r) {
+      const float* from = args.x + r * args.ld;
+      auto* to = reinterpret_cast<Element*>(args.x + r * args.ld);
+      for (std::size_t i = 0; i < args.width; i += Vec::kLanes) store(Vec::load(from + i), to + i);
+    }
   }
+
+  // Floats of scratch: for so many rows, and for the values of a block of `keys`.
+  static std::size_t query_room(std::size_t, std::size_t) { return 0; }
   static std::size_t value_room(std::size_t keys, std::size_t head_size) {
     return keys / kWord * head_size;
   }
 
-  static Panel queries(const float* q, std::size_t ld, std::size_t rows, std::size_t head_size,
-                       float* room) {
-    auto* to = reinterpret_cast<std::uint16_t*>(room);
-    for (std::size_t r = 0; r < rows; ++r, q += ld, to += head_size) {
-      for (std::size_t d = 0; d < head_size; d += Vec::kLanes) Dot::store(Vec::load(q + d), to + d);
-    }
-    return {reinterpret_cast<const char*>(room), head_size * sizeof *to};
+  static Panel queries(const Element* q, std::size_t ld, std::size_t, std::size_t, float*) {
+    return {reinterpret_cast<const char*>(q), ld * sizeof *q};
   }
 
   // A vector of words of a key, from number `d` on; zeros behind its end.
-  static Vec key_words(const float* key, std::size_t d, std::size_t head_size) {
-    const Vec low = Vec::load(key + d);
-    const bool more = d + Vec::kLanes < head_size;
-    return both_rounded(low, more ? Vec::load(key + d + Vec::kLanes) : Vec::zero());
+  static Vec key_words(const Element* key, std::size_t d, std::size_t head_size) {
+    if (d + 2 * Vec::kLanes <= head_size) {
+      return {_mm512_castsi512_ps(_mm512_loadu_si512(key + d))};
+    }
+    return {_mm512_castsi512_ps(_mm512_zextsi256_si512(half_vector(key + d)))};
   }
 
   // values (length, head_size) -> for every 32 columns a panel (pairs of keys, 32), for a last 16
   // one of 16; a value of zero behind an odd number of keys.
-  static void pack_values(const float* v, std::size_t ld, std::size_t length,
+  static void pack_values(const Element* v, std::size_t ld, std::size_t length,
                           std::size_t head_size, float* to) {
     const std::size_t pairs = (length + 1) / kWord;
     for (std::size_t pair = 0; pair < pairs; ++pair) {
-      const float* even = v + pair * kWord * ld;
+      const Element* even = v + pair * kWord * ld;
       const bool two = pair * kWord + 1 < length;
       for (std::size_t d = 0; d < head_size; d += Vec::kLanes) {
-        const Vec odd = two ? Vec::load(even + ld + d) : Vec::zero();
-        in_words(Vec::load(even + d), odd).store(to + place_of(pair, d, pairs, head_size));
+        in_words(even + d, two ? even + ld + d : nullptr)
+            .store(to + place_of(pair, d, pairs, head_size));
       }
     }
   }
@@ -72,7 +76,7 @@ struct BfloatHeads : VectorHeads<BfloatDot> {
     }
   };
 
-  static Values values(const float*, std::size_t, float* packed, std::size_t keys,
+  static Values values(const Element*, std::size_t, float* packed, std::size_t keys,
                        std::size_t head_size) {
     return {packed, (keys + 1) / kWord, head_size};
   }
@@ -139,22 +143,21 @@ struct BfloatHeads : VectorHeads<BfloatDot> {
     return {_mm512_scalef_ps(p.v, x.v)};
   }
 
-  // Words of one of `low` and one of `high`.
-  static Vec in_words(Vec low, Vec high) {
-    const __m512i halves = (__m512i)both_rounded(low, high).v;
-    return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(alternately(), halves))};
+  // Words of one of sixteen numbers at `low` and one of those at `high`, zeros where null.
+  static Vec in_words(const Element* low, const Element* high) {
+    const auto words = [](const Element* at) {
+      return at == nullptr ? _mm512_setzero_si512() : _mm512_cvtepu16_epi32(half_vector(at));
+    };
+    return {_mm512_castsi512_ps(_mm512_or_si512(words(low), _mm512_slli_epi32(words(high), 16)))};
+  }
+
+  static __m256i half_vector(const Element* at) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
   }
 
   // Thirty-two bfloat16, those of `low` first.
   static Vec both_rounded(Vec low, Vec high) {
     return {(__m512)_mm512_cvtne2ps_pbh(high.v, low.v)};
-  }
-
-  // One of the first half, one of the second, and so on.
-  static __m512i alternately() {
-    const __m512i first = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    return _mm512_or_si512(first, _mm512_slli_epi32(_mm512_add_epi32(first, _mm512_set1_epi32(16)),
-                                                    16));
   }
 
   static std::size_t place_of(std::size_t pair, std::size_t d, std::size_t pairs,

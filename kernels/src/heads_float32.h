@@ -10,10 +10,13 @@
 namespace {
 
 struct FloatHeads : VectorHeads<FloatDot> {
-  static constexpr bool kRounds = false;
+  using Element = float;
   static constexpr std::size_t kWord = Dot::kStep;  // numbers of a head, or keys, in a word
   static constexpr std::size_t kWeightStep = Vec::kLanes;
   static constexpr std::size_t kGroupRows = 336;    // whose contexts stay in L2 beside a block
+
+  static void store(Vec x, float* to) { x.store(to); }
+  static void round_rows(const kosine::RoundHeadsArgs&) {}
 
   static std::size_t query_room(std::size_t, std::size_t) { return 0; }
   static std::size_t value_room(std::size_t, std::size_t) { return 0; }
@@ -39,7 +42,7 @@ struct FloatHeads : VectorHeads<FloatDot> {
     }
   };
 
-  static Values values(const float* v, std::size_t ld, float*, std::size_t,
+  static Values values(const Element* v, std::size_t ld, float*, std::size_t,
                        std::size_t head_size) {
     return {v, ld, head_size};
   }

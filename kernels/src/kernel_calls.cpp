@@ -48,13 +48,14 @@ void need(bool fits, const char* what) {
 
 Epilogue epilogue_named(const std::string& name) {
   if (name == "store") return Epilogue::kStore;
+  if (name == "heads") return Epilogue::kHeads;
   if (name == "add") return Epilogue::kAdd;
   if (name == "gelu") return Epilogue::kGelu;
   if (name == "gelu_tanh") return Epilogue::kGeluTanh;
   if (name == "silu") return Epilogue::kSilu;
   if (name == "gate") return Epilogue::kGate;
-  throw std::invalid_argument("unknown epilogue '" + name + "'; known: store, add, gelu, "
-                              "gelu_tanh, silu, gate");
+  throw std::invalid_argument("unknown epilogue '" + name + "'; known: store, heads, add, "
+                              "gelu, gelu_tanh, silu, gate");
 }
 
 // `scale` where `weight` is int8; `smooth` may be left out.
@@ -77,8 +78,11 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
   const std::size_t panels = round_up(columns, kernels.panel) / kernels.panel;
   const std::size_t width = panels * kernels.panel;
   const Epilogue chosen = epilogue_named(epilogue);
-  const bool rounded =
-      chosen != Epilogue::kStore && chosen != Epilogue::kAdd && !kernels.quantized;
+  const bool activations =
+      chosen != Epilogue::kStore && chosen != Epilogue::kAdd && chosen != Epilogue::kHeads;
+  const std::size_t written = chosen == Epilogue::kHeads ? kernels.head
+                              : activations && !kernels.quantized ? kernels.activation
+                                                                  : sizeof(float);
   const std::size_t element = bytes ? 1 : sizeof(float);
 
   char* source = call.room(depth * columns * element);
@@ -93,8 +97,7 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
       .scale = bytes ? call.floats(scale->data(), 1, columns, columns) : nullptr,
       .packed = packed,
   });
-  char* to = rounded ? call.stored(out.data(), rows, columns, width)
-                     : reinterpret_cast<char*>(call.floats(out.data(), rows, columns, width));
+  char* to = call.stored(out.data(), rows, columns, width, written);
   kernels.gemm({
       .a = call.activations(a.data(), rows, depth, smooth.has_value() ? smooth->data() : nullptr),
       .lda = call.activation_stride(depth),
@@ -108,8 +111,7 @@ Result call_gemm(const std::string& dtype, const std::string& isa, const Rows& a
       .epilogue = chosen,
   });
   return result(rows, columns, [&](std::size_t i, std::size_t j) {
-    if (rounded) return call.get(to + (i * width + j) * kernels.activation);
-    return reinterpret_cast<const float*>(to)[i * width + j];
+    return call.get(to + (i * width + j) * written, written);
   });
 }
 
@@ -156,7 +158,8 @@ std::pair<Result, Result> call_layer_norm(const std::string& dtype, const std::s
   });
   return {result(rows, width, [&](std::size_t i, std::size_t j) { return to[i * width + j]; }),
           result(rows, width, [&](std::size_t i, std::size_t j) {
-            return call.get(rounded + (i * width + j) * call.kernels.activation);
+            return call.get(rounded + (i * width + j) * call.kernels.activation,
+                            call.kernels.activation);
           })};
 }
 
@@ -203,7 +206,7 @@ Result call_round(const std::string& dtype, const std::string& isa, const Rows& 
       .ldo = width,
   });
   return result(rows, width, [&](std::size_t i, std::size_t j) {
-    return call.get(to + (i * width + j) * call.kernels.activation);
+    return call.get(to + (i * width + j) * call.kernels.activation, call.kernels.activation);
   });
 }
 
@@ -225,9 +228,9 @@ Result call_attention(const std::string& dtype, const std::string& isa, const Ro
   const std::size_t element = call.kernels.quantized ? sizeof(float) : call.kernels.activation;
   char* to = call.room(length * head_size * element);
   AttentionArgs args{
-      .q = call.floats(q.data(), length, head_size, head_size),
-      .k = call.floats(k.data(), length, head_size, head_size),
-      .v = call.floats(v.data(), length, head_size, head_size),
+      .q = call.stored(q.data(), length, head_size, head_size, call.kernels.head),
+      .k = call.stored(k.data(), length, head_size, head_size, call.kernels.head),
+      .v = call.stored(v.data(), length, head_size, head_size, call.kernels.head),
       .ld = head_size,
       .length = length,
       .head_size = head_size,
@@ -248,8 +251,7 @@ Result call_attention(const std::string& dtype, const std::string& isa, const Ro
   }
   for (; args.part < parts; ++args.part) call.kernels.attention(args);
   return result(length, head_size, [&](std::size_t i, std::size_t j) {
-    const char* at = to + (i * head_size + j) * element;
-    return call.kernels.quantized ? *reinterpret_cast<const float*>(at) : call.get(at);
+    return call.get(to + (i * head_size + j) * element, element);
   });
 }
 

@@ -2,8 +2,9 @@
 //
 // A table computes in one dtype. "Activation" below is the type that a matrix product reads:
 // float in a float32 table, bfloat16 bits in a bfloat16 table, in an int8 or w8a16 table whole
-// numbers of 8 or 15 bits with a scale (quantize.h). Everything between products (the residual stream,
-// LayerNorm, softmax, pooling) is float in every table.
+// numbers of 8 or 15 bits with a scale (quantize.h). "Head" is the type of q, k and v that attention
+// reads: bfloat16 where it rounds what it multiplies, else float. Everything between products (the
+// residual stream, LayerNorm, softmax, pooling) is float in every table.
 //
 // A table must keep two promises, which tests hold it to:
 //   * the arithmetic of an output row depends on that row's inputs and on the shapes of the
@@ -35,6 +36,7 @@ enum class Dtype { kFloat32, kBfloat16, kW8A16, kInt8 };
 // What becomes of the product (rows, depth) x (depth, columns):
 enum class Epilogue {
   kStore,  // float       out  = product + bias
+  kHeads,  // head        out  = product + bias
   kAdd,    // float       out += product + bias
   kGelu,   // output      out  = gelu(product + bias), the erf form
   kGeluTanh,  // output   out  = the same in the form with tanh
@@ -118,9 +120,9 @@ struct PackArgs {
 // sees rows i - behind to i + ahead. A call computes one of `parts` parts of the rows, which cost
 // about the same; together they write every row.
 struct AttentionArgs {
-  const float* q;         // (length, head_size), rows ld apart; k and v alike
-  const float* k;
-  const float* v;
+  const void* q;          // (length, head_size) heads, rows ld elements apart; k and v alike
+  const void* k;
+  const void* v;
   std::size_t ld;
   std::size_t length;
   std::size_t head_size;  // a multiple of 16, at most 256
@@ -146,6 +148,14 @@ struct TurnArgs {
   const float* sin;
 };
 
+// Floats to heads, in place: those of a row from its beginning on.
+struct RoundHeadsArgs {
+  float* x;
+  std::size_t ld;
+  std::size_t rows;
+  std::size_t width;  // a multiple of 16
+};
+
 struct Kernels {
   Isa isa;
   Dtype dtype;
@@ -154,7 +164,7 @@ struct Kernels {
   // `round` follows, since it needs whole rows. Else outputs are activations.
   bool quantized;
   std::size_t planes;      // of a row of activations, half a stride apart where there are two
-  bool rounds_heads;       // whether attention rounds what it multiplies
+  std::size_t head;        // bytes of one
   std::size_t panel;       // columns in a packed panel
   std::size_t k_step;      // depth is padded to a multiple of this
   std::size_t chunk_rows;  // rows that a thread takes through the layers at one time, about
@@ -172,6 +182,7 @@ struct Kernels {
   std::size_t (*attention_scratch)(std::size_t length, std::size_t head_size);
   void (*attention)(const AttentionArgs&);
   void (*turn)(const TurnArgs&);
+  void (*round_heads)(const RoundHeadsArgs&);
 };
 
 extern const Kernels kAvx2Float32;

@@ -81,6 +81,11 @@ struct Attention {
   // -reach to reach; or null. Beyond it the ends count.
   const float* distances;
   std::size_t reach;
+
+  // Whether q and k are normed or turned, as floats, before they are heads.
+  bool changes_heads() const {
+    return cos != nullptr || query_norm.has_value() || key_norm.has_value();
+  }
 };
 // x += activation(input up) down, or (activation(input up) * (input gate)) down; or its norm
 struct FeedForward {
@@ -137,7 +142,7 @@ struct Model {
     std::size_t x = 0;        // floats
     std::size_t branch = 0;   // floats: what is normed before x has it added
     std::size_t input = 0;    // bytes of activations
-    std::size_t qkv = 0;      // floats
+    std::size_t qkv = 0;      // bytes of heads, or of the floats that become heads
     std::size_t context = 0;  // bytes of activations
     std::size_t slice = 0;    // bytes of a feed-forward's inner activations: one slice, and all
     std::size_t inner = 0;

@@ -32,7 +32,7 @@ packed::Attention Model::Packer::packed_step(const step::Attention& step) {
   attention.qkv = packed_linear(kernels_of(step.qkv), step.qkv, width_,
                                 width + 2 * shared * step.head_size, step.bias);
   // What all keys have in common moves no weight of a row, but takes up digits of what is rounded.
-  if (packing_ && step.bias && model_.kernels.rounds_heads && !step.rotary.has_value() &&
+  if (packing_ && step.bias && model_.kernels.head != sizeof(float) && !step.rotary.has_value() &&
       !step.key_norm.has_value()) {
     auto* bias = const_cast<float*>(attention.qkv.bias) + width;
     for (std::size_t i = 0; i < shared * step.head_size; ++i) bias[i] -= bias[i];  // NaN stays
@@ -41,11 +41,13 @@ packed::Attention Model::Packer::packed_step(const step::Attention& step) {
                                    step.bias);
   const Kernels& output = *attention.output.kernels;
   attention.rounding = rounding_for(step.output, output, width);
-  keep_most(model_.widths.qkv, attention.qkv.panels * attention.qkv.kernels->panel);
   keep_most(model_.widths.context, row_bytes(output, width));
   std::tie(attention.cos, attention.sin) = turns(step);
   attention.query_norm = row_norm(step.query_norm, step.head_size);
   attention.key_norm = row_norm(step.key_norm, step.head_size);
+  keep_most(model_.widths.qkv,
+            attention.qkv.panels * attention.qkv.kernels->panel *
+                (attention.changes_heads() ? sizeof(float) : model_.kernels.head));
   attention.norm = branch_norm(step.norm);
   attention.behind = std::min(step.window.value_or(kMaxSize), kMaxSize);
   attention.ahead = step.causal ? 0 : attention.behind;

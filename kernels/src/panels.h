@@ -22,6 +22,7 @@ inline const Tile* tiles_of(kosine::Epilogue epilogue) {
   constexpr std::make_integer_sequence<int, kProductRows> kHeights;
   switch (epilogue) {
     case kosine::Epilogue::kStore: return tiles_of<kosine::Epilogue::kStore>(kHeights);
+    case kosine::Epilogue::kHeads: return tiles_of<kHeadsEpilogue>(kHeights);
     case kosine::Epilogue::kAdd: return tiles_of<kosine::Epilogue::kAdd>(kHeights);
     case kosine::Epilogue::kGelu: return tiles_of<kosine::Epilogue::kGelu>(kHeights);
     case kosine::Epilogue::kGeluTanh: return tiles_of<kosine::Epilogue::kGeluTanh>(kHeights);

@@ -18,7 +18,7 @@ constexpr kosine::Kernels table(kosine::Isa isa) {
       .activation = sizeof(Dot::Activation),
       .quantized = Dot::kQuantized,
       .planes = Dot::kPlanes,
-      .rounds_heads = Heads::kRounds,
+      .head = sizeof(Heads::Element),
       .panel = kPanel,
       .k_step = kDepthStep,
       .chunk_rows = kChunkRows,
@@ -34,6 +34,7 @@ constexpr kosine::Kernels table(kosine::Isa isa) {
       .attention_scratch = attention_scratch,
       .attention = attention,
       .turn = turn,
+      .round_heads = Heads::round_rows,
   };
 }
 

@@ -43,6 +43,8 @@ class Walk {
   void change_heads(const packed::Attention& step);
   void change_head(const packed::Attention& step, std::size_t row, std::size_t length,
                    std::size_t head);
+  Matrix<float> unchanged_heads() const;
+  void round_heads(const packed::Attention& step, Range rows);
   std::size_t parts_of(std::size_t length, std::size_t heads) const;
   void attend(const packed::Attention& step);
 
@@ -59,6 +61,8 @@ class Walk {
                  std::size_t count, const Matrix<float>& out, bool adds);
   void multiply(const char* a, std::size_t stride, const Linear& linear, Epilogue epilogue,
                 const Matrix<float>& out);
+  void multiply(const char* a, std::size_t stride, const Linear& linear, Epilogue epilogue,
+                const ActivationMatrix& out, std::size_t element);
   // Of so many rows. Strides in bytes; `element` are the bytes of one element of `out`.
   void multiply(const char* a, std::size_t stride, const Linear& linear, Epilogue epilogue,
                 char* out, std::size_t out_stride, std::size_t element, std::size_t rows);

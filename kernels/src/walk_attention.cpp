@@ -5,19 +5,20 @@
 #include "walk.h"
 
 namespace kosine {
-namespace {
-
-bool changes_heads(const packed::Attention& step) {
-  return step.cos != nullptr || step.query_norm.has_value() || step.key_norm.has_value();
-}
-
-}  // namespace
 
 void Walk::take(const packed::Attention& step) {
-  multiply(work_.input.data, work_.input.stride, step.qkv, Epilogue::kStore, work_.qkv);
-  member_.meet();
-  if (member_.size != 1 && changes_heads(step)) {
-    change_heads(step);
+  if (step.changes_heads()) {
+    multiply(work_.input.data, work_.input.stride, step.qkv, Epilogue::kStore, unchanged_heads());
+    member_.meet();
+    if (member_.size != 1) {
+      change_heads(step);
+      member_.meet();
+      round_heads(step, own_rows());
+      member_.meet();
+    }
+  } else {
+    multiply(work_.input.data, work_.input.stride, step.qkv, Epilogue::kHeads, work_.qkv,
+             model_.kernels.head);
     member_.meet();
   }
   attend(step);
@@ -52,7 +53,8 @@ void Walk::change_heads(const packed::Attention& step) {
 void Walk::change_head(const packed::Attention& step, std::size_t row, std::size_t length,
                        std::size_t head) {
   const auto& norm = head < step.num_heads ? step.query_norm : step.key_norm;
-  const Matrix<float> x{work_.qkv.data + head * step.head_size, work_.qkv.stride};
+  const Matrix<float> qkv = unchanged_heads();
+  const Matrix<float> x{qkv.data + head * step.head_size, qkv.stride};
   if (norm.has_value()) norm_rows(*norm, x, row, length, x, false);
   if (step.cos == nullptr) return;
   model_.kernels.turn({
@@ -62,6 +64,21 @@ void Walk::change_head(const packed::Attention& step, std::size_t row, std::size
       .head_size = step.head_size,
       .cos = step.cos,
       .sin = step.sin,
+  });
+}
+
+Matrix<float> Walk::unchanged_heads() const {
+  return {reinterpret_cast<float*>(work_.qkv.data), work_.qkv.stride / sizeof(float)};
+}
+
+// Whole rows: what a row's heads become lies where others of it were.
+void Walk::round_heads(const packed::Attention& step, Range rows) {
+  const Matrix<float> qkv = unchanged_heads();
+  model_.kernels.round_heads({
+      .x = qkv.row(rows.begin),
+      .ld = qkv.stride,
+      .rows = rows.end - rows.begin,
+      .width = (step.num_heads + 2 * step.num_key_value_heads) * step.head_size,
   });
 }
 
@@ -81,26 +98,27 @@ void Walk::attend(const packed::Attention& step) {
   std::size_t item = 0;
   std::size_t row = 0;
   for (const Sentence& sentence : chunk_.sentences) {
-    if (member_.size == 1 && changes_heads(step)) {
+    if (member_.size == 1 && step.changes_heads()) {
       const std::size_t heads = step.num_heads + step.num_key_value_heads;
       for (std::size_t head = 0; head < heads; ++head) {
         change_head(step, row, sentence.length, head);
       }
+      round_heads(step, {row, row + sentence.length});
     }
     const std::size_t parts = parts_of(sentence.length, step.num_heads);
     for (std::size_t i = 0; i < step.num_heads * parts; ++i, ++item) {
       if (item % member_.size != member_.rank) continue;
       const std::size_t head = i / parts;
-      const float* q = work_.qkv.row(row) + head * step.head_size;
-      const float* k = work_.qkv.row(row) + width + head / sharers * step.head_size;
+      const char* q = work_.qkv.row(row) + head * step.head_size * kernels.head;
+      const char* k = work_.qkv.row(row) + (width + head / sharers * step.head_size) * kernels.head;
       void* out = kernels.quantized
                       ? static_cast<void*>(work_.staged.row(row) + head * step.head_size)
                       : work_.context.row(row) + head * step.head_size * kernels.activation;
       kernels.attention({
           .q = q,
           .k = k,
-          .v = k + shared_width,
-          .ld = work_.qkv.stride,
+          .v = k + shared_width * kernels.head,
+          .ld = work_.qkv.stride / kernels.head,
           .length = sentence.length,
           .head_size = step.head_size,
           .behind = step.behind,

@@ -38,7 +38,7 @@ void Workspace::prepare(const Model& model, const Chunk& chunk, std::size_t thre
   const auto all = [&] {
     floats(x, rows, widths.x);
     activations(input, rows, widths.input);
-    floats(qkv, rows, widths.qkv);
+    activations(qkv, rows, widths.qkv);
     floats(branch, rows, widths.branch);
     activations(context, rows, widths.context);
     activations(inner, rows, threads == 1 ? widths.slice : widths.inner);

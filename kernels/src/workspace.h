@@ -21,7 +21,7 @@ struct Matrix {
   T* row(std::size_t i) const { return data + i * stride; }
 };
 
-// Activations, of whatever table. Rows `stride` bytes apart, a multiple of a cache line.
+// Activations or heads, of whatever table. Rows `stride` bytes apart, a multiple of a cache line.
 struct ActivationMatrix {
   char* data = nullptr;
   std::size_t stride = 0;
@@ -38,7 +38,7 @@ class Workspace {
   ActivationMatrix input;     // x as the next product reads it: while the feed-forward adds to x,
                               // slice by slice, this stays what it was
   Matrix<float> branch;       // (rows, hidden): what is normed before it is added to x
-  Matrix<float> qkv;          // (rows, heads of q, k and v * head size)
+  ActivationMatrix qkv;       // (rows, heads of q, k and v * head size): heads
   ActivationMatrix context;   // (rows, heads * head size)
   ActivationMatrix inner;     // (rows, a slice or all of the feed-forward)
   Matrix<float> staged;       // what becomes a context or inner activations, where a table rounds
