@@ -31,8 +31,8 @@ inline std::size_t padded_keys(std::size_t length) {
   return (length + Heads::kKeyStep - 1) / Heads::kKeyStep * Heads::kKeyStep;
 }
 
-// The rows of a sentence, tile by tile, as even as they can be in units of kRowUnit. Tiles have
-// one unit where rows do not see all keys, so that few are multiplied that a row does not see.
+// The rows of a sentence, tile by tile, as even as they can be in units of kRowUnit. Where rows do
+// not see all keys a tile has kWindowRows at most, so that few are multiplied that a row does not see.
 struct QueryTiles {
   QueryTiles(std::size_t rows, bool sees_all)
       : length(rows), units((rows + Heads::kRowUnit - 1) / Heads::kRowUnit),

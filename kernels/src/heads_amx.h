@@ -148,12 +148,13 @@ struct TileHeads : BfloatHeads {
   // A step of values with zeros instead of all but its first keys.
   static Panel seen_only(Panel step, std::size_t width, std::size_t keys, float* to) {
     for (std::size_t pair = 0; pair < kTileHeight; ++pair) {
-      const int halves = (pair < keys ? 0xffff : 0) | (pair + kTileHeight < keys ? 0xffff << 16 : 0);
+      const std::uint32_t low = pair < keys ? 0xffff : 0;
+      const std::uint32_t high = pair + kTileHeight < keys ? 0xffff0000 : 0;
+      const __m512i seen = _mm512_set1_epi32(static_cast<int>(low | high));
       for (std::size_t d = 0; d < width; d += Vec::kLanes) {
-        const auto* from = step.at + pair * step.stride + d * sizeof(float);
-        const __m512i words = _mm512_loadu_si512(from);
+        const char* from = step.at + pair * step.stride + d * sizeof(float);
         _mm512_storeu_si512(to + pair * width + d,
-                            _mm512_and_si512(words, _mm512_set1_epi32(halves)));
+                            _mm512_and_si512(_mm512_loadu_si512(from), seen));
       }
     }
     return {reinterpret_cast<const char*>(to), step.stride};

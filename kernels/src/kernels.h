@@ -2,9 +2,9 @@
 //
 // A table computes in one dtype. "Activation" below is the type that a matrix product reads:
 // float in a float32 table, bfloat16 bits in a bfloat16 table, in an int8 or w8a16 table whole
-// numbers of 8 or 15 bits with a scale (quantize.h). "Head" is the type of q, k and v that attention
-// reads: bfloat16 where it rounds what it multiplies, else float. Everything between products (the
-// residual stream, LayerNorm, softmax, pooling) is float in every table.
+// numbers of 8 or 15 bits with a scale (quantize.h). "Head" is the type of the q, k and v that
+// attention reads: bfloat16 where it rounds what it multiplies, else float. Everything between
+// products (the residual stream, LayerNorm, softmax, pooling) is float in every table.
 //
 // A table must keep two promises, which tests hold it to:
 //   * the arithmetic of an output row depends on that row's inputs and on the shapes of the
