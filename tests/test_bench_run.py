@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -294,6 +294,30 @@ def test_random_checkpoints_are_the_same_everywhere_and_readable(tmp_path: Path)
     assert (spec.family, spec.pooling.modes, read.max_tokens) == ("roberta", ("mean",), 64)
     checkpoint = Checkpoint(first, tmp_path)
     assert (checkpoint.dim, checkpoint.pad_id, checkpoint.max_tokens) == (32, 1, 64)
+
+
+def test_who_dies_while_it_is_measured_is_left_out(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """As a contestant does that runs out of memory on long texts."""
+    part = Part(WORKLOADS["korsts"], models.SIZES["sample"])
+    plan = Plan((part,), (KosineOnnx,), TINY, threads=1, quick=True)
+    run = _Run(plan, lambda _: None, tmp_path)
+    work = write_work(part, checkpoint, TINY, tmp_path)
+    run.work, run.checkpoints = [work], {"sample": checkpoint}
+    (state,) = run.states
+    tuned = {"best": {"batch_size": 0}, "texts": 4, "tokens_per_second": 1.0}
+    for mode in ("single", "burst", "bulk"):
+        run.samples.tuning[state.kind.name, work.key, mode] = tuned
+
+    class Worker:
+        def ask(self, what: str, **_: object) -> Any:
+            raise WorkerFailed(f"{what}: the process was killed")
+
+    with pytest.raises(WorkerFailed, match="measure: the process was killed"):
+        run._modes(cast(Any, Worker()), 0, state, work)
+    state.reason = "the process was killed"
+    result = run._result(unfinished=True)
+    assert result["figures"] == []
+    assert [each["absent"] for each in result["contestants"]] == [state.reason]
 
 
 def test_who_cannot_be_made_for_a_size_takes_part_in_the_others(

@@ -46,6 +46,7 @@ class _Run:
         self.say = say
         self.save = save
         self.folder = folder
+        self.commit = machine.commit()  # before a result lies in the checkout
         self.states = [ContestantState(kind) for kind in plan.contestants]
         self.checkpoints: dict[str, Checkpoint] = {}
         self.work: list[WorkFile] = []
@@ -233,7 +234,6 @@ class _Run:
             for scope in work.part.scopes:
                 if scope == "engine" and not state.kind.engine:
                     continue
-                kept = self.samples.rounds.setdefault((name, work.key, mode, scope), [])
                 for _ in range(self.plan.effort.repeats):
                     samples = worker.ask(
                         "measure",
@@ -242,7 +242,8 @@ class _Run:
                         setting=tuned["best"],
                         texts=tuned["texts"],
                     )
-                    kept.append(samples)
+                    rounds = self.samples.rounds.setdefault((name, work.key, mode, scope), [])
+                    rounds.append(samples)
 
     def _compare(self, worker: WorkerProcess, state: ContestantState, work: WorkFile) -> None:
         reference = self.reference.get(work.key)
@@ -288,7 +289,7 @@ class _Run:
         return {
             "made": {
                 "date": result_file.now(),
-                **machine.commit(),
+                **self.commit,
                 "kosine": installed_version("kosine"),
                 "quick": plan.quick,
                 "rounds": plan.effort.rounds,
