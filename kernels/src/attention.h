@@ -15,8 +15,8 @@
 // see all, a tile multiplies with the keys that one of its rows sees, from a whole panel on, and
 // each row's weights are zero where it sees none.
 //
-// Where blocks, tiles and their rows begin follows from the sentence's length alone: who computes
-// which of the tiles, and in which groups, changes no bit.
+// Where blocks, tiles and their rows begin follows from the sentence's length, and from whether its
+// rows see all of it: who computes which of the tiles, and in which groups, changes no bit.
 #pragma once
 
 #include "kernels.h"
@@ -32,7 +32,7 @@ inline std::size_t padded_keys(std::size_t length) {
 }
 
 // The rows of a sentence, tile by tile, as even as they can be in units of kRowUnit. Where rows do
-// not see all keys a tile has kWindowRows at most, so that few are multiplied that a row does not see.
+// not see all keys a tile has kWindowRows at most, so that few keys are multiplied in vain.
 struct QueryTiles {
   QueryTiles(std::size_t rows, bool sees_all)
       : length(rows), units((rows + Heads::kRowUnit - 1) / Heads::kRowUnit),

@@ -22,7 +22,7 @@ struct TileHeads : BfloatHeads {
   static constexpr std::size_t kRowUnit = kTileHeight, kWindowRows = kTileHeight;
   static constexpr std::size_t kRows = 2 * kTileHeight;
   static constexpr std::size_t kKeyStep = 2 * kTileHeight;
-  static constexpr std::size_t kGroupRows = 2048;
+  static constexpr std::size_t kGroupRows = 2048;  // queries and contexts stay in L2 beside a block
 
   // A thread's tiles as long as a call lasts.
   class Unit {
